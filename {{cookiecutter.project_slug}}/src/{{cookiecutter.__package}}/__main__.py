@@ -1,0 +1,227 @@
+"""Starts the application from a Serve config, and says in one line what hinders it.
+
+It is `serve run` with checks before, a bounded wait for the page, and an exit status.
+"""
+
+import argparse
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import (
+    ApplicationStatusOverview,
+    DeploymentSchema,
+    RayActorOptionsSchema,
+    ServeDeploySchema,
+)
+
+from .errors import ModelError
+from .settings import Settings
+from .weights import locate
+
+POLL_SECONDS = 0.5
+REPORT_SECONDS = 5
+STOP_SECONDS = 30
+
+
+class StartError(RuntimeError):
+    """The application cannot start; the message says why and what to do."""
+
+
+def main() -> int:
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A process that a script starts in the background would ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run(arguments.config, arguments.port, arguments.wait)
+    except (StartError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Starts the application until Ctrl-C.")
+    parser.add_argument(
+        "config", nargs="?", type=Path, default=Path("config/local.yaml"), help="a Serve config"
+    )
+    parser.add_argument("--port", type=int, help="another port than the config's")
+    parser.add_argument(
+        "--wait", type=float, default=600, metavar="SECONDS", help="for the page (600)"
+    )
+    return parser.parse_args()
+
+
+def run(path: Path, port: int | None, wait_seconds: float) -> None:
+    """Serves what the config describes until it is interrupted.
+
+    Raises:
+        StartError, ModelError: something in the config, or on this machine, hinders it.
+    """
+    config = read_config(path)
+    if port is not None:
+        config.http_options.port = port
+    settings = read_settings(config, path)
+    check_port(config.http_options.host, config.http_options.port)
+    if "RAY_ADDRESS" not in os.environ:
+        # On a cluster the files may be where the replicas run, and not here.
+        for model in settings.models:
+            locate(model)
+    cluster = ray.init(log_to_driver=False).address_info
+    try:
+        if "RAY_ADDRESS" not in os.environ:
+            check_resources(config)
+        with serve_run(config, cluster["gcs_address"]) as process:
+            wait_for_applications(process, time.monotonic() + wait_seconds)
+            print(f"The page is up: {page_url(config)} (Ctrl-C stops it)", flush=True)
+            raise StartError(f"serve run ended with exit status {process.wait()}")
+    finally:
+        ray.shutdown()
+
+
+def read_config(path: Path) -> ServeDeploySchema:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return ServeDeploySchema.model_validate(yaml.safe_load(text))
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}. Name a Serve config.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StartError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise StartError(f"{path}: {_reasons(error, ())}") from error
+
+
+def read_settings(config: ServeDeploySchema, path: Path) -> Settings:
+    try:
+        return Settings.model_validate(config.applications[0].args)
+    except ValidationError as error:
+        raise StartError(f"{path}: {_reasons(error, ('args',))}") from error
+
+
+def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, (*inside, *detail['loc'])))}: {detail['msg']}"
+        for detail in error.errors()
+    )
+
+
+def check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(f"{host}:{port} cannot be used: {error.strerror}") from error
+            raise StartError(
+                f"port {port} is in use. Stop what uses it, or add --port with a free one."
+            ) from error
+
+
+def check_resources(config: ServeDeploySchema) -> None:
+    """Serve itself would wait for ever for what this machine does not have."""
+    asked: Counter[str] = Counter()
+    for deployment in config.applications[0].deployments:
+        options = deployment.ray_actor_options
+        if isinstance(options, RayActorOptionsSchema):
+            replicas = _replicas_at_start(deployment)
+            asked["CPU"] += replicas * (options.num_cpus or 0)
+            asked["GPU"] += replicas * (options.num_gpus or 0)
+    there = ray.cluster_resources()
+    for resource, amount in asked.items():
+        if amount > there.get(resource, 0) + 1e-6:
+            raise StartError(
+                f"the config asks for {amount:g} {resource}s and this machine has "
+                f"{there.get(resource, 0):g}. Lower num_{resource.lower()}s or num_replicas "
+                "in the config, or join a larger cluster with RAY_ADDRESS."
+            )
+
+
+def _replicas_at_start(deployment: DeploymentSchema) -> int:
+    chosen = deployment.model_dump(exclude_unset=True)
+    autoscaling = chosen.get("autoscaling_config") or {}
+    return int(autoscaling.get("min_replicas", 1) if autoscaling else chosen.get("num_replicas", 1))
+
+
+@contextmanager
+def serve_run(config: ServeDeploySchema, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `serve run` with the config and ends it, in whatever way the block is left."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "config.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.serve.scripts", "run", str(file), "--address", address]
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_for_applications(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Returns when every deployment answers; says every few seconds which ones do not."""
+    started = reported = time.monotonic()
+    while True:
+        applications = serve.status().applications.values()
+        if applications and all(app.status == "RUNNING" for app in applications):
+            return
+        for app in applications:
+            if app.status == "DEPLOY_FAILED":
+                raise StartError(_cause(app))
+        if process.poll() is not None:
+            raise StartError(f"serve run ended with exit status {process.returncode}")
+        now = time.monotonic()
+        if now > deadline:
+            raise StartError(f"the page is not up after {now - started:.0f} s; see the log above")
+        if now - reported > REPORT_SECONDS:
+            reported = now
+            waiting = [
+                name
+                for app in applications
+                for name, deployment in app.deployments.items()
+                if deployment.status != "HEALTHY"
+            ]
+            print(f"{now - started:.0f} s: waiting for {', '.join(waiting) or 'Serve'}", flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def _cause(app: ApplicationStatusOverview) -> str:
+    """The last line of the failed deployment's traceback, or of the application's."""
+    messages = [app.message] + [
+        deployment.message
+        for deployment in app.deployments.values()
+        if deployment.status == "DEPLOY_FAILED"
+    ]
+    print(messages)
+    return str(messages[-1].strip().splitlines()[-1])
+
+
+def page_url(config: ServeDeploySchema) -> str:
+    http = config.http_options
+    host = "127.0.0.1" if http.host in ("0.0.0.0", "::") else http.host  # noqa: S104
+    return f"http://{host}:{http.port}{config.applications[0].route_prefix}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

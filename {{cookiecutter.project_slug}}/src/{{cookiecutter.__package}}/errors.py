@@ -1,0 +1,9 @@
+"""Errors whose message is for the person in front of the page or the terminal."""
+
+
+class PromptError(ValueError):
+    """The text cannot be answered as it is; the message says what to change."""
+
+
+class ModelError(RuntimeError):
+    """A model cannot be loaded; the message names it and the way out."""

@@ -1,0 +1,45 @@
+"""Serves the page over HTTP as the application's ingress deployment."""
+
+from collections.abc import Callable
+
+import gradio as gr
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.gradio_integrations import GradioIngress
+from ray.serve.handle import DeploymentHandle
+
+from .page import THEME
+from .settings import PAGE_DEPLOYMENT
+
+
+class PageIngress(GradioIngress):
+    """The page that `builder` makes, called with a handle for each of `models`.
+
+    The builder runs in the replica, because Gradio's objects cannot be pickled.
+    """
+
+    def __init__(self, builder: Callable[..., gr.Blocks], *models: DeploymentHandle) -> None:
+        web = FastAPI(openapi_url=None)
+        gr.mount_gradio_app(
+            web,
+            builder(*models),
+            path="/",
+            theme=THEME,
+            ssr_mode=False,
+            footer_links=["api"],
+            run_history=False,
+        )
+        # GradioIngress would serve the Blocks alone, with no theme and no queue; its
+        # parent takes the mounted app, which starts both.
+        super(GradioIngress, self).__init__(web)
+
+
+GradioServer = serve.deployment(
+    PageIngress,
+    name=PAGE_DEPLOYMENT,
+    # Every open tab holds one request for as long as it is open, and a second while it
+    # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
+    max_ongoing_requests=1000,
+    max_constructor_retry_count=1,
+    ray_actor_options={"num_cpus": 0.4},
+)

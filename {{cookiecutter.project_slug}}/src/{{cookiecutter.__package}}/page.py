@@ -1,0 +1,215 @@
+"""The page: change its words, its looks and its controls here. Knows nothing of Ray."""
+
+import asyncio
+import logging
+import unicodedata
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Protocol
+
+import gradio as gr
+from pydantic import ValidationError
+
+from .errors import PromptError
+from .settings import GenerationOptions, Limits, Settings
+from .task import BUTTON, EXAMPLES, PROMPT_LABEL, PROMPT_PLACEHOLDER
+
+logger = logging.getLogger(__name__)
+
+# System fonts: the theme's own would be fetched from another host by every browser.
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+class Model(Protocol):
+    """What a pane shows: an engine in this process, or a deployment elsewhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]: ...
+
+
+def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
+    """Returns a page with one pane a model, and the API endpoint `/generate`."""
+    limits = settings.limits
+    defaults = settings.options
+
+    async def generate(
+        prompt: str,
+        min_new_tokens: int = defaults.min_new_tokens,
+        max_new_tokens: int = defaults.max_new_tokens,
+        temperature: float | None = defaults.temperature,
+        top_p: float | None = defaults.top_p,
+    ) -> AsyncIterator[list[str] | str]:
+        """Streams each model's text so far, in the order of the settings."""
+        check_prompt(prompt, limits)
+        options = read_options(min_new_tokens, max_new_tokens, temperature, top_p)
+        async for texts in fan_out(models, prompt, options):
+            yield texts if len(texts) > 1 else texts[0]
+
+    with gr.Blocks(title=settings.title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {settings.title}\n{settings.description}")
+        prompt = gr.Textbox(
+            label=PROMPT_LABEL,
+            placeholder=PROMPT_PLACEHOLDER,
+            lines=3,
+            max_lines=12,
+            autofocus=True,
+        )
+        with gr.Row():
+            run = gr.Button(BUTTON, variant="primary")
+            stop = gr.Button("Stop", variant="stop")
+            clear = gr.Button("Clear")
+        with gr.Accordion("Options", open=False), gr.Row():
+            min_new_tokens = gr.Slider(
+                0,
+                limits.new_tokens,
+                value=defaults.min_new_tokens,
+                step=1,
+                label="At least, tokens",
+                info="A token is about three quarters of a word.",
+            )
+            max_new_tokens = gr.Slider(
+                1,
+                limits.new_tokens,
+                value=defaults.max_new_tokens,
+                step=1,
+                label="At most, tokens",
+                info="The answer is cut off here.",
+            )
+            temperature = gr.Number(
+                value=defaults.temperature,
+                minimum=0,
+                maximum=2,
+                step=0.1,
+                label="Temperature",
+                placeholder="each model's own",
+                info="0 always takes the likeliest token, 2 is wild.",
+            )
+            top_p = gr.Number(
+                value=defaults.top_p,
+                minimum=0.01,
+                maximum=1,
+                step=0.01,
+                label="Top p",
+                placeholder="each model's own",
+                info="Share of the likeliest tokens to choose from.",
+            )
+        with gr.Row(equal_height=True):
+            panes = [
+                gr.Textbox(label=model.name, lines=10, max_lines=24, buttons=["copy"])
+                for model in models
+            ]
+        gr.Examples(EXAMPLES, prompt, label="Examples")
+
+        controls = [prompt, min_new_tokens, max_new_tokens, temperature, top_p]
+        running = gr.on(
+            [run.click, prompt.submit],
+            generate,
+            controls,
+            panes,
+            api_name="generate",
+            concurrency_limit=limits.running_requests,
+            show_progress="minimal",
+        )
+        stop.click(None, cancels=running)
+        clear.click(
+            lambda: [""] * (len(panes) + 1),
+            outputs=[prompt, *panes],
+            cancels=running,
+            api_visibility="private",
+        )
+    return page.queue(max_size=limits.waiting_requests)
+
+
+def check_prompt(prompt: str, limits: Limits) -> None:
+    """Raises gr.Error, which the page shows, when no model could answer the prompt."""
+    if not prompt.strip():
+        raise gr.Error("Write a text first.", title="No text")
+    if len(prompt) > limits.prompt_characters:
+        raise gr.Error(
+            f"The text has {len(prompt):,} characters; shorten it to {limits.prompt_characters:,}.",
+            title="Text too long",
+        )
+    for position, character in enumerate(prompt, start=1):
+        if unicodedata.category(character) == "Cs":
+            raise gr.Error(
+                f"Character {position} is half of a character, so the text is no valid UTF-8. "
+                "Remove it, or type it again.",
+                title="Broken text",
+            )
+        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
+            raise gr.Error(
+                f"Character {position} is the control character U+{ord(character):04X}. Remove it.",
+                title="Control character",
+            )
+
+
+def read_options(
+    min_new_tokens: int, max_new_tokens: int, temperature: float | None, top_p: float | None
+) -> GenerationOptions:
+    """Raises gr.Error with the reason when the options are out of range."""
+    try:
+        return GenerationOptions(
+            min_new_tokens=min_new_tokens,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+    except ValidationError as error:
+        reasons = "; ".join(_reason(detail["loc"], detail["msg"]) for detail in error.errors())
+        raise gr.Error(reasons, title="Options out of range") from error
+
+
+async def fan_out(
+    models: Sequence[Model], prompt: str, options: GenerationOptions
+) -> AsyncIterator[list[str]]:
+    """Asks all models at once and yields every model's text so far when any of them grew.
+
+    A model that fails says so in its own pane. Closing the iterator stops all models.
+
+    Raises:
+        gr.Error: every model failed.
+    """
+    texts = ["" for _ in models]
+    failures: list[str] = []
+    grew = asyncio.Event()
+    running = len(models)
+
+    async def read(pane: int, model: Model) -> None:
+        nonlocal running
+        try:
+            async for piece in model.stream(prompt, options):
+                texts[pane] += piece
+                grew.set()
+        except Exception as error:
+            failures.append(_explain(model, error))
+            texts[pane] = f"{texts[pane]}\n\n⚠ {failures[-1]}".lstrip()
+        finally:
+            running -= 1
+            grew.set()
+
+    readers = [asyncio.create_task(read(pane, model)) for pane, model in enumerate(models)]
+    try:
+        while running or grew.is_set():
+            await grew.wait()
+            grew.clear()
+            yield list(texts)
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+    if len(failures) == len(models):
+        raise gr.Error(" ".join(failures), title="No answer")
+
+
+def _explain(model: Model, error: Exception) -> str:
+    if isinstance(error, PromptError):
+        return str(error)
+    logger.error("%s failed", model.name, exc_info=error)
+    return f"{model.name} failed to answer. Run again; if it stays so, look at the server's log."
+
+
+def _reason(location: tuple[int | str, ...], message: str) -> str:
+    named = ".".join(str(part) for part in location)
+    reason = message.removeprefix("Value error, ")
+    return f"{named}: {reason}" if named else reason

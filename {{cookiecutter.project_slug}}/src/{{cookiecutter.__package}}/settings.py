@@ -1,0 +1,161 @@
+"""What the application serves and within which limits.
+
+A Serve config changes any of it under `args:`, with the same names.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+{% if cookiecutter.models == "bundled" %}
+BUNDLED = "bundled:SmolLM2-135M-Instruct"
+{% endif %}
+DEPLOYMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+PAGE_DEPLOYMENT = "GradioServer"
+
+
+class Strict(BaseModel):
+    """Refuses names it does not know, so that a misspelt argument is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Strict):
+    """A model, and how it is asked when a request does not say otherwise."""
+
+    name: Annotated[str, StringConstraints(pattern=DEPLOYMENT_NAME)]
+    """Name of its pane and of its deployment."""
+{% if cookiecutter.models == "bundled" %}
+    source: str = Field(min_length=1)
+    """A Hugging Face model id, a local directory, or `BUNDLED`."""
+{% else %}
+    source: str = Field(min_length=1)
+    """A Hugging Face model id or a local directory."""
+{% endif %}
+    revision: str | None = None
+    """Branch, tag or commit of a model id; None takes the main branch."""
+    prompt: str = "{prompt}"
+    """What the model reads; `{prompt}` stands for the user's text."""
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """0 always takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Samples from the likeliest tokens that together have this probability."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == PAGE_DEPLOYMENT:
+            raise ValueError(f"{PAGE_DEPLOYMENT} is the page's name; name the model differently")
+        if "{prompt}" not in self.prompt:
+            raise ValueError("prompt must contain {prompt}, where the user's text goes")
+        return self
+
+
+class GenerationOptions(Strict):
+    """How one request is answered. None leaves the choice to each model's settings."""
+
+    min_new_tokens: int = Field(default=20, ge=0)
+    max_new_tokens: int = Field(default=100, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"at least {self.min_new_tokens} tokens and at most {self.max_new_tokens} "
+                "contradict each other; raise the maximum or lower the minimum"
+            )
+        return self
+
+
+class Limits(Strict):
+    """What one process takes on."""
+
+    prompt_characters: int = Field(default=20_000, ge=1)
+    new_tokens: int = Field(default=512, ge=1)
+    """The most tokens that a request may ask of a model."""
+    running_requests: int = Field(default=8, ge=1)
+    """Requests that the page, and each model, work on at the same time."""
+    waiting_requests: int = Field(default=64, ge=1)
+    """Requests that may wait for their turn on the page; one more is refused."""
+
+
+def default_models() -> tuple[ModelSettings, ...]:
+    return (
+{% if cookiecutter.models == "bundled" and cookiecutter.task == "text-generation" %}
+        ModelSettings(
+            name="smollm2-focused",
+            source=BUNDLED,
+            temperature=0.4,
+            top_p=0.9,
+        ),
+{% if cookiecutter.parallel_models %}
+        ModelSettings(
+            name="smollm2-lively",
+            source=BUNDLED,
+            temperature=1.0,
+            top_p=0.95,
+        ),
+{% endif %}
+{% elif cookiecutter.models == "bundled" %}
+        ModelSettings(
+            name="smollm2-focused",
+            source=BUNDLED,
+            prompt="Summarize this text in one or two sentences:\n\n{prompt}",
+            temperature=0.3,
+            top_p=0.9,
+        ),
+{% if cookiecutter.parallel_models %}
+        ModelSettings(
+            name="smollm2-lively",
+            source=BUNDLED,
+            prompt="Summarize this text in one or two sentences:\n\n{prompt}",
+            temperature=0.9,
+            top_p=0.95,
+        ),
+{% endif %}
+{% elif cookiecutter.task == "text-generation" %}
+        ModelSettings(name="gpt2", source="gpt2"),
+{% if cookiecutter.parallel_models %}
+        ModelSettings(name="distilgpt2", source="distilgpt2"),
+{% endif %}
+{% else %}
+        ModelSettings(
+            name="t5-small",
+            source="t5-small",
+            prompt="summarize: {prompt}",
+            temperature=0.5,
+        ),
+{% if cookiecutter.parallel_models %}
+        ModelSettings(
+            name="flan-t5-small",
+            source="google/flan-t5-small",
+            prompt="summarize: {prompt}",
+            temperature=0.5,
+        ),
+{% endif %}
+{% endif %}
+    )
+
+
+class Settings(Strict):
+    """The arguments of the application."""
+
+    title: str = {{ cookiecutter.project_name | tojson }}
+    description: str = {{ cookiecutter.description | tojson }}
+    models: tuple[ModelSettings, ...] = Field(default_factory=default_models, min_length=1)
+    options: GenerationOptions = GenerationOptions()
+    """What the page's controls show at first."""
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each model needs a name of its own, these are: {', '.join(names)}")
+        if self.options.max_new_tokens > self.limits.new_tokens:
+            raise ValueError(
+                f"options.max_new_tokens ({self.options.max_new_tokens}) is over "
+                f"limits.new_tokens ({self.limits.new_tokens})"
+            )
+        return self
