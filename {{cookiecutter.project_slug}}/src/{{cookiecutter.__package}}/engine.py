@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -44,8 +44,8 @@ class Engine:
             loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             self._tokenizer = AutoTokenizer.from_pretrained(directory)
             self._model = loader.from_pretrained(directory, dtype="auto", use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(
                 f"Model {model.name!r}: {model.source!r} cannot be loaded ({reason}). "
                 "It must be a text model for transformers with safetensors weights."
@@ -55,7 +55,7 @@ class Engine:
         self._pad_token_id = eos if pad is None else pad
         self._threads = ThreadPoolExecutor(running_requests, thread_name_prefix=model.name)
 
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncIterator[str]:
+    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
         """Yields the answer in pieces of whole words.
 
         Leaving the loop, or closing the iterator, ends the generation.

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 import gradio as gr
@@ -39,7 +39,7 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
         max_new_tokens: int = defaults.max_new_tokens,
         temperature: float | None = defaults.temperature,
         top_p: float | None = defaults.top_p,
-    ) -> AsyncIterator[list[str] | str]:
+    ) -> AsyncGenerator[list[str] | str, None]:
         """Streams each model's text so far, in the order of the settings."""
         check_prompt(prompt, limits)
         options = read_options(min_new_tokens, max_new_tokens, temperature, top_p)
@@ -96,7 +96,13 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
             )
         with gr.Row(equal_height=True):
             panes = [
-                gr.Textbox(label=model.name, lines=10, max_lines=24, buttons=["copy"])
+                gr.Textbox(
+                    label=model.name,
+                    lines=10,
+                    max_lines=24,
+                    buttons=["copy"],
+                    elem_id=f"pane-{model.name}",
+                )
                 for model in models
             ]
         gr.Examples(EXAMPLES, prompt, label="Examples")
@@ -124,23 +130,21 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
 def check_prompt(prompt: str, limits: Limits) -> None:
     """Raises gr.Error, which the page shows, when no model could answer the prompt."""
     if not prompt.strip():
-        raise gr.Error("Write a text first.", title="No text")
+        raise refusal("Write a text first.")
     if len(prompt) > limits.prompt_characters:
-        raise gr.Error(
-            f"The text has {len(prompt):,} characters; shorten it to {limits.prompt_characters:,}.",
-            title="Text too long",
+        raise refusal(
+            f"The text has {len(prompt):,} characters; shorten it to {limits.prompt_characters:,}."
         )
     for position, character in enumerate(prompt, start=1):
-        if unicodedata.category(character) == "Cs":
-            raise gr.Error(
+        category = unicodedata.category(character)
+        if category == "Cs":
+            raise refusal(
                 f"Character {position} is half of a character, so the text is no valid UTF-8. "
-                "Remove it, or type it again.",
-                title="Broken text",
+                "Remove it, or type it again."
             )
-        if unicodedata.category(character) == "Cc" and character not in "\t\n\r":
-            raise gr.Error(
-                f"Character {position} is the control character U+{ord(character):04X}. Remove it.",
-                title="Control character",
+        if category == "Cc" and character not in "\t\n\r":
+            raise refusal(
+                f"Character {position} is the control character U+{ord(character):04X}. Remove it."
             )
 
 
@@ -157,12 +161,16 @@ def read_options(
         )
     except ValidationError as error:
         reasons = "; ".join(_reason(detail["loc"], detail["msg"]) for detail in error.errors())
-        raise gr.Error(reasons, title="Options out of range") from error
+        raise refusal(reasons) from error
+
+
+def refusal(reason: str) -> gr.Error:
+    return gr.Error(reason, title="Please change this", print_exception=False)
 
 
 async def fan_out(
     models: Sequence[Model], prompt: str, options: GenerationOptions
-) -> AsyncIterator[list[str]]:
+) -> AsyncGenerator[list[str], None]:
     """Asks all models at once and yields every model's text so far when any of them grew.
 
     A model that fails says so in its own pane. Closing the iterator stops all models.
@@ -199,7 +207,7 @@ async def fan_out(
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
     if len(failures) == len(models):
-        raise gr.Error(" ".join(failures), title="No answer")
+        raise gr.Error(" ".join(failures), title="No answer", print_exception=False)
 
 
 def _explain(model: Model, error: Exception) -> str:

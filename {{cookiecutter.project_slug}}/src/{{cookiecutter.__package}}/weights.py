@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -22,6 +23,7 @@ from .settings import BUNDLED, ModelSettings
 from .settings import ModelSettings
 {% endif %}
 
+HUB_SECONDS = 15
 # Never pickles: loading one runs the code inside it.
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -61,16 +63,27 @@ def _checked(model: ModelSettings, directory: Path) -> Path:
 
 def _download(model: ModelSettings) -> Path:
     """Takes what is in the cache, and from the hub what is not."""
+    revision = model.revision or "main"
     try:
         directory = snapshot_download(
             model.source,
-            revision=model.revision,
+            revision=revision,
+            local_files_only=not _hub_answers(model.source, revision),
             allow_patterns=FILES,
             ignore_patterns="onnx/*",
         )
     except (HFValidationError, HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise ModelError(f"Model {model.name!r}: {model.source!r} {_reason(error)}") from error
     return Path(directory)
+
+
+def _hub_answers(source: str, revision: str) -> bool:
+    # snapshot_download would wait without a bound for a hub that accepts and stays silent.
+    try:
+        HfApi().model_info(source, revision=revision, timeout=HUB_SECONDS)
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

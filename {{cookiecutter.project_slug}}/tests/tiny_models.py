@@ -1,0 +1,77 @@
+"""Models of a few layers with random weights: they answer at once, with nonsense."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+CONTEXT = 256
+END = "<end>"
+CORPUS = (
+    "The keeper of the lighthouse woke before dawn and climbed the stairs with a lamp in his "
+    "hand. Far out a whale breathed, and the mist above the water turned to silver. Über dem "
+    "Wasser, très loin, 灯台 and 🐋 stood side by side in his book of days."
+)
+
+
+def save_tiny_decoder(directory: Path) -> Path:
+    """Writes a GPT-2."""
+    tokenizer = _tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=CONTEXT,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return _save(GPT2LMHeadModel, config, tokenizer, directory)
+
+
+def save_tiny_encoder_decoder(directory: Path) -> Path:
+    """Writes a T5."""
+    tokenizer = _tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return _save(T5ForConditionalGeneration, config, tokenizer, directory)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([CORPUS], vocab_size=400, special_tokens=[END])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=CONTEXT,
+    )
+
+
+def _save(
+    model_class: type[PreTrainedModel],
+    config: GPT2Config | T5Config,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path,
+) -> Path:
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
