@@ -17,8 +17,14 @@ CHOSEN: dict[str, dict[object, dict[str, str]]] = {
         "summarization": {f"{PACKAGE}/task.summarization.py": f"{PACKAGE}/task.py"},
     },
     "parallel_models": {
-        True: {f"{PACKAGE}/app.parallel.py": f"{PACKAGE}/app.py"},
-        False: {f"{PACKAGE}/app.wrap.py": f"{PACKAGE}/app.py"},
+        True: {
+            f"{PACKAGE}/app.parallel.py": f"{PACKAGE}/app.py",
+            "tests/test_app.parallel.py": "tests/test_app.py",
+        },
+        False: {
+            f"{PACKAGE}/app.wrap.py": f"{PACKAGE}/app.py",
+            "tests/test_app.wrap.py": "tests/test_app.py",
+        },
     },
     "license": {
         "MIT": {"LICENSE.MIT": "LICENSE"},

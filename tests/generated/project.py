@@ -1,0 +1,174 @@
+"""A rendered project in an environment of its own, and the processes that serve it."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx2
+import psutil
+import yaml
+from gradio_client import Client
+
+COMMAND_SECONDS = 900
+START_SECONDS = 180
+ANSWER_SECONDS = 120
+STOP_SECONDS = 90
+PROMPT = "The sky above the harbour was grey, and the gulls were waiting for the fishing boats."
+
+
+@dataclass(frozen=True)
+class Project:
+    root: Path
+    environment: Path
+    """The virtual environment that it is installed into."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def package(self) -> str:
+        [package] = (self.root / "src").iterdir()
+        return package.name
+
+    def run(self, *command: str) -> None:
+        """Raises AssertionError with the end of what the command printed when it fails."""
+        result = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self._env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        print(result.stdout)
+        assert result.returncode == 0, f"in {self.root}: {shlex.join(command)}"
+
+    @contextmanager
+    def started(self, *command: str) -> Iterator["Running"]:
+        """Runs a command of its environment, ends it, and asserts that nothing is left."""
+        log = self.root.parent / f"{command[0]}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [str(self.environment / "bin" / command[0]), *command[1:]],
+                cwd=self.root,
+                env=self._env(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # What a script starts in the background would ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        children: list[psutil.Process] = []
+        try:
+            yield Running(process, log)
+            children = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_SECONDS)
+            finally:
+                process.kill()
+                print(log.read_text())
+        _, left = psutil.wait_procs(children, timeout=STOP_SECONDS)
+        assert left == []
+
+    def _env(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "UV_PROJECT_ENVIRONMENT": str(self.environment),
+            "UV_COMPILE_BYTECODE": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            **self.variables,
+        }
+
+
+@dataclass(frozen=True)
+class Running:
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_for(self, happened: Callable[[str], bool], seconds: float) -> str:
+        """Returns the log when `happened(log)`; raises with it at the end of the time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            log = self.log.read_text()
+            if happened(log):
+                return log
+            time.sleep(0.2)
+        raise TimeoutError(f"{self.process.args}:\n{self.log.read_text()}")
+
+
+@contextmanager
+def loopback_hub(project: Project, cache: Path) -> Iterator[Project]:
+    """Serves tiny models under the true names, and yields a project that downloads them."""
+    with project.started("python", "-m", "tests.loopback_hub") as hub:
+        log = hub.wait_for(lambda log: "HF_ENDPOINT=" in log, START_SECONDS)
+        endpoint = log.partition("HF_ENDPOINT=")[2].strip()
+        variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
+        yield replace(project, variables={**project.variables, **variables})
+
+
+@contextmanager
+def cluster_with_a_gpu(project: Project) -> Iterator[Project]:
+    """Starts Ray with a GPU that exists only in its books, and yields a project that joins it."""
+    port = free_port()
+    command = ("ray", "start", "--head", "--block", f"--port={port}", "--num-gpus=1")
+    with project.started(*command) as ray:
+        ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
+        variables = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        yield replace(project, variables={**project.variables, **variables})
+
+
+@contextmanager
+def serve_config(project: Project) -> Iterator[str]:
+    """`serve run`s config/local.yaml on a free port and yields the page's address."""
+    config = yaml.safe_load((project.root / "config" / "local.yaml").read_text())
+    port = config["http_options"]["port"] = free_port()
+    path = project.root.parent / "local.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with serve_run(project, str(path), port) as url:
+        yield url
+
+
+@contextmanager
+def serve_import_path(project: Project) -> Iterator[str]:
+    """`serve run`s the application on the port 8000, as there is no other choice."""
+    with serve_run(project, f"{project.package}.app:app", 8000) as url:
+        yield url
+
+
+@contextmanager
+def serve_run(project: Project, target: str, port: int) -> Iterator[str]:
+    url = f"http://127.0.0.1:{port}"
+    with project.started("serve", "run", target) as server:
+        server.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
+        yield url
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(url, timeout=10).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def ask(url: str) -> list[str]:
+    """Completes a queued call and returns the text of each model."""
+    job = Client(url, verbose=False).submit(PROMPT, api_name="/generate")
+    last = job.result(timeout=ANSWER_SECONDS)
+    assert len(job.outputs()) > 1, "the text did not stream"
+    return [last] if isinstance(last, str) else list(last)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port

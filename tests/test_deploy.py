@@ -1,0 +1,218 @@
+"""What a project is deployed with: the image, the RayService and the CI workflows."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from packaging.requirements import Requirement
+
+from .answers import CHOICES, TEMPLATE, Answers, every_answer_to, in_words
+from .conftest import Render
+
+CRD = TEMPLATE / "tests" / "data" / "kuberay" / "ray.io_rayservices.yaml"
+
+any_cluster = pytest.mark.parametrize(
+    "answers",
+    every_answer_to("parallel_models", "accelerator", "models", "ci"),
+    ids=in_words,
+)
+any_image = pytest.mark.parametrize(
+    "answers", every_answer_to("models", "accelerator"), ids=in_words
+)
+
+
+@any_cluster
+def test_the_rayservice_is_one_that_kuberay_takes(answers: Answers, render: Render) -> None:
+    service = rayservice(render(deploy="kubernetes", **answers))
+
+    errors = Draft202012Validator(schema_of(service["apiVersion"])).iter_errors(service)
+
+    assert service["kind"] == "RayService"
+    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+
+
+@pytest.mark.parametrize("slug", ["our_app", "our.app", "our.big_app-2", "a" * 47])
+def test_the_rayservice_has_a_name_that_kuberay_takes(slug: str, render: Render) -> None:
+    name = rayservice(render(deploy="kubernetes", project_slug=slug))["metadata"]["name"]
+
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= 47
+
+
+@any_cluster
+def test_the_rayservice_serves_the_production_config(answers: Answers, render: Render) -> None:
+    project = render(deploy="kubernetes", **answers)
+
+    served = yaml.safe_load(rayservice(project)["spec"]["serveConfigV2"])
+
+    assert served == yaml.safe_load((project / "config" / "production.yaml").read_text("utf-8"))
+
+
+@any_cluster
+def test_the_rayservice_asks_for_gpus_where_the_models_do(answers: Answers, render: Render) -> None:
+    service = rayservice(render(deploy="kubernetes", **answers))
+
+    limits = [
+        container["resources"]["limits"]
+        for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        for container in group["template"]["spec"]["containers"]
+    ]
+
+    assert any("nvidia.com/gpu" in limit for limit in limits) == (answers["accelerator"] == "gpu")
+
+
+def test_the_rayservice_runs_the_ray_that_the_project_requires(render: Render) -> None:
+    project = render(deploy="kubernetes")
+    metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+    [ray] = [r for r in map(Requirement, metadata["dependencies"]) if r.name == "ray"]
+
+    assert rayservice(project)["spec"]["rayClusterConfig"]["rayVersion"] in ray.specifier
+
+
+@any_image
+def test_the_image_copies_only_what_is_there(answers: Answers, render: Render) -> None:
+    project = render(deploy="docker", **answers)
+    sources = sources_of_copies(project / "Dockerfile")
+
+    assert sources
+    for source in sources:
+        # Only `uv lock` writes it, with the versions of its day.
+        assert source == "uv.lock" or list(project.glob(source)), source
+
+
+@any_image
+def test_the_image_is_given_everything_that_it_copies(answers: Answers, render: Render) -> None:
+    project = render(deploy="docker", **answers)
+    patterns = (project / ".dockerignore").read_text("utf-8").splitlines()
+
+    assert [s for s in sources_of_copies(project / "Dockerfile") if is_ignored(s, patterns)] == []
+
+
+@any_image
+def test_the_image_runs_as_a_user_without_rights(answers: Answers, render: Render) -> None:
+    stage = last_stage(render(deploy="docker", **answers) / "Dockerfile")
+
+    users = [value for instruction, value in stage if instruction == "USER"]
+
+    assert users
+    assert users[-1].split(":")[0] not in ("0", "root")
+
+
+@any_image
+def test_the_image_says_whether_it_is_healthy(answers: Answers, render: Render) -> None:
+    stage = last_stage(render(deploy="docker", **answers) / "Dockerfile")
+
+    [check] = [value for instruction, value in stage if instruction == "HEALTHCHECK"]
+
+    assert "CMD" in check
+
+
+@pytest.mark.parametrize("deploy", CHOICES["deploy"])
+@pytest.mark.parametrize("models", CHOICES["models"])
+def test_the_github_workflows_are_valid(models: str, deploy: str, render: Render) -> None:
+    workflows = list(render(ci="github", deploy=deploy, models=models).glob(".github/workflows/*"))
+
+    assert workflows
+    check_schema("vendor.github-workflows", *workflows)
+
+
+@pytest.mark.parametrize("deploy", CHOICES["deploy"])
+@pytest.mark.parametrize("models", CHOICES["models"])
+def test_the_gitlab_pipeline_is_valid(models: str, deploy: str, render: Render) -> None:
+    project = render(ci="gitlab", deploy=deploy, models=models)
+
+    check_schema("vendor.gitlab-ci", project / ".gitlab-ci.yml")
+
+
+def rayservice(project: Path) -> dict[str, Any]:
+    """Returns the only RayService among the documents of the manifest."""
+    text = (project / "deploy" / "kubernetes" / "rayservice.yaml").read_text("utf-8")
+    [service] = [
+        document for document in yaml.safe_load_all(text) if document["kind"] == "RayService"
+    ]
+    return dict(service)
+
+
+@cache
+def schema_of(api_version: str) -> dict[str, Any]:
+    with CRD.open("rb") as file:
+        definition = yaml.load(file, Loader=yaml.CSafeLoader)
+    [schema] = [
+        version["schema"]["openAPIV3Schema"]
+        for version in definition["spec"]["versions"]
+        if f"{definition['spec']['group']}/{version['name']}" == api_version
+    ]
+    return without_unknown_fields(schema)
+
+
+def without_unknown_fields(schema: dict[str, Any]) -> dict[str, Any]:
+    """Refuses fields that the schema does not name; Kubernetes would drop them silently."""
+    strict = dict(schema)
+    if "properties" in schema:
+        strict["properties"] = {
+            name: without_unknown_fields(field) for name, field in schema["properties"].items()
+        }
+        strict["additionalProperties"] = False
+    elif isinstance(schema.get("additionalProperties"), dict):
+        strict["additionalProperties"] = without_unknown_fields(schema["additionalProperties"])
+    if "items" in schema:
+        strict["items"] = without_unknown_fields(schema["items"])
+    return strict
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    text = re.sub(r"(?m)^\s*#.*\n", "", dockerfile.read_text("utf-8")).replace("\\\n", " ")
+    found = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    return [(name.upper(), value) for name, value in found]
+
+
+def last_stage(dockerfile: Path) -> list[tuple[str, str]]:
+    found = instructions(dockerfile)
+    starts = [index for index, (name, _) in enumerate(found) if name == "FROM"]
+    return found[starts[-1] :]
+
+
+def sources_of_copies(dockerfile: Path) -> list[str]:
+    """Returns the files of the build context that COPY, ADD and bind mounts name."""
+    sources = []
+    for name, value in instructions(dockerfile):
+        words = shlex.split(value)
+        flags = [word for word in words if word.startswith("--")]
+        if name in ("COPY", "ADD") and not any(flag.startswith("--from=") for flag in flags):
+            sources += [word for word in words if word not in flags][:-1]
+        elif name == "RUN":
+            for flag in flags:
+                mount = dict(
+                    part.partition("=")[::2] for part in flag.removeprefix("--mount=").split(",")
+                )
+                if mount.get("type") == "bind" and "from" not in mount:
+                    sources.append(mount["source"])
+    return sources
+
+
+def is_ignored(source: str, patterns: list[str]) -> bool:
+    """Says whether Docker leaves it out of the build context; the last match decides."""
+    ignored = False
+    for pattern in patterns:
+        if fnmatch(source.rstrip("/"), pattern.lstrip("!").strip("/")):
+            ignored = not pattern.startswith("!")
+    return ignored
+
+
+def check_schema(schema: str, *files: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

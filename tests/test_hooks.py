@@ -1,0 +1,273 @@
+"""The hooks: which answers are refused, and what is kept and said for the others."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .answers import CHOICES
+from .conftest import Command, LoadHook, Render
+
+REFUSED = {
+    "project_name=": "project_name is empty",
+    "project_name=  \u2003 ": "project_name is empty",
+    "project_name=two\nlines": "project_name contains the control character U+000A",
+    "project_name=a\x1b[31mb": "project_name contains the control character U+001B",
+    "description=a\x85b": "description contains the control character U+0085",
+    "description=a\u2028b": "description contains the line-breaking character U+2028",
+    "author=a\tb": "author contains the control character U+0009",
+    "author=a\x7fb": "author contains the control character U+007F",
+    "project_slug=my app": "cannot name a folder and a distribution",
+    "project_slug=my+app": "cannot name a folder and a distribution",
+    "project_slug=café": "cannot name a folder and a distribution",
+    "project_slug=my-app-": "cannot name a folder and a distribution",
+    "project_slug=.app": "cannot name a folder and a distribution",
+    "project_slug=_app": "cannot name a folder and a distribution",
+    "project_slug=app.": "cannot name a folder and a distribution",
+    "project_slug=a..b": "cannot name a folder and a distribution",
+    "project_slug=two\nlines": "cannot name a folder and a distribution",
+    "project_slug=app\n": "cannot name a folder and a distribution",
+    "project_slug=app\\sub": "cannot name a folder and a distribution",
+    "project_slug=MyApp": "cannot name a folder and a distribution",
+    "project_slug=" + "a" * 48: "has 48 characters: shorten it to 47",
+    "project_slug=con": "is a device on Windows",
+    "project_slug=nul.app": "is a device on Windows",
+    "project_slug=com1": "is a device on Windows",
+    "project_slug=lpt9.x.y": "is a device on Windows",
+    "project_slug=3d-viewer": "'3d_viewer', which cannot be imported",
+    "project_slug=2048": "'2048', which cannot be imported",
+    "project_slug=class": "is a keyword of Python",
+    "project_slug=match": "is a keyword of Python",
+    "project_slug=type": "is a keyword of Python",
+    "project_slug=on": "is no text in YAML",
+    "project_slug=true": "is no text in YAML",
+    "project_slug=json": "hides 'json' of Python's standard library",
+    "project_slug=concurrent": "hides 'concurrent' of Python's standard library",
+    "project_slug=test": "hides the tests",
+    "project_slug=tests": "hides the tests",
+    "project_slug=gradio": "is a library that the project needs",
+    "project_slug=gradio_client": "is a library that the project needs",
+    "project_slug=gradio.client": "is a library that the project needs",
+    "project_slug=pyyaml": "is a library that the project needs",
+    "project_name=Ray": "is a library that the project needs",
+}
+
+ACCEPTED = [
+    *("a", "a1", "my-app", "my_app", "my.app", "my-3d-viewer", "gradio-on-ray", "test-app"),
+    *("console", "nullable", "onward", "raytracer", "typed", "yes-men", "a" * 47),
+]
+
+HOSTILE = {
+    "double quotes": 'say "hi"',
+    "single quotes": "it's 'ours'",
+    "triple quotes": "a \"\"\" b ''' c",
+    "a quote at the end": 'ends with "',
+    "backslashes": r"C:\new\table \u0041 \\ \x \d \N{DASH}",
+    "a backslash at the end": "ends with \\",
+    "braces": "{a} {{ b }} {% c %} {# d #} {0} ${e} %(f)s %s",
+    "the context": "{{ cookiecutter.author }}",
+    "markup": "<b>R&D</b> <script>alert(1)</script> [bold]x[/] <!-- # --> |",
+    "YAML": "- a: b, #c & *d ! e | f > g % @ `",
+    "a leading dash": "--name",
+    "emoji": "page 🎉 👩‍👩‍👧 ☃️",
+    "right to left": "דף מודלים صفحة",
+    "other scripts": "模型 Ğ ß ﬁ \u00a0 é",
+}
+
+
+@pytest.mark.parametrize(("answer", "sentence"), REFUSED.items(), ids=map(ascii, REFUSED))
+def test_refuses_in_one_sentence_and_leaves_nothing_behind(
+    answer: str, sentence: str, command: Command
+) -> None:
+    result = command("--no-input", answer)
+
+    assert result.returncode != 0
+    [said] = result.stderr.splitlines()
+    problem, _, remedy = said.rpartition(": ")
+    assert problem.startswith(answer.split("=")[0]) or answer == "project_name=Ray"
+    assert sentence in said
+    assert remedy.endswith(".")
+    assert list(command.output.iterdir()) == []
+
+
+def test_refuses_in_a_folder_that_is_there_already_and_touches_nothing(command: Command) -> None:
+    mine = command.output / "gradio" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", "utf-8")
+
+    result = command("--no-input", "--overwrite-if-exists", "project_slug=gradio")
+
+    assert result.returncode != 0
+    assert [path for path in command.output.rglob("*") if path.is_file()] == [mine]
+
+
+@pytest.mark.parametrize("slug", ACCEPTED)
+def test_accepts(slug: str, command: Command) -> None:
+    result = command("--no-input", f"project_slug={slug}")
+
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in command.output.iterdir()] == [slug]
+
+
+def test_refuses_the_name_of_everything_that_a_project_declares(
+    render: Render, load_hook: LoadHook
+) -> None:
+    hook = load_hook("pre_gen_project")
+
+    for models in CHOICES["models"]:
+        pyproject = tomllib.loads((render(models=models) / "pyproject.toml").read_text("utf-8"))
+        for requirement in [
+            *pyproject["build-system"]["requires"],
+            *pyproject["project"]["dependencies"],
+            *pyproject["dependency-groups"]["dev"],
+        ]:
+            name = re.split(r"[\[<>=;~! ]", requirement)[0].lower()
+            assert list(hook.problems_of_slug(name)), name
+
+
+def test_refuses_the_name_of_everything_that_a_project_imports(
+    render: Render, load_hook: LoadHook
+) -> None:
+    hook = load_hook("pre_gen_project")
+
+    for models in CHOICES["models"]:
+        project = render(models=models, project_slug="our-app")
+        own = {path.stem for path in project.rglob("*.py")} | {"our_app"}
+        for path in project.rglob("*.py"):
+            for module in absolute_imports(path) - own:
+                assert list(hook.problems_of_package(module)), module
+
+
+def absolute_imports(path: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules.add(node.module.split(".")[0])
+    return modules
+
+
+@pytest.mark.parametrize("hook", ["pre_gen_project", "post_gen_project"])
+@pytest.mark.parametrize(
+    "text",
+    [*HOSTILE.values(), "", '"', '"""', "\\", '\\"""', "\n", "\r\n", "\0", "\u2028", "\ud800"],
+    ids=ascii,
+)
+def test_a_hook_reads_any_answer_as_it_was_given(text: str, hook: str, load_hook: LoadHook) -> None:
+    module = load_hook(hook, project_name=text, description=text, author=text)
+
+    for question in ("project_name", "description", "author"):
+        assert module.ANSWERS[question] == text
+
+
+def test_files_are_chosen_for_exactly_the_answers_that_there_are(load_hook: LoadHook) -> None:
+    hook = load_hook("post_gen_project")
+
+    for table in (hook.CHOSEN, hook.UNWANTED):
+        for question, answers in table.items():
+            assert set(answers) == set(CHOICES[question]), question
+            assert {type(key) for key in answers} == {type(key) for key in CHOICES[question]}
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "kept", "removed"),
+    [
+        ("parallel_models", True, ["deployments.py"], []),
+        ("parallel_models", False, [], ["deployments.py", "test_deployments.py"]),
+        ("models", "bundled", ["bundled.py"], []),
+        ("models", "hub", [], ["bundled.py", "test_bundled.py"]),
+        ("deploy", "local", [], ["Dockerfile", ".dockerignore", "deploy"]),
+        ("deploy", "docker", ["Dockerfile", ".dockerignore"], ["deploy"]),
+        ("deploy", "kubernetes", ["Dockerfile", ".dockerignore", "rayservice.yaml"], []),
+        ("ci", "github", [".github"], [".gitlab-ci.yml"]),
+        ("ci", "gitlab", [".gitlab-ci.yml"], [".github"]),
+        ("ci", "none", [], [".github", ".gitlab-ci.yml"]),
+    ],
+)
+def test_keeps_the_files_of_an_answer_and_no_others(
+    question: str, answer: str | bool, kept: list[str], removed: list[str], render: Render
+) -> None:
+    names = {path.name for path in render(**{question: answer}).rglob("*")}
+
+    assert set(kept) <= names
+    assert not set(removed) & names
+
+
+def test_the_page_has_the_words_and_the_graph_that_were_chosen(render: Render) -> None:
+    [generation] = render(task="text-generation").rglob("task.py")
+    [summarization] = render(task="summarization").rglob("task.py")
+    [parallel] = render(parallel_models=True).rglob("app.py")
+    [wrap] = render(parallel_models=False).rglob("app.py")
+
+    assert 'BUTTON = "Generate"' in generation.read_text("utf-8")
+    assert 'BUTTON = "Summarize"' in summarization.read_text("utf-8")
+    assert "TextGenerationModel" in parallel.read_text("utf-8")
+    assert "TextGenerationModel" not in wrap.read_text("utf-8")
+
+
+def test_says_what_to_do_next_with_the_names_of_the_project(command: Command) -> None:
+    result = command("--no-input", "project_slug=our.big-app")
+
+    assert "cd our.big-app\n" in result.stdout
+    assert "python -m our_big_app\n" in result.stdout
+    assert result.stderr == ""
+
+
+def test_says_what_to_do_next_where_the_terminal_knows_only_ascii(command: Command) -> None:
+    result = command(
+        "--no-input", "project_name=🎉 page", "project_slug=page", PYTHONIOENCODING="ascii"
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert "cd page\n" in result.stdout
+    assert (command.output / "page").is_dir()
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_text_arrives_as_it_was_typed(text: str, command: Command) -> None:
+    result = command.answer(
+        project_name=text, project_slug="our-app", description=text, author=text
+    )
+
+    assert result.returncode == 0, result.stderr
+    project = command.output / "our-app"
+    metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+    assert metadata["description"] == text
+    assert metadata["authors"] == [{"name": text}]
+    settings = (project / "src" / "our_app" / "settings.py").read_text("utf-8")
+    defaults = class_defaults(settings, "Settings")
+    assert defaults["title"] == text
+    assert defaults["description"] == text
+    for config in project.glob("config/*.yaml"):
+        [application] = yaml.safe_load(config.read_text("utf-8"))["applications"]
+        assert application["name"] == "our-app"
+    for path in project.rglob("*.py"):
+        compile(path.read_bytes(), path, "exec")
+
+
+def class_defaults(source: str, name: str) -> dict[str, object]:
+    """Returns the attributes of a class that have a literal for a default."""
+    [body] = [
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    return {
+        statement.target.id: statement.value.value
+        for statement in body
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(statement.value, ast.Constant)
+    }
+
+
+def test_the_hooks_need_nothing_but_the_standard_library(load_hook: LoadHook) -> None:
+    for name in ("pre_gen_project", "post_gen_project"):
+        path = load_hook(name).__file__
+        assert path
+        assert absolute_imports(Path(path)) <= sys.stdlib_module_names

@@ -1,0 +1,259 @@
+"""Rendered projects look as if they were written by hand."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .answers import (
+    CHOICES,
+    PROJECT,
+    TEMPLATE,
+    Answers,
+    every_answer_to,
+    every_pair_of_answers,
+    in_words,
+)
+from .conftest import LoadHook, Render
+
+LICENSES = {
+    "MIT": "Permission is hereby granted, free of charge, to any person obtaining a copy",
+    "Apache-2.0": "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION",
+    "BSD-3-Clause": "Neither the name of the copyright holder nor the names of its contributors",
+    "Proprietary": "All rights reserved.",
+}
+
+any_answers = pytest.mark.parametrize("answers", every_pair_of_answers(), ids=in_words)
+any_graph = pytest.mark.parametrize(
+    "answers",
+    every_answer_to("task", "parallel_models", "models", "accelerator"),
+    ids=in_words,
+)
+
+
+@any_answers
+def test_has_no_trace_of_the_template(
+    answers: Answers, render: Render, load_hook: LoadHook
+) -> None:
+    project = render(**answers)
+
+    for name, text in texts(project).items():
+        assert "cookiecutter" not in f"{name}\n{text}".lower()
+        # GitHub's own expressions look like Jinja's.
+        left = re.sub(r"\$\{\{.*?\}\}", "", text) if ".github" in name else text
+        assert not re.search(r"\{\{|\{%|\{#", f"{name}\n{left}"), name
+    for variants in load_hook("post_gen_project", **answers).CHOSEN.values():
+        for files in variants.values():
+            assert not [name for name in files if (project / name).exists()]
+
+
+@any_answers
+def test_text_is_tidy(answers: Answers, render: Render) -> None:
+    for name, text in texts(render(**answers)).items():
+        assert "\r" not in text, name
+        assert "\t" not in text, name
+        assert not re.search(r"[ \t]$", text, re.MULTILINE), name
+        assert not text.startswith("\n"), name
+        # Formatting Python is ruff's.
+        assert name.endswith(".py") or "\n\n\n" not in text, name
+        assert text.endswith("\n") or is_package_mark(name, text), name
+        assert not text.endswith("\n\n"), name
+
+
+@any_answers
+def test_no_folder_is_left_empty(answers: Answers, render: Render) -> None:
+    for path in render(**answers).rglob("*"):
+        assert not path.is_dir() or any(path.iterdir()), path
+
+
+@any_answers
+def test_ruff_has_nothing_to_change(answers: Answers, render: Render) -> None:
+    project = render(**answers)
+
+    for command in (["check"], ["format", "--diff"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+@any_answers
+def test_yaml_and_toml_can_be_read(answers: Answers, render: Render) -> None:
+    for name, text in texts(render(**answers)).items():
+        if name.endswith((".yaml", ".yml")):
+            assert list(yaml.safe_load_all(text)), name
+        elif name.endswith(".toml"):
+            assert tomllib.loads(text), name
+
+
+@pytest.mark.parametrize("name", CHOICES["license"])
+def test_has_the_license_that_was_chosen(name: str, render: Render) -> None:
+    project = render(license=name, author="Ada & Co")
+    text = " ".join((project / "LICENSE").read_text("utf-8").split())
+    metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert [chosen for chosen, words in LICENSES.items() if words in text] == [name]
+    assert "Ada & Co" in text or name == "Apache-2.0"
+    assert metadata.get("license", "Proprietary") == name
+    assert [path.name for path in project.glob("LICENSE*")] == ["LICENSE"]
+
+
+@any_graph
+def test_the_configs_name_the_deployments_of_the_code(answers: Answers, render: Render) -> None:
+    project = render(**answers)
+    models = names_of_default_models(project)
+
+    assert len(models) == (2 if answers["parallel_models"] else 1)
+    for config in configs(project):
+        [application] = config["applications"]
+        named = [deployment["name"] for deployment in application["deployments"]]
+        assert named == ["GradioServer", *(models if answers["parallel_models"] else [])]
+
+
+@any_graph
+def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, render: Render) -> None:
+    for config in configs(render(**answers)):
+        asked = resources_at_start(config)
+        assert 0 < asked["num_cpus"] <= 2
+        assert asked["num_gpus"] <= 1
+        assert (asked["num_gpus"] > 0) == (answers["accelerator"] == "gpu")
+
+
+@any_graph
+def test_the_configs_import_the_package_of_the_project(answers: Answers, render: Render) -> None:
+    project = render(project_slug="our.big-app", **answers)
+
+    for config in configs(project):
+        [application] = config["applications"]
+        module, name = application["import_path"].split(":")
+        path = project.joinpath("src", *module.split(".")).with_suffix(".py")
+        assert name in names_in_module(path)
+
+
+def test_only_the_local_config_is_bound_to_this_machine(render: Render) -> None:
+    project = render()
+
+    [local, production] = [
+        yaml.safe_load((project / "config" / name).read_text("utf-8"))["http_options"]["host"]
+        for name in ("local.yaml", "production.yaml")
+    ]
+    assert ip_address(local).is_loopback
+    assert ip_address(production).is_unspecified
+
+
+@pytest.mark.parametrize("deploy", CHOICES["deploy"])
+def test_rendering_twice_gives_the_same_bytes(deploy: str, render: Render) -> None:
+    assert contents(render(deploy=deploy)) == contents(render(deploy=deploy))
+
+
+def test_the_names_of_a_projects_files_are_legal_on_windows(render: Render) -> None:
+    project = render(deploy="kubernetes")
+
+    assert illegal_on_windows(project) == []
+
+
+def test_the_names_of_the_templates_files_are_legal_on_windows() -> None:
+    for directory in (PROJECT, TEMPLATE / "hooks", TEMPLATE / "tests"):
+        assert illegal_on_windows(directory) == []
+
+
+def test_the_templates_files_have_the_line_ends_of_unix() -> None:
+    for directory in (PROJECT, TEMPLATE / "hooks"):
+        for path in files(directory):
+            assert b"\r" not in path.read_bytes(), path
+
+
+def files(directory: Path) -> list[Path]:
+    """Returns the files that are under version control, or would be."""
+    caches = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
+    return sorted(
+        path for path in directory.rglob("*") if path.is_file() and not caches & set(path.parts)
+    )
+
+
+def texts(project: Path) -> dict[str, str]:
+    return {
+        path.relative_to(project).as_posix(): path.read_bytes().decode("utf-8")
+        for path in files(project)
+    }
+
+
+def contents(project: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.relative_to(project).as_posix(): (path.stat().st_mode, path.read_bytes())
+        for path in files(project)
+    }
+
+
+def is_package_mark(name: str, text: str) -> bool:
+    return text == "" and name.endswith(("/__init__.py", "/py.typed"))
+
+
+def configs(project: Path) -> list[dict[str, Any]]:
+    paths = sorted(project.glob("config/*.yaml"))
+    assert [path.name for path in paths] == ["local.yaml", "production.yaml"]
+    return [yaml.safe_load(path.read_text("utf-8")) for path in paths]
+
+
+def resources_at_start(config: dict[str, Any]) -> Counter[str]:
+    asked: Counter[str] = Counter()
+    for application in config["applications"]:
+        for deployment in application["deployments"]:
+            autoscaling = deployment.get("autoscaling_config", {})
+            replicas = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
+            for resource, amount in deployment["ray_actor_options"].items():
+                asked[resource] += replicas * amount
+    return asked
+
+
+def names_of_default_models(project: Path) -> list[str]:
+    [path] = project.glob("src/*/settings.py")
+    [function] = [
+        node
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "default_models"
+    ]
+    return [
+        ast.literal_eval(keyword.value)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "name"
+    ]
+
+
+def names_in_module(path: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def illegal_on_windows(directory: Path) -> list[str]:
+    paths = [path.relative_to(directory.parent).as_posix() for path in files(directory)]
+    spelled = Counter(path.lower() for path in paths)
+    return [
+        path
+        for path in paths
+        if spelled[path.lower()] > 1
+        or any(
+            re.search(r'[<>:"\\|?*\x00-\x1f]|[. ]$', part)
+            or re.fullmatch(r"(?i)(aux|con|nul|prn|(com|lpt)[0-9])(\..*)?", part)
+            for part in path.split("/")
+        )
+    ]

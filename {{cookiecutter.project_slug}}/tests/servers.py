@@ -1,0 +1,76 @@
+"""Starts the application for real, on a free port, and ends it."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import psutil
+import yaml
+
+from {{ cookiecutter.__package }}.settings import default_models
+
+LOCAL_CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
+START_SECONDS = 180
+STOP_SECONDS = 60
+UP = "The page is up: "
+
+
+def free_port() -> int:
+    with create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def config_of(source: Path | str, port: int) -> dict[str, Any]:
+    """Returns config/local.yaml with every model from one source, fit for any machine."""
+    config: dict[str, Any] = yaml.safe_load(LOCAL_CONFIG.read_text(encoding="utf-8"))
+    config["http_options"]["port"] = port
+    models = [{"name": model.name, "source": str(source)} for model in default_models()]
+    for application in config["applications"]:
+        application["args"] = {"models": models}
+        for deployment in application["deployments"]:
+            deployment["ray_actor_options"] = {"num_cpus": 0.1}
+    return config
+
+
+@contextmanager
+def served(config: dict[str, Any], directory: Path) -> Iterator[list[str]]:
+    """Yields the addresses of the pages; leaves no process behind."""
+    path, log = directory / "config.yaml", directory / "log"
+    path.write_text(yaml.safe_dump(config))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "{{ cookiecutter.__package }}", str(path)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    started: list[psutil.Process] = []
+    try:
+        yield _addresses(process, log, len(config["applications"]))
+        started = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        finally:
+            process.kill()
+    _, left = psutil.wait_procs(started, timeout=STOP_SECONDS)
+    assert started
+    assert left == []
+
+
+def _addresses(process: subprocess.Popen[bytes], log: Path, number: int) -> list[str]:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = log.read_text(encoding="utf-8").splitlines()
+        addresses = [line.removeprefix(UP) for line in lines if line.startswith(UP)]
+        if len(addresses) == number:
+            return addresses
+        time.sleep(0.2)
+    raise TimeoutError(log.read_text(encoding="utf-8"))
