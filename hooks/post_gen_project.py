@@ -6,6 +6,8 @@ the chosen one loses it. Cookiecutter runs this file in the rendered project.
 
 import json
 import shutil
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
@@ -59,6 +61,9 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
 def main() -> None:
     choose(Path.cwd())
     remove_unwanted(Path.cwd())
+    # A terminal may not know every character of the project's name.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(next_steps())
 
 

@@ -39,7 +39,7 @@ INSTALLED = set(
     pyasn1 pycparser pydantic pydantic-core pydub pygments pytest pytest-asyncio pytest-timeout
     python-multipart pytz pyyaml ray referencing regex requests rich rpds ruff safehttpx
     safetensors semantic-version setuptools shellingham six smart-open starlette sympy tokenizers
-    tomlkit torch torchgen tqdm transformers triton typer types-pyyaml typing-extensions tzdata
+    tomlkit torch torchgen tqdm transformers triton typer types-psutil types-pyyaml typing-extensions tzdata
     urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml yarl
     """.split()  # noqa: SIM905 - a line for each name would bury the rest
 )

@@ -1,9 +1,11 @@
 """The questions of cookiecutter.json, and sets of answers computed from them."""
 
 import json
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from covertable import make
 
 TEMPLATE = Path(__file__).parents[1]
 PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -30,15 +32,9 @@ def every_answer_to(*questions: str) -> list[Answers]:
 
 
 def every_pair_of_answers() -> list[Answers]:
-    """Returns few sets in which any two answers to two questions meet, the defaults first."""
-    candidates = every_answer_to(*CHOICES)
-    missing = {pair for answers in candidates for pair in combinations(answers.items(), 2)}
-    chosen = []
-    while missing:
-        best = max(candidates, key=lambda a: len(missing & set(combinations(a.items(), 2))))
-        missing -= set(combinations(best.items(), 2))
-        chosen.append(best)
-    return chosen
+    """Returns few sets in which any two answers to two questions meet."""
+    rows = make(CHOICES, salt="1")
+    return sorted(({name: row[name] for name in CHOICES} for row in rows), key=str)
 
 
 def in_words(answers: Answers) -> str:

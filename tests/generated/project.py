@@ -5,6 +5,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import yaml
+from filelock import FileLock
 from gradio_client import Client
 
 COMMAND_SECONDS = 900
@@ -103,7 +105,7 @@ class Running:
             if happened(log):
                 return log
             time.sleep(0.2)
-        raise TimeoutError(f"{self.process.args}:\n{self.log.read_text()}")
+        raise TimeoutError(f"{self.process.args!r}:\n{self.log.read_text()}")
 
 
 @contextmanager
@@ -140,8 +142,9 @@ def serve_config(project: Project) -> Iterator[str]:
 
 @contextmanager
 def serve_import_path(project: Project) -> Iterator[str]:
-    """`serve run`s the application on the port 8000, as there is no other choice."""
-    with serve_run(project, f"{project.package}.app:app", 8000) as url:
+    """`serve run`s the application on port 8000: there it knows no other."""
+    lock = FileLock(Path(tempfile.gettempdir()) / "port-8000.lock", timeout=COMMAND_SECONDS)
+    with lock, serve_run(project, f"{project.package}.app:app", 8000) as url:
         yield url
 
 

@@ -27,6 +27,7 @@ def test_every_pair_of_answers_is_covered() -> None:
         assert wanted == {(row[one], row[other]) for row in every_pair_of_answers()}
 
 
+@pytest.mark.usefixtures("ray_directory")
 @pytest.mark.parametrize("choice", every_pair_of_answers(), ids=name_of)
 def test_a_project_is_installed_checked_tested_and_served(
     choice: Answers, render: Render, environment: Path, tmp_path: Path

@@ -115,9 +115,15 @@ def default_models() -> tuple[ModelSettings, ...]:
         ),
 {% endif %}
 {% elif cookiecutter.task == "text-generation" %}
-        ModelSettings(name="gpt2", source="gpt2"),
+        ModelSettings(
+            name="gpt2",
+            source="gpt2",
+        ),
 {% if cookiecutter.parallel_models %}
-        ModelSettings(name="distilgpt2", source="distilgpt2"),
+        ModelSettings(
+            name="distilgpt2",
+            source="distilgpt2",
+        ),
 {% endif %}
 {% else %}
         ModelSettings(
@@ -141,8 +147,8 @@ def default_models() -> tuple[ModelSettings, ...]:
 class Settings(Strict):
     """The arguments of the application."""
 
-    title: str = {{ cookiecutter.project_name | tojson }}
-    description: str = {{ cookiecutter.description | tojson }}
+    title: str = "{{ cookiecutter.project_name | replace("\\", "\\\\") | replace('"', '\\"') }}"
+    description: str = "{{ cookiecutter.description | replace("\\", "\\\\") | replace('"', '\\"') }}"
     models: tuple[ModelSettings, ...] = Field(default_factory=default_models, min_length=1)
     options: GenerationOptions = GenerationOptions()
     """What the page's controls show at first."""

@@ -7,7 +7,7 @@ EXAMPLES = [
     "HOUSTON -- Men have landed and walked on the moon. Two Americans, astronauts of Apollo 11, "
     "steered their fragile four-legged lunar module safely and smoothly to the historic landing "
     "yesterday at 4:17:40 P.M., Eastern daylight time. Neil A. Armstrong, the 38-year-old "
-    "commander, radioed to earth and the mission control room here: \"Houston, Tranquility Base "
+    'commander, radioed to earth and the mission control room here: "Houston, Tranquility Base '
     'here. The Eagle has landed." The first men to reach the moon -- Armstrong and his co-pilot, '
     "Col. Edwin E. Aldrin Jr. of the Air Force -- brought their ship to rest on a level, "
     "rock-strewn plain near the southwestern shore of the arid Sea of Tranquility.",
