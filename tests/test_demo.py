@@ -1,0 +1,82 @@
+"""The README's first command, used as a new user would use it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from .answers import TEMPLATE
+
+# The first start installs the project and converts the model.
+START_SECONDS = 900
+ANSWER_SECONDS = 60
+STOP_SECONDS = 120
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[str]:
+    """Yields the page's address; at the end, asserts that Ctrl-C leaves no process behind."""
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nox", "-s", "demo"],
+            cwd=TEMPLATE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # What a script starts in the background would ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    started: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while "The page is up: " not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        started = psutil.Process(process.pid).children(recursive=True)
+        yield log.read_text().split("The page is up: ")[1].split()[0]
+    finally:
+        if process.poll() is None:
+            # The whole group, as Ctrl-C in a terminal does.
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(STOP_SECONDS)
+        print(log.read_text())
+    _, left = psutil.wait_procs(started, timeout=STOP_SECONDS)
+    assert started
+    assert left == []
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser.new_page()
+        browser.close()
+
+
+def test_the_demo_streams_sensible_english_into_both_panes(demo: str, page: Page) -> None:
+    page.goto(demo)
+    page.get_by_label("Prompt").fill("Why is the sky blue?")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    for name in ("smollm2-focused", "smollm2-lively"):
+        pane = page.locator(f"#pane-{name} textarea")
+        expect(pane).not_to_have_value("", timeout=ANSWER_SECONDS * 1000)
+        beginning = pane.input_value()
+        expect(pane).to_have_value(
+            re.compile(r"\b(sky|light|blue)\b"), timeout=ANSWER_SECONDS * 1000
+        )
+        assert pane.input_value().startswith(beginning)
+        expect(pane).not_to_have_value(beginning, timeout=ANSWER_SECONDS * 1000)
