@@ -21,7 +21,7 @@ WORKERS = "3"
 def demo(session: nox.Session) -> None:
     """Renders a project and serves it on port 8000 until Ctrl-C; takes `key=value` answers."""
     install(session, "render")
-    output = Path(session.create_tmp()) / "demo"
+    output = Path(session.create_tmp()).resolve() / "demo"
     shutil.rmtree(output, ignore_errors=True)
     session.run(
         *("cookiecutter", "--no-input", "--default-config", "--output-dir", str(output)),

@@ -31,9 +31,13 @@ def every_answer_to(*questions: str) -> list[Answers]:
     ]
 
 
+# The fewest sets, 12, of the first 300 salts; any other covers every pair as well.
+SALT = "11"
+
+
 def every_pair_of_answers() -> list[Answers]:
     """Returns few sets in which any two answers to two questions meet."""
-    rows = make(CHOICES, salt="1")
+    rows = make(CHOICES, salt=SALT)
     return sorted(({name: row[name] for name in CHOICES} for row in rows), key=str)
 
 

@@ -1,6 +1,5 @@
 """The application on Ray Serve, asked as its users ask it."""
 
-import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,21 +20,12 @@ SHORT = {"min_new_tokens": 5, "max_new_tokens": 10}
 
 
 @pytest.fixture(scope="module")
-def pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """The application twice: at the root and behind a route prefix."""
+def url(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Behind a route prefix, where a page has more to get right than at the root."""
     config = config_of(tiny_decoder, free_port())
-    [at_root] = config["applications"]
-    prefixed = copy.deepcopy(at_root)
-    prefixed.update(name="prefixed", route_prefix="/behind/a/prefix")
-    config["applications"].append(prefixed)
-    with served(config, tmp_path_factory.mktemp("served")) as addresses:
-        yield addresses
-
-
-@pytest.fixture(params=["root", "prefix"])
-def url(request: pytest.FixtureRequest, pages: list[str]) -> str:
-    root, prefixed = pages
-    return root if request.param == "root" else prefixed
+    config["applications"][0]["route_prefix"] = "/behind/a/prefix"
+    with served(config, tmp_path_factory.mktemp("served")) as [address]:
+        yield address
 
 
 def texts_of(answer: object) -> list[object]:

@@ -176,13 +176,16 @@ def check_resources(config: ServeDeploySchema) -> None:
             asked["CPU"] += replicas * options.get("num_cpus", 0)
             asked["GPU"] += replicas * options.get("num_gpus", 0)
     there = ray.cluster_resources()
-    for resource, amount in asked.items():
-        if amount > there.get(resource, 0) + 1e-6:
-            raise StartError(
-                f"the config asks for {amount:g} {resource}s and this machine has "
-                f"{there.get(resource, 0):g}. Lower num_{resource.lower()}s or num_replicas "
-                "in the config, or join a larger cluster with RAY_ADDRESS."
-            )
+    lacking = [
+        f"{amount:g} {resource}s and this machine has {there.get(resource, 0):g}"
+        for resource, amount in asked.items()
+        if amount > there.get(resource, 0) + 1e-6
+    ]
+    if lacking:
+        raise StartError(
+            f"the config asks for {', for '.join(lacking)}. Lower num_cpus, num_gpus or "
+            "num_replicas in the config, or join a larger cluster with RAY_ADDRESS."
+        )
 
 
 def _replicas_at_start(deployment: DeploymentSchema) -> int:
