@@ -29,11 +29,12 @@ def demo(session: nox.Session) -> None:
         *session.posargs,
     )
     [project] = output.iterdir()
-    session.chdir(project)
-    session.run("uv", "sync", external=True)
     [package] = project.joinpath("src").iterdir()
+    environment = project / ".venv"
+    session.chdir(project)
+    session.run("uv", "sync", external=True, env={"UV_PROJECT_ENVIRONMENT": str(environment)})
     session.run(
-        *(str(project / ".venv" / "bin" / "python"), "-m", package.name),
+        *(str(environment / "bin" / "python"), "-m", package.name),
         external=True,
         interrupt_timeout=GRACE_SECONDS,
         terminate_timeout=GRACE_SECONDS,
