@@ -21,7 +21,8 @@ WORKERS = "3"
 def demo(session: nox.Session) -> None:
     """Renders a project and serves it on port 8000 until Ctrl-C; takes `key=value` answers."""
     install(session, "render")
-    output = Path(session.create_tmp()).resolve() / "demo"
+    # Not create_tmp: it sets TMPDIR, below which the paths of Ray's sockets get too long.
+    output = session.cache_dir.resolve() / "demo"
     shutil.rmtree(output, ignore_errors=True)
     session.run(
         *("cookiecutter", "--no-input", "--default-config", "--output-dir", str(output)),
