@@ -39,8 +39,9 @@ INSTALLED = set(
     pyasn1 pycparser pydantic pydantic-core pydub pygments pytest pytest-asyncio pytest-timeout
     python-multipart pytz pyyaml ray referencing regex requests rich rpds ruff safehttpx
     safetensors semantic-version setuptools shellingham six smart-open starlette sympy tokenizers
-    tomlkit torch torchgen tqdm transformers triton typer types-psutil types-pyyaml typing-extensions tzdata
-    urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml yarl
+    tomlkit torch torchgen tqdm transformers triton typer types-psutil types-pyyaml
+    typing-extensions tzdata urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml
+    yarl
     """.split()  # noqa: SIM905 - a line for each name would bury the rest
 )
 
@@ -54,6 +55,8 @@ def problems(answers: dict[str, Any]) -> Iterator[str]:
     """Yields a sentence for each thing that is wrong, with what to do about it."""
     if not answers["project_name"].strip():
         yield "project_name is empty: give the project a name that people can read."
+    if not answers["author"].strip():
+        yield "author is empty: name a person or a team, without whom no package can be built."
     for question in ("project_name", "description", "author"):
         yield from problems_of_line(question, answers[question])
     yield from problems_of_slug(answers["project_slug"])

@@ -15,6 +15,8 @@ from .conftest import Command, LoadHook, Render
 REFUSED = {
     "project_name=": "project_name is empty",
     "project_name=  \u2003 ": "project_name is empty",
+    "author=": "author is empty",
+    "author= ": "author is empty",
     "project_name=two\nlines": "project_name contains the control character U+000A",
     "project_name=a\x1b[31mb": "project_name contains the control character U+001B",
     "description=a\x85b": "description contains the control character U+0085",
