@@ -17,6 +17,8 @@ from .servers import config_of, free_port, served
 pytestmark = pytest.mark.served
 
 SHORT = {"min_new_tokens": 5, "max_new_tokens": 10}
+# A tiny model writes a space, which ends a piece, only every few tokens.
+LONG = {"min_new_tokens": 100, "max_new_tokens": 100}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_page_and_theme_are_there(url: str) -> None:
 
 
 def test_a_queued_call_streams_and_finishes_with_a_text_of_each_model(url: str) -> None:
-    job = Client(url, verbose=False).submit("The whale", **SHORT, api_name="/generate")
+    job = Client(url, verbose=False).submit("The whale", **LONG, api_name="/generate")
     texts = texts_of(job.result(timeout=60))
     assert len(texts) == len(default_models())
     assert all(texts)
