@@ -13,8 +13,8 @@ nox.options.sessions = ["lint", "tests", "generated"]
 TEMPLATE = Path(__file__).parent
 CODE = ["noxfile.py", "hooks", "tests"]
 GRACE_SECONDS = 90
-# A project mostly waits for Ray to start, so two cores carry three at a time.
-WORKERS = "3"
+# A project mostly waits for Ray to start, so two cores carry two at a time.
+WORKERS = "2"
 
 
 @nox.session

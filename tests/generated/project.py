@@ -122,6 +122,8 @@ def loopback_hub(project: Project, cache: Path) -> Iterator[Project]:
 def cluster_with_a_gpu(project: Project) -> Iterator[Project]:
     """Starts Ray with a GPU that exists only in its books, and yields a project that joins it."""
     port = free_port()
+    # Ray guards a cluster with a token, and who joins must say that it has one.
+    project = replace(project, variables={**project.variables, "RAY_AUTH_MODE": "token"})
     command = ("ray", "start", "--head", "--block", f"--port={port}", "--num-gpus=1")
     with project.started(*command) as ray:
         ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
