@@ -67,11 +67,10 @@ class Project:
                 # What a script starts in the background would ignore Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
-        children: list[psutil.Process] = []
         try:
             yield Running(process, log)
-            children = psutil.Process(process.pid).children(recursive=True)
         finally:
+            children = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(STOP_SECONDS)

@@ -50,11 +50,10 @@ def served(config: dict[str, Any], directory: Path) -> Iterator[list[str]]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    started: list[psutil.Process] = []
     try:
         yield _addresses(process, log, len(config["applications"]))
-        started = psutil.Process(process.pid).children(recursive=True)
     finally:
+        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         try:
             process.wait(STOP_SECONDS)

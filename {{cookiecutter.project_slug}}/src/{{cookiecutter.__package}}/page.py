@@ -4,6 +4,7 @@ import asyncio
 import logging
 import unicodedata
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 import gradio as gr
@@ -46,8 +47,9 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
         """Streams each model's text so far, in the order of the settings."""
         check_prompt(prompt, limits)
         options = read_options(min_new_tokens, max_new_tokens, temperature, top_p)
-        async for texts in fan_out(models, prompt, options):
-            yield texts if len(texts) > 1 else texts[0]
+        async with aclosing(fan_out(models, prompt, options)) as updates:
+            async for texts in updates:
+                yield texts if len(texts) > 1 else texts[0]
 
     with gr.Blocks(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n{settings.description}")
