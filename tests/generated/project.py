@@ -70,7 +70,8 @@ class Project:
         try:
             yield Running(process, log)
         finally:
-            children = psutil.Process(process.pid).children(recursive=True)
+            alive = process.poll() is None
+            children = psutil.Process(process.pid).children(recursive=True) if alive else []
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(STOP_SECONDS)

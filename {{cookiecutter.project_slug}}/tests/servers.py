@@ -53,7 +53,8 @@ def served(config: dict[str, Any], directory: Path) -> Iterator[list[str]]:
     try:
         yield _addresses(process, log, len(config["applications"]))
     finally:
-        started = psutil.Process(process.pid).children(recursive=True)
+        alive = process.poll() is None
+        started = psutil.Process(process.pid).children(recursive=True) if alive else []
         process.send_signal(signal.SIGINT)
         try:
             process.wait(STOP_SECONDS)
