@@ -61,7 +61,8 @@ class Project:
                 [str(self.environment / "bin" / command[0]), *command[1:]],
                 cwd=self.root,
                 env=self._env(),
-                stdin=subprocess.DEVNULL,
+                # Open as long as it is wanted: the hub ends when its input does.
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 # What a script starts in the background would ignore Ctrl-C.
