@@ -15,14 +15,16 @@ from .loopback_hub import loopback_hub
 from .servers import config_of, free_port
 
 
-def start(config: Path, *options: str, env: Mapping[str, str] | None = None) -> str:
+def start(
+    config: Path, *options: str, env: Mapping[str, str] | None = None, seconds: float = 60
+) -> str:
     """Returns what it says after `error:`."""
     result = subprocess.run(
         [sys.executable, "-m", "{{ cookiecutter.__package }}", str(config), *options],
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds,
         check=False,
     )
     assert result.returncode == 1, result.stdout + result.stderr
@@ -123,5 +125,6 @@ def test_a_model_that_fails_to_load_in_its_replica(tmp_path: Path, tiny_decoder:
     for file in tiny_decoder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    line = start(written(tmp_path, config_of(tmp_path, free_port())))
+    # Ray starts before the replica can fail.
+    line = start(written(tmp_path, config_of(tmp_path, free_port())), seconds=150)
     assert f"{str(tmp_path)!r} cannot be loaded" in line
