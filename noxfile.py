@@ -11,7 +11,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["lint", "tests", "generated"]
 
 TEMPLATE = Path(__file__).parent
-CODE = ["noxfile.py", "hooks", "tests"]
+CODE = ["noxfile.py", "benchmarks", "hooks", "tests"]
 GRACE_SECONDS = 90
 # A project mostly waits for Ray to start, so two cores carry two at a time.
 WORKERS = "2"
@@ -21,21 +21,10 @@ WORKERS = "2"
 def demo(session: nox.Session) -> None:
     """Renders a project and serves it on port 8000 until Ctrl-C; takes `key=value` answers."""
     install(session, "render")
-    # Not create_tmp: it sets TMPDIR, below which the paths of Ray's sockets get too long.
-    output = session.cache_dir.resolve() / "demo"
-    shutil.rmtree(output, ignore_errors=True)
-    session.run(
-        *("cookiecutter", "--no-input", "--default-config", "--output-dir", str(output)),
-        str(TEMPLATE),
-        *session.posargs,
-    )
-    [project] = output.iterdir()
-    [package] = project.joinpath("src").iterdir()
-    environment = project / ".venv"
+    project = make_project(session, "demo", *session.posargs)
     session.chdir(project)
-    session.run("uv", "sync", external=True, env={"UV_PROJECT_ENVIRONMENT": str(environment)})
     session.run(
-        *(str(environment / "bin" / "python"), "-m", package.name),
+        *(str(python_of(project)), "-m", package_of(project)),
         external=True,
         interrupt_timeout=GRACE_SECONDS,
         terminate_timeout=GRACE_SECONDS,
@@ -67,6 +56,49 @@ def generated(session: nox.Session) -> None:
     """
     install(session, "tests")
     session.run("pytest", "tests/generated", "-n", WORKERS, *session.posargs)
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Compares a rendered project with what a user would pick instead, and writes the report.
+
+    `nox -s benchmark -- quick` ends in five minutes and fails when a ratio is clearly lost.
+    """
+    install(session, "benchmark")
+    project = make_project(session, "benchmark")
+    package = package_of(project)
+    weights = f"from {package}.bundled import bundled_weights; print(bundled_weights())"
+    python = str(python_of(project))
+    printed = session.run(python, "-c", weights, external=True, silent=True) or ""
+    [*_, model] = printed.splitlines()
+    arguments = [str(project), str(project / ".venv"), model]
+    session.run("python", "-m", "benchmarks", *arguments, *session.posargs)
+
+
+def make_project(session: nox.Session, name: str, *answers: str) -> Path:
+    """Renders a project and installs it into an environment of its own."""
+    # Not create_tmp: it sets TMPDIR, below which the paths of Ray's sockets get too long.
+    output = session.cache_dir.resolve() / name
+    shutil.rmtree(output, ignore_errors=True)
+    session.run(
+        *("cookiecutter", "--no-input", "--default-config", "--output-dir", str(output)),
+        str(TEMPLATE),
+        *answers,
+    )
+    [project] = output.iterdir()
+    environment = {"UV_PROJECT_ENVIRONMENT": str(project / ".venv")}
+    with session.chdir(project):
+        session.run("uv", "sync", external=True, env=environment)
+    return project
+
+
+def package_of(project: Path) -> str:
+    [package] = project.joinpath("src").iterdir()
+    return package.name
+
+
+def python_of(project: Path) -> Path:
+    return project / ".venv" / "bin" / "python"
 
 
 def install(session: nox.Session, *groups: str) -> None:

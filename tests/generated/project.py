@@ -42,7 +42,7 @@ class Project:
         result = subprocess.run(
             command,
             cwd=self.root,
-            env=self._env(),
+            env=self.env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -60,7 +60,7 @@ class Project:
             process = subprocess.Popen(
                 [str(self.environment / "bin" / command[0]), *command[1:]],
                 cwd=self.root,
-                env=self._env(),
+                env=self.env(),
                 # Open as long as it is wanted: the hub ends when its input does.
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -82,7 +82,7 @@ class Project:
         _, left = psutil.wait_procs(children, timeout=STOP_SECONDS)
         assert left == []
 
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
         return {
             **os.environ,
             "UV_PROJECT_ENVIRONMENT": str(self.environment),

@@ -1,5 +1,7 @@
 """The application in Serve's local testing mode: no cluster, one process."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,11 @@ def test_the_page_asks_the_deployment_of_each_model(settings: Settings) -> None:
         page.close()
     assert len(texts) == 2
     assert all(texts)
+
+
+def test_the_process_of_the_page_imports_no_torch() -> None:
+    code = (
+        "import sys, {{ cookiecutter.__package }}.app; "
+        "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

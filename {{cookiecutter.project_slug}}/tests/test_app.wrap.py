@@ -6,7 +6,7 @@ import pytest
 from gradio_client import Client
 from ray import serve
 
-from {{ cookiecutter.__package }}.app import build, page_with_models
+from {{ cookiecutter.__package }}.app import PageWithModels, build
 from {{ cookiecutter.__package }}.settings import ModelSettings, Settings
 
 
@@ -21,7 +21,7 @@ def test_the_graph_is_the_page_alone(settings: Settings) -> None:
 
 
 def test_the_page_asks_its_own_model(settings: Settings) -> None:
-    page = page_with_models(settings)
+    page = PageWithModels(settings)()
     page.launch(prevent_thread_lock=True, quiet=True)
     try:
         text = Client(page.local_url, verbose=False).predict("The whale", api_name="/generate")

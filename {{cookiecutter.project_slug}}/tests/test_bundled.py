@@ -7,11 +7,13 @@ import pytest
 
 from {{ cookiecutter.__package }} import bundled
 from {{ cookiecutter.__package }}.engine import Engine
-from {{ cookiecutter.__package }}.settings import BUNDLED, GenerationOptions, ModelSettings
+from {{ cookiecutter.__package }}.settings import BUNDLED, GenerationOptions, Limits, ModelSettings
 
 
 async def test_the_bundled_model_answers_in_sensible_english() -> None:
-    engine = Engine(ModelSettings(name="smollm2", source=BUNDLED, temperature=0), 1)
+    engine = Engine(
+        ModelSettings(name="smollm2", source=BUNDLED, temperature=0), Limits(update_seconds=0)
+    )
     pieces = [
         piece
         async for piece in engine.stream(

@@ -65,8 +65,12 @@ def page_of(*models: StandIn) -> Iterator[str]:
         page.close()
 
 
+def no_pause() -> float:
+    return 0
+
+
 async def final(*models: StandIn) -> list[str]:
-    return [texts async for texts in fan_out(models, "Hello", GenerationOptions())][-1]
+    return [texts async for texts in fan_out(models, "Hello", GenerationOptions(), no_pause)][-1]
 
 
 async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
@@ -74,7 +78,8 @@ async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
 
 
 async def test_a_fast_pane_does_not_wait_for_a_slow_one() -> None:
-    async with aclosing(fan_out([slow(), fast()], "Hello", GenerationOptions())) as updates:
+    models = [slow(), fast()]
+    async with aclosing(fan_out(models, "Hello", GenerationOptions(), no_pause)) as updates:
         async for slow_text, fast_text in updates:
             if fast_text == "one two three":
                 assert slow_text == ""
@@ -102,7 +107,7 @@ async def test_when_all_models_fail_the_call_fails() -> None:
 
 async def test_leaving_the_fan_out_leaves_every_model() -> None:
     models = [slow(), slow()]
-    async with aclosing(fan_out(models, "Hello", GenerationOptions())) as updates:
+    async with aclosing(fan_out(models, "Hello", GenerationOptions(), no_pause)) as updates:
         await anext(updates)
     assert [model.left for model in models] == [1, 1]
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from {{ cookiecutter.__package }}.settings import GenerationOptions, ModelSettings, Settings
+from {{ cookiecutter.__package }}.settings import GenerationOptions, Limits, ModelSettings, Settings
 
 
 def test_defaults_are_20_to_100_sampled_tokens() -> None:
@@ -40,3 +40,8 @@ def test_options_that_contradict_each_other_are_refused() -> None:
 def test_a_model_needs_no_more_than_a_name_and_a_source() -> None:
     model = ModelSettings(name="mine", source="org/mine")
     assert (model.prompt, model.temperature, model.top_p) == ("{prompt}", 1.0, 1.0)
+
+
+def test_updates_get_rarer_as_more_answers_run_but_not_rarer_than_half_a_second() -> None:
+    pauses = [Limits().pause(running) for running in (1, 2, 4, 8, 100)]
+    assert pauses == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.5])

@@ -14,6 +14,8 @@ from transformers import (
 )
 
 CONTEXT = 256
+# Weights as small as models start with would repeat one token for ever.
+VARIETY = 0.3
 END = "<end>"
 CORPUS = (
     "The keeper of the lighthouse woke before dawn and climbed the stairs with a lamp in his "
@@ -31,6 +33,7 @@ def save_tiny_decoder(directory: Path) -> Path:
         n_embd=32,
         n_layer=2,
         n_head=2,
+        initializer_range=VARIETY,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -47,6 +50,7 @@ def save_tiny_encoder_decoder(directory: Path) -> Path:
         d_ff=64,
         num_layers=2,
         num_heads=2,
+        initializer_factor=10 * VARIETY,
         decoder_start_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,

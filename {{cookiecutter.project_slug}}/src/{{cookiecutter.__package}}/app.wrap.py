@@ -1,11 +1,9 @@
 """The application: a page with its models in the same process."""
 
-from functools import partial
-
 import gradio as gr
 from ray.serve import Application
 
-from .ingress import GradioServer
+from .ingress import GradioServer, HasHealth
 from .page import build_page
 from .settings import Settings
 
@@ -13,15 +11,28 @@ from .settings import Settings
 def build(settings: Settings) -> Application:
     """Returns the application that a Serve config describes with its `args:`."""
     server = GradioServer.options(ray_actor_options={"num_cpus": 1})
-    return server.bind(partial(page_with_models, settings))
+    return server.bind(PageWithModels(settings))
 
 
-def page_with_models(settings: Settings) -> gr.Blocks:
-    # Here, so that a process which only binds the graph does without torch.
-    from .engine import Engine
+class PageWithModels:
+    """Builds the page, and the models in its process."""
 
-    models = [Engine(model, settings.limits.running_requests) for model in settings.models]
-    return build_page(settings, models)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engines: list[HasHealth] = []
+
+    def __call__(self) -> gr.Blocks:
+        # Here, so that a process which only binds the graph does without torch.
+        from .engine import Engine
+
+        settings = self._settings
+        engines = [Engine(model, settings.limits) for model in settings.models]
+        self._engines = [*engines]
+        return build_page(settings, engines)
+
+    def check_health(self) -> None:
+        for engine in self._engines:
+            engine.check_health()
 
 
 app = build(Settings())

@@ -17,11 +17,15 @@ class ModelReplica:
         # Here, so that a process which only binds the graph does without torch.
         from .engine import Engine
 
-        self._engine = Engine(model, limits.running_requests)
+        self._engine = Engine(model, limits)
 
     async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
         async for piece in self._engine.stream(prompt, options):
             yield piece
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        self._engine.check_health()
 
 
 TextGenerationModel = serve.deployment(

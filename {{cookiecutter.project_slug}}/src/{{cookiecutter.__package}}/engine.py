@@ -1,28 +1,31 @@
-"""Loads a model and streams its text. Knows nothing of Ray and Gradio."""
+"""Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
 
-import asyncio
-import threading
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers import (
-    AsyncTextIteratorStreamer,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    BatchEncoding,
-    StoppingCriteria,
-    StoppingCriteriaList,
+    PreTrainedModel,
 )
 
-from .errors import ModelError, PromptError
-from .settings import GenerationOptions, ModelSettings
+from .decoders import DecoderBatch
+from .encoder_decoders import EncoderDecoderBatch
+from .errors import BusyError, GenerationError, ModelError, PromptError
+from .generation import Batch, Request
+from .sampling import Sampling
+from .settings import GenerationOptions, Limits, ModelSettings
 from .weights import locate
 
-TOP_K = 50
-"""The default of transformers' sampling, which the Ray guide's pipelines used."""
+# Part of the free memory for keys and values, where the settings name no number of tokens:
+# several models share a machine, and one or two of them a GPU.
+CACHE_SHARE = 1 / 64
+GPU_CACHE_SHARE = 1 / 4
 
 
 class Engine:
@@ -35,115 +38,148 @@ class Engine:
         ModelError: the source holds no model that transformers can load.
     """
 
-    def __init__(self, model: ModelSettings, running_requests: int) -> None:
+    def __init__(self, model: ModelSettings, limits: Limits) -> None:
         self.name = model.name
         self._settings = model
+        self._limits = limits
+        self._requests = 0
         directory = locate(model)
         try:
-            config = AutoConfig.from_pretrained(directory)
-            loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            self._tokenizer = AutoTokenizer.from_pretrained(directory)
-            self._model = loader.from_pretrained(directory, dtype="auto", use_safetensors=True)
+            self._load(directory)
+            self._batch = self._make_batch()
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(
                 f"Model {model.name!r}: {model.source!r} cannot be loaded ({reason}). "
                 "It must be a text model for transformers with safetensors weights."
             ) from error
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        pad, eos = self._tokenizer.pad_token_id, self._tokenizer.eos_token_id
-        self._pad_token_id = eos if pad is None else pad
-        self._threads = ThreadPoolExecutor(running_requests, thread_name_prefix=model.name)
 
     async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
-        """Yields the answer in pieces of whole words.
+        """Yields the answer piece by piece, in whole characters.
 
         Leaving the loop, or closing the iterator, ends the generation.
 
         Raises:
             PromptError: the prompt does not fit the model's context.
+            BusyError: as many requests as the limits allow are running or waiting.
+            GenerationError: the model gave up.
         """
-        inputs = self._encode(prompt, options)
-        streamer = AsyncTextIteratorStreamer(
-            self._tokenizer, skip_prompt=True, skip_special_tokens=True
-        )
-        reader_left = threading.Event()
-        generation = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._generate, inputs, options, streamer, reader_left
-        )
+        if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
+            raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
+        request = Request(self._encode(prompt, options), self._sampling(options))
+        text = DecodeStream(skip_special_tokens=True)
+        self._requests += 1
+        self._batch.start(request)
         try:
-            async for piece in streamer:
-                if piece:
+            async for tokens in request.tokens(lambda: self._limits.pause(self._requests)):
+                # None is a character that is not complete yet.
+                pieces = [
+                    text.step(self._tokenizer.backend_tokenizer, token)
+                    for token in tokens
+                    if token not in self._end
+                ]
+                if piece := "".join(piece for piece in pieces if piece):
                     yield piece
-            await generation
         finally:
-            reader_left.set()
-            generation.cancel()
+            self._requests -= 1
+            self._batch.cancel(request)
 
-    def _encode(self, prompt: str, options: GenerationOptions) -> BatchEncoding:
-        """Returns tokens of shape [1, length] on the model's device."""
+    def check_health(self) -> None:
+        """Raises GenerationError when the thread that generates has ended."""
+        if not self._batch.is_running():
+            raise GenerationError(f"{self.name} generates no more")
+
+    def stop(self) -> None:
+        self._batch.stop()
+
+    def _load(self, directory: Path) -> None:
+        config = AutoConfig.from_pretrained(directory)
+        loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._model: PreTrainedModel = loader.from_pretrained(
+            directory, dtype=_dtype(self._settings.dtype), use_safetensors=True
+        )
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._end = _end_tokens(self._model)
+        self._context = _context(self._model, self._tokenizer.model_max_length)
+
+    def _make_batch(self) -> Batch:
+        running = self._limits.running_requests
+        if self._model.config.is_encoder_decoder:
+            return EncoderDecoderBatch(self._model, self._end, running)
+        cache_tokens = self._limits.cache_tokens or min(
+            running * self._context,
+            _free_memory(self._model.device) // _bytes_per_token(self._model),
+        )
+        self._context = min(self._context, cache_tokens)
+        return DecoderBatch(self._model, self._end, running, cache_tokens)
+
+    def _encode(self, prompt: str, options: GenerationOptions) -> list[int]:
         text = self._settings.prompt.replace("{prompt}", prompt)
         if self._tokenizer.chat_template:
             inputs = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
             )
         else:
-            inputs = self._tokenizer(text, return_tensors="pt")
-        length = inputs["input_ids"].shape[1]
-        room = self._room(options)
-        if length > room:
-            raise PromptError(
-                f"The text is too long for {self.name}: {length} tokens, and it reads at most "
-                f"{room}. Shorten the text or ask for fewer new tokens."
-            )
-        return inputs.to(self._model.device)
-
-    def _room(self, options: GenerationOptions) -> int:
-        """Tokens that a prompt may have."""
-        config = self._model.config
-        context: int = self._tokenizer.model_max_length
-        context = min(context, getattr(config, "max_position_embeddings", context))
+            inputs = self._tokenizer(text)
+        tokens: list[int] = inputs["input_ids"]
+        if not tokens:
+            raise PromptError(f"{self.name} reads nothing in this text. Write another.")
         # A decoder writes into the context that it reads from.
-        return context if config.is_encoder_decoder else context - options.max_new_tokens
-
-    def _generate(
-        self,
-        inputs: BatchEncoding,
-        options: GenerationOptions,
-        streamer: AsyncTextIteratorStreamer,
-        reader_left: threading.Event,
-    ) -> None:
-        own = self._settings
-        temperature = own.temperature if options.temperature is None else options.temperature
-        top_p = own.top_p if options.top_p is None else options.top_p
-        sampled = temperature > 0
-        try:
-            self._model.generate(
-                **inputs,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([_ReaderLeft(reader_left)]),
-                do_sample=sampled,
-                temperature=temperature if sampled else None,
-                top_p=top_p if sampled else None,
-                top_k=TOP_K if sampled else None,
-                min_new_tokens=options.min_new_tokens,
-                max_new_tokens=options.max_new_tokens,
-                pad_token_id=self._pad_token_id,
+        decoder = not self._model.config.is_encoder_decoder
+        room = self._context - (options.max_new_tokens if decoder else 0)
+        if len(tokens) > room:
+            raise PromptError(
+                f"The text is too long for {self.name}: {len(tokens)} tokens, and it reads at "
+                f"most {room}. Shorten the text or ask for fewer new tokens."
             )
-        finally:
-            # Without it a failed generation would leave its reader waiting.
-            streamer.end()
+        return tokens
+
+    def _sampling(self, options: GenerationOptions) -> Sampling:
+        own = self._settings
+        return Sampling(
+            temperature=own.temperature if options.temperature is None else options.temperature,
+            top_p=own.top_p if options.top_p is None else options.top_p,
+            min_new_tokens=options.min_new_tokens,
+            max_new_tokens=options.max_new_tokens,
+        )
 
 
-class _ReaderLeft(StoppingCriteria):
-    def __init__(self, reader_left: threading.Event) -> None:
-        self._reader_left = reader_left
+def _dtype(asked: str) -> str:
+    """Chooses for `auto` what this machine computes fast.
 
-    def __call__(
-        self, input_ids: torch.LongTensor, _scores: torch.FloatTensor, **_: object
-    ) -> torch.BoolTensor:
-        stop = self._reader_left.is_set()
-        return torch.full((input_ids.shape[0],), stop, dtype=torch.bool, device=input_ids.device)
+    A CPU without instructions for bfloat16 takes it apart to compute in float32.
+    """
+    if asked != "auto" or torch.cuda.is_available():
+        return asked
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if native else "float32"
+
+
+def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    end = model.generation_config.eos_token_id
+    if end is None:
+        return frozenset()
+    return frozenset([end] if isinstance(end, int) else end)
+
+
+def _context(model: PreTrainedModel, tokenizer_says: int) -> int:
+    """Tokens that the model can attend to."""
+    return min(tokenizer_says, getattr(model.config, "max_position_embeddings", tokenizer_says))
+
+
+def _bytes_per_token(model: PreTrainedModel) -> int:
+    """What the keys and values of one token take."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * int(config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that the cache of keys and values may take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * GPU_CACHE_SHARE)
+    return int(psutil.virtual_memory().available * CACHE_SHARE)

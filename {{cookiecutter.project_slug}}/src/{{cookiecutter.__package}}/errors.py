@@ -7,3 +7,11 @@ class PromptError(ValueError):
 
 class ModelError(RuntimeError):
     """A model cannot be loaded; the message names it and the way out."""
+
+
+class BusyError(RuntimeError):
+    """More is asked than the limits allow; the message says to come back later."""
+
+
+class GenerationError(RuntimeError):
+    """A model gave a text up half way; the message says why."""

@@ -1,6 +1,7 @@
 """Serves the page over HTTP as the application's ingress deployment."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import gradio as gr
 from fastapi import FastAPI
@@ -12,6 +13,11 @@ from .page import THEME
 from .settings import PAGE_DEPLOYMENT
 
 
+@runtime_checkable
+class HasHealth(Protocol):
+    def check_health(self) -> None: ...
+
+
 class PageIngress(GradioIngress):
     """The page that `builder` makes, called with a handle for each of `models`.
 
@@ -19,6 +25,7 @@ class PageIngress(GradioIngress):
     """
 
     def __init__(self, builder: Callable[..., gr.Blocks], *models: DeploymentHandle) -> None:
+        self._builder = builder
         web = FastAPI(openapi_url=None)
         gr.mount_gradio_app(
             web,
@@ -32,6 +39,11 @@ class PageIngress(GradioIngress):
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.
         super(GradioIngress, self).__init__(web)
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises, as the builder's own may."""
+        if isinstance(self._builder, HasHealth):
+            self._builder.check_health()
 
 
 GradioServer = serve.deployment(

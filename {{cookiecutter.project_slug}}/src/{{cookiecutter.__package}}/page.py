@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import unicodedata
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
 import gradio as gr
 from pydantic import ValidationError
 
-from .errors import PromptError
+from .errors import BusyError, PromptError
 from .settings import GenerationOptions, Limits, Settings
 from .task import BUTTON, EXAMPLES, PROMPT_LABEL, PROMPT_PLACEHOLDER
 
@@ -36,6 +36,7 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
     """Returns a page with one pane a model, and the API endpoint `/generate`."""
     limits = settings.limits
     defaults = settings.options
+    answering = 0
 
     async def generate(
         prompt: str,
@@ -47,9 +48,15 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
         """Streams each model's text so far, in the order of the settings."""
         check_prompt(prompt, limits)
         options = read_options(min_new_tokens, max_new_tokens, temperature, top_p)
-        async with aclosing(fan_out(models, prompt, options)) as updates:
-            async for texts in updates:
-                yield texts if len(texts) > 1 else texts[0]
+        nonlocal answering
+        answering += 1
+        answers = fan_out(models, prompt, options, lambda: limits.pause(answering))
+        try:
+            async with aclosing(answers) as updates:
+                async for texts in updates:
+                    yield texts if len(texts) > 1 else texts[0]
+        finally:
+            answering -= 1
 
     with gr.Blocks(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n{settings.description}")
@@ -172,10 +179,14 @@ def refusal(reason: str) -> gr.Error:
 
 
 async def fan_out(
-    models: Sequence[Model], prompt: str, options: GenerationOptions
+    models: Sequence[Model],
+    prompt: str,
+    options: GenerationOptions,
+    pause: Callable[[], float],
 ) -> AsyncGenerator[list[str], None]:
     """Asks all models at once and yields every model's text so far when any of them grew.
 
+    What grows within a pause after an update is shown with the next: an eye follows no more.
     A model that fails says so in its own pane. Closing the iterator stops all models.
 
     Raises:
@@ -205,6 +216,8 @@ async def fan_out(
             await grew.wait()
             grew.clear()
             yield list(texts)
+            if running:
+                await asyncio.sleep(pause())
     finally:
         for reader in readers:
             reader.cancel()
@@ -218,7 +231,7 @@ def _shown(option: float | None) -> str:
 
 
 def _explain(model: Model, error: Exception) -> str:
-    if isinstance(error, PromptError):
+    if isinstance(error, PromptError | BusyError):
         return str(error)
     logger.error("%s failed", model.name, exc_info=error)
     return f"{model.name} failed to answer. Run again; if it stays so, look at the server's log."

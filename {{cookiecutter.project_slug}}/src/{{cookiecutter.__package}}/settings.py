@@ -3,7 +3,7 @@
 A Serve config changes any of it under `args:`, with the same names.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -12,6 +12,8 @@ BUNDLED = "bundled:SmolLM2-135M-Instruct"
 {% endif %}
 DEPLOYMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PAGE_DEPLOYMENT = "GradioServer"
+ANSWERS_AT_FULL_PACE = 2
+SLOWEST_PACE = 5
 
 
 class Strict(BaseModel):
@@ -34,6 +36,9 @@ class ModelSettings(Strict):
 {% endif %}
     revision: str | None = None
     """Branch, tag or commit of a model id; None takes the main branch."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Format of the numbers. "auto": on a GPU the one that the weights were saved in, on a
+    CPU bfloat16 where it has instructions for it, else float32."""
     prompt: str = "{prompt}"
     """What the model reads; `{prompt}` stands for the user's text."""
     temperature: float = Field(default=1.0, ge=0, le=2)
@@ -74,10 +79,25 @@ class Limits(Strict):
     prompt_characters: int = Field(default=20_000, ge=1)
     new_tokens: int = Field(default=512, ge=1)
     """The most tokens that a request may ask of a model."""
-    running_requests: int = Field(default=8, ge=1)
+    running_requests: int = Field(default=32, ge=1)
     """Requests that the page, and each model, work on at the same time."""
-    waiting_requests: int = Field(default=64, ge=1)
+    waiting_requests: int = Field(default=200, ge=1)
     """Requests that may wait for their turn on the page; one more is refused."""
+    cache_tokens: int | None = Field(default=None, ge=64)
+    """Tokens, of all running requests, whose keys and values a decoder keeps.
+
+    None sizes it from the model and the free memory.
+    """
+    update_seconds: float = Field(default=0.1, ge=0, le=5)
+    """Pause between two updates of an answer, while few are running."""
+
+    def pause(self, running: int) -> float:
+        """Returns the seconds between two updates of each of that many running answers.
+
+        Text that comes sooner is shown together. Many answers take turns in being updated, so
+        that updates do not take the time in which their text is made.
+        """
+        return self.update_seconds * min(max(running / ANSWERS_AT_FULL_PACE, 1), SLOWEST_PACE)
 
 
 def default_models() -> tuple[ModelSettings, ...]:

@@ -1,0 +1,138 @@
+"""Starts what is compared, each in the environment of one rendered project, and ends it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.generated.project import Project, answers, free_port
+
+from .users import Call
+
+START_SECONDS = 300
+NEW_TOKENS = 64
+PROMPT = "Why is the sky blue, and why is it red in the evening?"
+MODELS = {"smollm2-focused": (0.4, 0.9), "smollm2-lively": (1.0, 0.95)}
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Served:
+    call: Call
+    process: psutil.Process
+
+    def memory(self) -> float:
+        """GB of all its processes; what they share is counted once."""
+        processes = [self.process, *self.process.children(recursive=True)]
+        return sum(process.memory_full_info().pss for process in processes) / 1e9
+
+
+@contextmanager
+def project(project: Project, dtype: str) -> Iterator[Served]:
+    """The rendered project with its defaults, in one format of numbers."""
+    config = yaml.safe_load((project.root / "config" / "local.yaml").read_text())
+    port = config["http_options"]["port"] = free_port()
+    config["applications"][0]["args"] = {
+        "models": [
+            {
+                "name": name,
+                "source": "bundled:SmolLM2-135M-Instruct",
+                "dtype": dtype,
+                "temperature": temperature,
+                "top_p": top_p,
+            }
+            for name, (temperature, top_p) in MODELS.items()
+        ]
+    }
+    path = project.root / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with project.started("python", "-m", project.package, str(path)) as running:
+        running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
+        data: list[str | int | float] = [PROMPT, NEW_TOKENS, NEW_TOKENS, "1", "0.9"]
+        call = Call(f"http://127.0.0.1:{port}", "generate", data)
+        yield Served(call, psutil.Process(running.process.pid))
+
+
+@contextmanager
+def tutorial(project: Project, model: Path, dtype: str) -> Iterator[Served]:
+    """The guide's pattern: a pipeline call for each request."""
+    port = free_port()
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {
+                "name": "tutorial",
+                "route_prefix": "/",
+                "import_path": "benchmarks.rivals.tutorial:app",
+            }
+        ],
+    }
+    path = project.root / "tutorial.yaml"
+    path.write_text(yaml.safe_dump(config))
+    project = with_variables(project, model, dtype)
+    url = f"http://127.0.0.1:{port}"
+    with project.started("serve", "run", str(path)) as running:
+        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
+        yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
+
+
+@contextmanager
+def original(project: Project, model: Path, dtype: str) -> Iterator[Served]:
+    """The guide's "original approach": Gradio alone, both models in turn."""
+    port = free_port()
+    project = with_variables(project, model, dtype, BENCHMARK_PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+    with project.started("python", "-m", "benchmarks.rivals.original") as running:
+        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
+        yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
+
+
+def with_variables(project: Project, model: Path, dtype: str, **more: str) -> Project:
+    variables: Mapping[str, str] = {
+        "PYTHONPATH": str(REPOSITORY),
+        "BENCHMARK_MODEL": str(model),
+        "BENCHMARK_DTYPE": dtype,
+        "BENCHMARK_NEW_TOKENS": str(NEW_TOKENS),
+        "BENCHMARK_PROMPT": PROMPT,
+        "BENCHMARK_PACKAGE": project.package,
+        **more,
+    }
+    return replace(project, variables={**project.variables, **variables})
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A model of fixed service time; `rivals/stand_in.py` says more."""
+
+    name: str
+    seconds: float
+    replicas: int
+    at_once: int
+
+
+@contextmanager
+def stand_ins(project: Project, *models: StandIn) -> Iterator[Served]:
+    """The project's page before models of fixed service time."""
+    port = free_port()
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {
+                "name": "stand-in",
+                "route_prefix": "/",
+                "import_path": "benchmarks.rivals.stand_in:build",
+                "args": {"models": [asdict(model) for model in models]},
+            }
+        ],
+    }
+    path = project.root / "stand-in.yaml"
+    path.write_text(yaml.safe_dump(config))
+    url = f"http://127.0.0.1:{port}"
+    project = with_variables(project, Path(), "float32")
+    with project.started("serve", "run", str(path)) as running:
+        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
+        call = Call(url, "generate", [PROMPT, 1, 1, "1", "1"])
+        yield Served(call, psutil.Process(running.process.pid))

@@ -1,0 +1,260 @@
+"""What is measured, one function for each question."""
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.generated.project import Project
+
+from .contenders import (
+    MODELS,
+    NEW_TOKENS,
+    Served,
+    StandIn,
+    project,
+    stand_ins,
+    with_variables,
+)
+from .users import Answer, ask_at_once
+
+COMMAND_SECONDS = 600
+ALONE_LEAD_SECONDS = 30.0
+SHORT_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a contender did under that many users."""
+
+    contender: str
+    users: int
+    tokens_per_second: float
+    first_text: float
+    """Median, in seconds."""
+    whole_answer: float
+    """Median, in seconds."""
+    failures: int
+
+
+def under_load(
+    contender: str, start: AbstractContextManager[Served], users: Iterable[int]
+) -> list[Load]:
+    with start as served:
+        ask_at_once(served.call, 1)
+        return [load_of(contender, number, ask_at_once(served.call, number)) for number in users]
+
+
+def load_of(contender: str, users: int, answers: list[Answer]) -> Load:
+    tokens = users * len(MODELS) * NEW_TOKENS
+    return Load(
+        contender,
+        users,
+        tokens_per_second=tokens / max(answer.end for answer in answers),
+        first_text=statistics.median(answer.first_text for answer in answers),
+        whole_answer=statistics.median(answer.end for answer in answers),
+        failures=sum(answer.failure is not None for answer in answers),
+    )
+
+
+def median_load(loads: list[Load]) -> Load:
+    """Returns the median of each figure over the rounds."""
+    return replace(
+        loads[0],
+        tokens_per_second=statistics.median(load.tokens_per_second for load in loads),
+        first_text=statistics.median(load.first_text for load in loads),
+        whole_answer=statistics.median(load.whole_answer for load in loads),
+        failures=sum(load.failures for load in loads),
+    )
+
+
+@dataclass(frozen=True)
+class Alone:
+    engine: float
+    """Tokens per second of all engines together."""
+    generate: float | None
+
+
+def engines_alone(
+    rendered: Project, model: Path, dtype: str, *, processes: int, rounds: int
+) -> Alone:
+    """Eight requests in each engine, a thread for each process, as in the deployments."""
+    requests = 8
+    rendered = with_variables(rendered, model, dtype, OMP_NUM_THREADS="1")
+    begin = time.time() + ALONE_LEAD_SECONDS
+    started = [
+        subprocess.Popen(
+            [
+                *(str(rendered.environment / "bin" / "python"), "-m"),
+                *("benchmarks.rivals.engine_alone", f"{begin}", f"{requests}", f"{rounds}"),
+                "alone" if processes > 1 else "with-generate",
+            ],
+            env=rendered.env(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(processes)
+    ]
+    try:
+        outputs = [process.communicate(timeout=COMMAND_SECONDS)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    seconds = [json.loads(output.splitlines()[-1]) for output in outputs]
+    tokens = requests * NEW_TOKENS
+    generate = [
+        tokens / statistics.median(each["generate"]) for each in seconds if each["generate"]
+    ]
+    return Alone(
+        engine=sum(tokens / statistics.median(each["engine"]) for each in seconds),
+        generate=generate[0] if generate else None,
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    replicas: int
+    answers_per_second: float
+
+
+def scale(rendered: Project, replicas: Iterable[int]) -> list[Scale]:
+    """Answers per second of a model of 4 seconds, with twice the users that fit at once."""
+    results = []
+    for number in replicas:
+        model = StandIn("stand-in", seconds=4, replicas=number, at_once=4)
+        with stand_ins(rendered, model) as served:
+            users = 2 * number * model.at_once
+            # Once before it counts, while the last replicas still start.
+            ask_at_once(served.call, users)
+            answers = ask_at_once(served.call, users)
+        check(answers)
+        results.append(Scale(number, users / max(answer.end for answer in answers)))
+    return results
+
+
+@dataclass(frozen=True)
+class Cost:
+    users: int
+    delay: float
+    """Median seconds beyond the model's own time."""
+    cpu_seconds: float
+    """Of all processes of the application, for each user."""
+
+
+def cost_of_users(rendered: Project, users: Iterable[int]) -> list[Cost]:
+    model = StandIn("stand-in", seconds=4, replicas=2, at_once=100)
+    results = []
+    with stand_ins(rendered, model) as served:
+        ask_at_once(served.call, 1)
+        for number in users:
+            before = cpu_seconds(served)
+            answers = ask_at_once(served.call, number)
+            spent = cpu_seconds(served) - before
+            check(answers)
+            delay = statistics.median(answer.end for answer in answers) - model.seconds
+            results.append(Cost(number, delay, spent / number))
+    return results
+
+
+def cpu_seconds(served: Served) -> float:
+    processes = [served.process, *served.process.children(recursive=True)]
+    times = [process.cpu_times() for process in processes]
+    return sum(each.user + each.system for each in times)
+
+
+def first_text_beside_a_slow_pane(rendered: Project) -> tuple[float, float]:
+    """Returns the seconds to the fast pane's first text: alone, and beside a slow one."""
+    fast = StandIn("fast", seconds=1, replicas=1, at_once=8)
+    slow = StandIn("slow", seconds=10, replicas=1, at_once=8)
+    medians = []
+    for models in ([fast], [fast, slow]):
+        with stand_ins(rendered, *models) as served:
+            ask_at_once(served.call, 1)
+            answers = [ask_at_once(served.call, 1)[0] for _ in range(3)]
+        check(answers)
+        medians.append(statistics.median(answer.first_text for answer in answers))
+    return medians[0], medians[1]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GB of all processes of the default application."""
+
+    after_100: float
+    after_1000: float
+    failures_of_100_at_once: int
+
+
+def memory(rendered: Project) -> Memory:
+    with project(rendered, "auto") as served:
+        data = [*served.call.data]
+        data[1:3] = [1, SHORT_TOKENS]
+        call = replace(served.call, data=data)
+        failures = [answer.failure for answer in ask_at_once(call, 100) if answer.failure]
+        after_100 = served.memory()
+        for _ in range(9):
+            check(ask_at_once(call, 100))
+        return Memory(after_100, served.memory(), len(failures))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds from the command to the page, and what they are made of."""
+
+    page_ready: float
+    imports: float
+    """Of the command, of the page's process and of a model's, one after another."""
+    ray: float
+    """Ray's and Serve's own start, with no application."""
+
+
+def second_start(rendered: Project, rounds: int) -> Start:
+    ready = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        with project(rendered, "auto"):
+            ready.append(time.perf_counter() - began)
+    package = rendered.package
+    imports = (
+        f"{package}.__main__, {package}.app",
+        f"{package}.app",
+        f"{package}.deployments, {package}.engine",
+    )
+    ray = "from ray import serve", "serve.start()"
+    return Start(
+        statistics.median(ready),
+        sum(python_seconds(rendered, "", f"import {each}", rounds) for each in imports),
+        python_seconds(rendered, *ray, rounds),
+    )
+
+
+def python_seconds(rendered: Project, before: str, code: str, rounds: int) -> float:
+    """Returns what the code takes in a process of its own, after what goes before it."""
+    timed = f"import time; {before}\nbegan = time.perf_counter(); {code}\n"
+    command = [
+        str(rendered.environment / "bin" / "python"),
+        "-c",
+        f"{timed}print(time.perf_counter() - began)",
+    ]
+    outputs = [
+        subprocess.run(
+            command,
+            env=rendered.env(),
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=True,
+        ).stdout
+        for _ in range(rounds)
+    ]
+    return statistics.median(float(output.splitlines()[-1]) for output in outputs)
+
+
+def check(answers: list[Answer]) -> None:
+    failures = [answer.failure for answer in answers if answer.failure]
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(answers)} users failed: {failures[0]}")

@@ -1,0 +1,62 @@
+"""The project's page before models of a fixed service time, as a GPU would behave."""
+
+import asyncio
+import importlib
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
+
+import gradio as gr
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+PACKAGE = os.environ["BENCHMARK_PACKAGE"]
+PIECES = 8
+
+
+@dataclass(frozen=True)
+class StandInSettings:
+    name: str
+    seconds: float
+    """From a request to the end of its text, however many run beside it."""
+    replicas: int
+    at_once: int
+    """Requests that a replica works on at the same time, as a GPU does with a batch."""
+
+
+@serve.deployment
+class StandIn:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def stream(self, prompt: str, options: object) -> AsyncGenerator[str, None]:  # noqa: ARG002
+        for piece in range(PIECES):
+            await asyncio.sleep(self._seconds / PIECES)
+            yield f"{piece} "
+
+
+def build(args: dict[str, list[dict[str, str | int | float]]]) -> Application:
+    ingress = importlib.import_module(f"{PACKAGE}.ingress")
+    models = [StandInSettings(**model) for model in args["models"]]
+    deployments = [
+        StandIn.options(
+            name=model.name,
+            num_replicas=model.replicas,
+            max_ongoing_requests=model.at_once,
+            ray_actor_options={"num_cpus": 0.05},
+        ).bind(model.seconds)
+        for model in models
+    ]
+    names = [model.name for model in models]
+    return ingress.GradioServer.bind(partial(page_of, names), *deployments)
+
+
+def page_of(names: list[str], *handles: DeploymentHandle) -> gr.Blocks:
+    settings = importlib.import_module(f"{PACKAGE}.settings")
+    deployments = importlib.import_module(f"{PACKAGE}.deployments")
+    page = importlib.import_module(f"{PACKAGE}.page")
+    limits = settings.Limits(running_requests=200)
+    models = [deployments.RemoteModel(*model) for model in zip(names, handles, strict=True)]
+    return page.build_page(settings.Settings(limits=limits), models)

@@ -1,0 +1,123 @@
+"""Simulated users: they speak the protocol of Gradio's page, as a browser does.
+
+`python -m benchmarks.users` runs some of them in one process and prints an answer for each.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx2
+
+PROCESSES = 4
+LEAD_SECONDS = 4.0
+"""Between the start of the processes and their first request, so that all begin together."""
+ANSWER_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """An endpoint of a page, and what it is asked."""
+
+    url: str
+    api_name: str
+    data: list[str | int | float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Times are in seconds since the users began."""
+
+    first_text: float
+    end: float
+    failure: str | None = None
+
+
+def ask_at_once(call: Call, users: int) -> list[Answer]:
+    """Lets that many users ask at the same time, in processes of their own."""
+    processes = min(users, PROCESSES)
+    shares = [users // processes + (number < users % processes) for number in range(processes)]
+    begin = time.time() + LEAD_SECONDS
+    command = [sys.executable, "-m", "benchmarks.users", json.dumps(asdict(call)), f"{begin}"]
+    started = [
+        subprocess.Popen(
+            [*command, str(share)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        for share in shares
+    ]
+    try:
+        outputs = [process.communicate(timeout=ANSWER_SECONDS)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Answer(**answer) for output in outputs for answer in json.loads(output)]
+
+
+async def run_users(call: Call, begin: float, users: int) -> list[Answer]:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx2.AsyncClient(timeout=ANSWER_SECONDS, limits=limits) as client:
+        config = (await client.get(f"{call.url}/config")).json()
+        [function] = [
+            dependency["id"]
+            for dependency in config["dependencies"]
+            if dependency["api_name"] == call.api_name
+        ]
+        await asyncio.sleep(max(0.0, begin - time.time()))
+        return await asyncio.gather(*(ask(client, call, function, begin) for _ in range(users)))
+
+
+async def ask(client: httpx2.AsyncClient, call: Call, function: int, begin: float) -> Answer:
+    first = 0.0
+    session = uuid.uuid4().hex
+    question = {"data": call.data, "fn_index": function, "session_hash": session}
+    joined = await client.post(f"{call.url}/gradio_api/queue/join", json=question)
+    if joined.status_code != 200:
+        return Answer(0, time.time() - begin, f"{joined.status_code}: {joined.text[:200]}")
+    async for message in messages(client, f"{call.url}/gradio_api/queue/data", session):
+        if not first and any(message.output.get("data") or []):
+            first = time.time() - begin
+        if message.msg == "process_completed":
+            failure = None if message.success else str(message.output)[:200]
+            return Answer(first, time.time() - begin, failure)
+    return Answer(first, time.time() - begin, "the stream ended before the answer")
+
+
+@dataclass(frozen=True)
+class Message:
+    """What Gradio's queue says of an event, as far as it matters here."""
+
+    msg: str
+    success: bool
+    output: dict[str, list[object]]
+
+
+async def messages(client: httpx2.AsyncClient, url: str, session: str) -> AsyncIterator[Message]:
+    async with client.stream("GET", url, params={"session_hash": session}) as events:
+        async for line in events.aiter_lines():
+            if line.startswith("data:"):
+                said = json.loads(line.removeprefix("data:"))
+                yield Message(said["msg"], said.get("success", True), said.get("output") or {})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("call", type=lambda text: Call(**json.loads(text)))
+    parser.add_argument("begin", type=float)
+    parser.add_argument("users", type=int)
+    options = parser.parse_args(arguments)
+    answers = asyncio.run(run_users(options.call, options.begin, options.users))
+    print(json.dumps([asdict(answer) for answer in answers]))
+
+
+if __name__ == "__main__":
+    main()
