@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2
 
 PROCESSES = 4
-LEAD_SECONDS = 4.0
+LEAD_SECONDS = 3.0
 """Between the start of the processes and their first request, so that all begin together."""
 ANSWER_SECONDS = 600.0
 

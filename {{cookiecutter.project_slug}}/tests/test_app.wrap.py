@@ -1,5 +1,6 @@
 """The application in this process, without a cluster."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,11 @@ def test_the_graph_is_the_page_alone(settings: Settings) -> None:
 
 
 def test_the_page_asks_its_own_model(settings: Settings) -> None:
-    page = PageWithModels(settings)()
+    builder = PageWithModels(settings)
+    page = builder()
+    builder.check_health()
+    # Serve does it with the builder of a replica that has started.
+    pickle.dumps(builder)
     page.launch(prevent_thread_lock=True, quiet=True)
     try:
         text = Client(page.local_url, verbose=False).predict("The whale", api_name="/generate")

@@ -71,6 +71,10 @@ def test_a_port_that_cannot_be(tmp_path: Path) -> None:
     ("arguments", "reason"),
     [
         ({"modles": []}, "args.modles: there is no such name; check its spelling"),
+        (
+            {"models": [{"name": "a", "source": "b", "topp": 1}]},
+            "args.models.0.topp: there is no such name; check its spelling",
+        ),
         ({"limits": {"new_tokens": 0}}, "args.limits.new_tokens: Input should be greater than"),
         (
             {"models": [{"name": "a", "source": "b", "top_p": "all"}]},
@@ -81,7 +85,9 @@ def test_a_port_that_cannot_be(tmp_path: Path) -> None:
 def test_a_wrong_argument(arguments: dict[str, object], reason: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["args"] = arguments
-    assert reason in start(written(tmp_path, config))
+    line = start(written(tmp_path, config))
+    assert reason in line
+    assert line.count("args.") == 1
 
 
 def test_a_port_in_use(tmp_path: Path, tiny_decoder: Path) -> None:

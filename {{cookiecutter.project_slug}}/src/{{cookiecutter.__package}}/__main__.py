@@ -139,9 +139,13 @@ def read_models(config: ServeDeploySchema, path: Path) -> list[ModelSettings]:
 
 
 def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
+    details = error.errors()
+    # A list is said to be empty when the only fault is within its first item.
+    whole = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
     return "; ".join(
         f"{'.'.join(map(str, (*inside, *detail['loc'])))}: {_reason(detail)}"
-        for detail in error.errors()
+        for detail in details
+        if detail["loc"] not in whole
     )
 
 

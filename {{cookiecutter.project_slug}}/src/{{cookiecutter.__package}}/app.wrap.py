@@ -30,6 +30,10 @@ class PageWithModels:
         self._engines = [*engines]
         return build_page(settings, engines)
 
+    def __reduce__(self) -> tuple[type["PageWithModels"], tuple[Settings]]:
+        # Serve pickles a replica's arguments once more when it has started; engines cannot be.
+        return PageWithModels, (self._settings,)
+
     def check_health(self) -> None:
         for engine in self._engines:
             engine.check_health()
