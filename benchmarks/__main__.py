@@ -1,8 +1,6 @@
-"""`nox -s benchmark` compares the rendered project with what a user would pick instead.
+"""`nox -s benchmark` compares the rendered project with what a user would pick instead."""
 
-Usage: python -m benchmarks PROJECT ENVIRONMENT MODEL [quick]
-"""
-
+import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -21,85 +19,81 @@ from .measures import (
     second_start,
     under_load,
 )
-from .report import Ratio, Results, write
+from .report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Footprint, Growth, Ratio, Users, write
 
+PARTS = ["users", "growth", "footprint"]
 QUICK = "quick"
+ROUNDS = 3
 CLEARLY_LOST = 0.8
 """Part of a figure's goal below which the quick run fails: it measures once, on any machine."""
 
 
 def main() -> None:
-    root, environment, model, *options = sys.argv[1:]
-    rendered = Project(Path(root), Path(environment), {"RAY_TMPDIR": "/tmp"})  # noqa: S108
-    if QUICK in options:
-        finish_quick(quick(rendered, Path(model)))
-    else:
-        write(full(rendered, Path(model)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("project", type=Path, help="a rendered project")
+    parser.add_argument("environment", type=Path, help="where it is installed")
+    parser.add_argument("model", type=Path, help="SmolLM2 as safetensors")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, QUICK])
+    options = parser.parse_args()
+    parts = options.parts or PARTS
+    # A longer one would make the paths of Ray's sockets too long.
+    rendered = Project(options.project, options.environment, {"RAY_TMPDIR": "/tmp"})  # noqa: S108
+    if QUICK in parts:
+        finish_quick(quick(rendered, options.model))
+    if "users" in parts:
+        write("users", users(rendered, options.model))
+    if "growth" in parts:
+        write("growth", growth(rendered))
+    if "footprint" in parts:
+        write("footprint", Footprint(memory(rendered), second_start(rendered, ROUNDS)))
+
+
+def users(rendered: Project, model: Path) -> Users:
+    loads: dict[tuple[str, int], list[Load]] = {}
+    for number in range(1, ROUNDS + 1):
+        say(f"round {number} of {ROUNDS}")
+        # Once is enough for what takes minutes: the rivals answer one after another, so they
+        # show with 32 users what they show with 8.
+        at_once = [1, 8, 32] if number == 1 else [1, 8]
+        parts = [
+            under_load(OURS, project(rendered, "auto"), [1, 8, 32]),
+            under_load(GUIDE, tutorial(rendered, model, "float32"), at_once),
+            under_load(SAME_DTYPE, project(rendered, "float32"), at_once),
+        ]
+        if number == 1:
+            parts.append(under_load(ORIGINAL, original(rendered, model, "float32"), [8]))
+        for load in itertools.chain(*parts):
+            say(str(load))
+            loads.setdefault((load.contender, load.users), []).append(load)
+    say("the engine alone")
+    return Users(
+        loads=[median_load(each) for each in loads.values()],
+        alone_auto=engines_alone(rendered, model, "auto", processes=2, rounds=ROUNDS),
+        alone_float32=engines_alone(rendered, model, "float32", processes=1, rounds=ROUNDS),
+        alone_bfloat16=engines_alone(rendered, model, "bfloat16", processes=1, rounds=ROUNDS),
+    )
+
+
+def growth(rendered: Project) -> Growth:
+    return Growth(
+        scale=scale(rendered, [1, 2, 4, 8]),
+        cost=cost_of_users(rendered, [1, 8, 32, 100]),
+        fast_pane=first_text_beside_a_slow_pane(rendered),
+    )
 
 
 def quick(rendered: Project, model: Path) -> list[Ratio]:
     say("the project at 8 users")
-    [ours] = under_load("project", project(rendered, "auto"), [8])
+    [ours] = under_load(OURS, project(rendered, "auto"), [8])
     say("the guide's pattern at 8 users")
-    [theirs] = under_load("tutorial", tutorial(rendered, model, "float32"), [8])
+    [theirs] = under_load(GUIDE, tutorial(rendered, model, "float32"), [8])
     say("the engine alone, and generate on a padded batch")
     alone = engines_alone(rendered, model, "float32", processes=1, rounds=2)
     return [
-        *against_tutorial(ours, theirs),
+        Ratio("tokens/s / the guide's", ours.tokens_per_second / theirs.tokens_per_second, 6),
+        Ratio("first text: the guide's / ours", theirs.first_text / ours.first_text, 20),
         Ratio(
-            "engine alone at 8 requests / generate on a batch of 8",
-            alone.engine / (alone.generate or 0),
-            0.95,
-        ),
-    ]
-
-
-def full(rendered: Project, model: Path, rounds: int = 3) -> Results:
-    loads: dict[tuple[str, int], list[Load]] = {}
-    for number in range(1, rounds + 1):
-        say(f"round {number} of {rounds}")
-        # Once is enough for what takes minutes: the rivals answer one after another, so they
-        # show with 32 users what they show with 8.
-        users = [1, 8, 32] if number == 1 else [1, 8]
-        rivals = [
-            under_load("tutorial, float32", tutorial(rendered, model, "float32"), users),
-            under_load("project, float32", project(rendered, "float32"), users),
-        ]
-        if number == 1:
-            rivals.append(
-                under_load("original, float32", original(rendered, model, "float32"), [8])
-            )
-        ours = under_load("project, auto", project(rendered, "auto"), [1, 8, 32])
-        for load in [*ours, *itertools.chain(*rivals)]:
-            say(str(load))
-            loads.setdefault((load.contender, load.users), []).append(load)
-    say("the engine alone")
-    return Results(
-        loads=[median_load(each) for each in loads.values()],
-        alone_auto=engines_alone(rendered, model, "auto", processes=2, rounds=rounds),
-        alone_float32=engines_alone(rendered, model, "float32", processes=1, rounds=rounds),
-        alone_bfloat16=engines_alone(rendered, model, "bfloat16", processes=1, rounds=rounds),
-        scale=scale(rendered, [1, 2, 4, 8]),
-        cost=cost_of_users(rendered, [1, 8, 32, 100]),
-        fast_pane=first_text_beside_a_slow_pane(rendered),
-        memory=memory(rendered),
-        start=second_start(rendered, rounds),
-    )
-
-
-def against_tutorial(ours: Load, theirs: Load) -> list[Ratio]:
-    users = ours.users
-    goal = {8: 6.0, 32: 10.0}[users]
-    return [
-        Ratio(
-            f"tokens/s at {users} users / the guide's pattern",
-            ours.tokens_per_second / theirs.tokens_per_second,
-            goal,
-        ),
-        Ratio(
-            f"first text at {users} users: the guide's pattern / ours",
-            theirs.first_text / ours.first_text,
-            20,
+            "engine alone / generate on a batch of 8", alone.engine / (alone.generate or 0), 0.95
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Writes what was measured to docs/benchmarks: JSON, a table and a plot."""
+"""Writes what was measured to docs/benchmarks: a table and JSON for each part, and a plot."""
 
 import json
 import platform
@@ -13,6 +13,12 @@ from .contenders import NEW_TOKENS
 from .measures import Alone, Cost, Load, Memory, Scale, Start
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
+OURS, SAME_DTYPE, GUIDE, ORIGINAL = (
+    "project, auto",
+    "project, float32",
+    "tutorial, float32",
+    "original, float32",
+)
 
 
 @dataclass(frozen=True)
@@ -27,66 +33,43 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Results:
+class Users:
+    """Tokens for users, of the project, of its rivals and of the engine alone."""
+
     loads: list[Load]
     alone_auto: Alone
     """Two engines at once, in the format that this machine chooses."""
     alone_float32: Alone
     alone_bfloat16: Alone
-    scale: list[Scale]
-    cost: list[Cost]
-    fast_pane: tuple[float, float]
-    memory: Memory
-    start: Start
-
-    def load(self, contender: str, users: int) -> Load:
-        [load] = [x for x in self.loads if (x.contender, x.users) == (contender, users)]
-        return load
 
     def ratios(self) -> list[Ratio]:
-        def tokens(contender: str, users: int) -> float:
-            return self.load(contender, users).tokens_per_second
-
-        ours, same, guide = "project, auto", "project, float32", "tutorial, float32"
-        first = self.load(guide, 8).first_text
-        alone, beside = self.fast_pane
-        one, eight = self.scale[0], self.scale[-1]
-        start = self.start
+        ours, same, guide = self._of(OURS), self._of(SAME_DTYPE), self._of(GUIDE)
+        in_float32 = "the same, both in float32"
         return [
-            Ratio(
-                "tokens/s at 8 users / the guide's pattern", tokens(ours, 8) / tokens(guide, 8), 6
-            ),
-            Ratio("the same in equal dtype (float32)", tokens(same, 8) / tokens(guide, 8), 6),
-            Ratio(
-                "tokens/s at 32 users / the guide's pattern",
-                tokens(ours, 32) / tokens(guide, 32),
-                10,
-            ),
-            Ratio("the same in equal dtype (float32)", tokens(same, 32) / tokens(guide, 32), 10),
+            Ratio("tokens/s at 8 users / the guide's pattern", _speed(ours[8], guide[8]), 6),
+            Ratio(in_float32, _speed(same[8], guide[8]), 6),
+            Ratio("tokens/s at 32 users / the guide's pattern", _speed(ours[32], guide[32]), 10),
+            Ratio(in_float32, _speed(same[32], guide[32]), 10),
             Ratio(
                 "first text at 8 users, the guide's pattern / ours",
-                first / self.load(ours, 8).first_text,
+                guide[8].first_text / ours[8].first_text,
                 20,
             ),
-            Ratio("the same in equal dtype (float32)", first / self.load(same, 8).first_text, 20),
+            Ratio(in_float32, guide[8].first_text / same[8].first_text, 20),
             Ratio(
                 "whole answer of one user, the guide's pattern / ours",
-                self.load(guide, 1).whole_answer / self.load(ours, 1).whole_answer,
+                guide[1].whole_answer / ours[1].whole_answer,
                 1,
             ),
-            Ratio(
-                "the same in equal dtype (float32)",
-                self.load(guide, 1).whole_answer / self.load(same, 1).whole_answer,
-                1,
-            ),
+            Ratio(in_float32, guide[1].whole_answer / same[1].whole_answer, 1),
             Ratio(
                 "tokens/s at 8 users / the guide's original approach",
-                tokens(ours, 8) / tokens("original, float32", 8),
+                _speed(ours[8], self._of(ORIGINAL)[8]),
                 1,
             ),
             Ratio(
-                "tokens/s at 8 users / the engines alone",
-                tokens(ours, 8) / self.alone_auto.engine,
+                "tokens/s at 8 users / the two engines alone",
+                ours[8].tokens_per_second / self.alone_auto.engine,
                 0.9,
             ),
             Ratio(
@@ -99,47 +82,111 @@ class Results:
                 _against_generate(self.alone_bfloat16),
                 0.95,
             ),
+        ]
+
+    def tables(self) -> list[str]:
+        rows = [
+            f"| {x.contender} | {x.users} | {x.tokens_per_second:.0f} | {x.first_text:.2f} "
+            f"| {x.whole_answer:.1f} | {x.failures} |"
+            for x in self.loads
+        ]
+        return [
+            f"Two panes, {NEW_TOKENS} new tokens in each, all users at once:",
+            "",
+            "| contender, dtype | users | tokens/s | first text, s | whole answer, s | failures |",
+            *("|---|---|---|---|---|---|", *rows),
+        ]
+
+    def _of(self, contender: str) -> dict[int, Load]:
+        return {load.users: load for load in self.loads if load.contender == contender}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What the page, Serve and Ray add as replicas and users get more."""
+
+    scale: list[Scale]
+    cost: list[Cost]
+    fast_pane: tuple[float, float]
+    """Seconds to the first text: alone, and beside a pane ten times slower."""
+
+    def ratios(self) -> list[Ratio]:
+        alone, beside = self.fast_pane
+        one, most = self.scale[0], self.scale[-1]
+        return [
+            Ratio("first text of a fast pane beside a slow one / alone", beside / alone, 1.2, True),
             Ratio(
-                "first text of a fast pane beside a slow one / alone",
-                beside / alone,
-                1.2,
-                smaller_is_better=True,
-            ),
-            Ratio(
-                "answers/s of 8 stand-in replicas / 8 times one replica",
-                eight.answers_per_second / (eight.replicas * one.answers_per_second),
+                f"answers/s of {most.replicas} stand-in replicas / as many times one's",
+                most.answers_per_second / (most.replicas * one.answers_per_second),
                 0.9,
-            ),
-            Ratio(
-                "second start / its imports and Ray's own start",
-                start.page_ready / (start.imports + start.ray),
-                1.3,
-                smaller_is_better=True,
-            ),
-            Ratio("memory, GB of all processes", self.memory.after_1000, 4, smaller_is_better=True),
-            Ratio(
-                "memory after 1,000 requests / after 100",
-                self.memory.after_1000 / self.memory.after_100,
-                1.05,
-                smaller_is_better=True,
-            ),
-            Ratio(
-                "failures of 100 users at once",
-                self.memory.failures_of_100_at_once,
-                0,
-                smaller_is_better=True,
             ),
         ]
 
+    def tables(self) -> list[str]:
+        scale = [f"| {x.replicas} | {x.answers_per_second:.2f} |" for x in self.scale]
+        cost = [f"| {x.users} | {x.delay:.2f} | {x.cpu_seconds:.3f} |" for x in self.cost]
+        return [
+            "A stand-in model of 4 seconds, 4 requests at a time in each replica:",
+            *("", "| replicas | answers/s |", "|---|---|", *scale, ""),
+            "What a user costs, with a stand-in model that takes all of them at once:",
+            *("", "| users | delay beyond the model, s | CPU seconds of a user |"),
+            *("|---|---|---|", *cost),
+        ]
 
-def write(results: Results) -> None:
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the default application takes."""
+
+    memory: Memory
+    start: Start
+
+    def ratios(self) -> list[Ratio]:
+        memory, start = self.memory, self.start
+        parts = start.imports + start.ray
+        return [
+            Ratio(
+                "second start / its imports and Ray's own start",
+                start.page_ready / parts,
+                1.3,
+                True,
+            ),
+            Ratio("memory of all processes, GB", memory.after_1000, 4, True),
+            Ratio(
+                "memory after 1,000 requests / after 100",
+                memory.after_1000 / memory.after_100,
+                1.05,
+                True,
+            ),
+            Ratio("failures of 100 users at once", memory.failures_of_100_at_once, 0, True),
+        ]
+
+    def tables(self) -> list[str]:
+        start = self.start
+        return [
+            f"The page is ready after {start.page_ready:.1f} s; the imports take "
+            f"{start.imports:.1f} s, Ray and Serve {start.ray:.1f} s."
+        ]
+
+
+def write(name: str, part: Users | Growth | Footprint) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
-    measured = {"machine": machine(), "date": f"{date.today()}", **asdict(results)}
-    (DIRECTORY / "results.json").write_text(json.dumps(measured, indent=2) + "\n")
-    text = "\n".join([f"{machine()}; {date.today()}; medians.", "", *tables(results), ""])
-    (DIRECTORY / "results.md").write_text(text)
-    plot(results.loads, DIRECTORY / "tokens.png")
-    print(text)
+    measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
+    (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")
+    ratios = [
+        f"| {x.measure} | {x.value:.2f} | {'at most ' if x.smaller_is_better else ''}{x.goal:g} "
+        f"| {'yes' if x.reached() else '**no**'} |"
+        for x in part.ratios()
+    ]
+    lines = [
+        *(f"# {name.capitalize()}", "", f"`nox -s benchmark -- {name}`", ""),
+        *(f"{machine()}; {date.today()}.", "", "| measure | figure | goal | reached |"),
+        *("|---|---|---|---|", *ratios, "", *part.tables(), ""),
+    ]
+    (DIRECTORY / f"{name}.md").write_text("\n".join(lines))
+    print("\n".join(lines), flush=True)
+    if isinstance(part, Users):
+        plot(part.loads, DIRECTORY / "tokens.png")
 
 
 def machine() -> str:
@@ -155,33 +202,6 @@ def machine() -> str:
     return (
         f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
     )
-
-
-def tables(results: Results) -> list[str]:
-    loads = [
-        f"| {x.contender} | {x.users} | {x.tokens_per_second:.0f} | {x.first_text:.2f} "
-        f"| {x.whole_answer:.1f} | {x.failures} |"
-        for x in results.loads
-    ]
-    ratios = [
-        f"| {x.measure} | {x.value:.2f} | {'at most ' if x.smaller_is_better else ''}{x.goal:g} "
-        f"| {'yes' if x.reached() else '**no**'} |"
-        for x in results.ratios()
-    ]
-    scale = [f"| {x.replicas} | {x.answers_per_second:.2f} |" for x in results.scale]
-    cost = [f"| {x.users} | {x.delay:.2f} | {x.cpu_seconds:.3f} |" for x in results.cost]
-    return [
-        *("| measure | ratio | goal | reached |", "|---|---|---|---|", *ratios, ""),
-        f"Two panes, {NEW_TOKENS} new tokens in each, all users at once:",
-        "",
-        "| contender, dtype | users | tokens/s | first text, s | whole answer, s | failures |",
-        *("|---|---|---|---|---|---|", *loads, ""),
-        "A stand-in model of 4 seconds, 4 requests at a time in each replica:",
-        *("", "| replicas | answers/s |", "|---|---|", *scale, ""),
-        "What a user costs, with the stand-in model:",
-        *("", "| users | delay beyond the model, s | CPU seconds of a user |", "|---|---|---|"),
-        *cost,
-    ]
 
 
 def plot(loads: list[Load], path: Path) -> None:
@@ -200,6 +220,10 @@ def plot(loads: list[Load], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _speed(ours: Load, theirs: Load) -> float:
+    return ours.tokens_per_second / theirs.tokens_per_second
 
 
 def _against_generate(alone: Alone) -> float:
