@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from {{ cookiecutter.__package }} import encoder_decoders
+from {{ cookiecutter.__package }}.attention import attend_by_rows
 from {{ cookiecutter.__package }}.encoder_decoders import Group
 from {{ cookiecutter.__package }}.engine import Engine
 from {{ cookiecutter.__package }}.errors import BusyError, GenerationError, ModelError, PromptError
@@ -110,6 +112,25 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
     await asyncio.sleep(0.5)
     assert steps - when_left <= 2
     assert steps < LONG.max_new_tokens
+
+
+def test_a_model_that_needs_its_own_attention_keeps_it(tiny_decoder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_decoder, attn_implementation="eager")
+    attend_by_rows(model)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_group_that_cannot_start_ends_its_requests(
+    tiny_encoder_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    engine = engine_of(tiny_encoder_decoder)
+    monkeypatch.setattr(encoder_decoders, "Group", fail)
+    with pytest.raises(GenerationError, match="out of memory"):
+        await asyncio.wait_for(answer(engine, "The whale"), timeout=20)
 
 
 async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path) -> None:

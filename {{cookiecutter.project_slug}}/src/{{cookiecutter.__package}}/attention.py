@@ -16,10 +16,11 @@ def attend_by_rows(model: PreTrainedModel) -> None:
 
     The usual attention lays the tokens of all rows side by side, computes every row with all
     of them, and masks what is another row's: with 32 rows that is most of a step. Prompts
-    go on in the usual way.
+    go on in the usual way, and so do models that need more than plain attention.
     """
-    AttentionInterface.register(NAME, _attention)
-    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(NAME, _attention)
+        model.set_attn_implementation(NAME)
 
 
 def _attention(
@@ -33,7 +34,8 @@ def _attention(
     """Takes [1, heads, tokens, size] and returns [1, tokens, heads, size]."""
     rows = options["cu_seq_lens_q"].shape[0] - 1
     _, heads, tokens, size = query.shape
-    if tokens != rows or rows < FEWEST_ROWS:
+    biased = options.get("position_bias") is not None
+    if biased or tokens != rows or rows < FEWEST_ROWS:
         usual: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )

@@ -140,9 +140,9 @@ class _SamplingStep(ContinuousBatchingLogitsProcessor):
     def _of(self, state: RequestState) -> float:
         sampling: Sampling = state.logit_processor_kwargs["sampling"]
         # A request that had to make room starts over, with its text in its prompt.
-        moved = len(state.initial_tokens) - state._true_initial_tokens
-        generated = state.generated_len() + (moved if state._true_initial_tokens else 0)
-        return self._number(sampling, generated)
+        prompt = state._true_initial_tokens or len(state.initial_tokens)
+        moved = len(state.initial_tokens) - prompt
+        return self._number(sampling, moved + state.generated_len())
 
 
 def _sampling_steps(end: Sequence[int]) -> ContinuousBatchingLogitsProcessorList:

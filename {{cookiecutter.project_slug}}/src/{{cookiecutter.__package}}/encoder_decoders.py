@@ -76,10 +76,11 @@ class EncoderDecoderBatch:
             running = sum(len(group.requests) for group in self._groups)
             room = self._running_requests - running
             admitted = [request for request in self._waiting[:room] if not request.left]
+            # They wait until their group is there: else its failure would not reach them.
+            if admitted and not self._stopping:
+                self._groups.append(Group(self._model, self._end, admitted))
             self._waiting = self._waiting[room:]
-        if admitted and not self._stopping:
-            self._groups.append(Group(self._model, self._end, admitted))
-        return not self._stopping
+            return not self._stopping
 
 
 class Group:

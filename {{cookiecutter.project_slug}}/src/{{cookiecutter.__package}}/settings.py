@@ -82,7 +82,7 @@ class Limits(Strict):
     running_requests: int = Field(default=32, ge=1)
     """Requests that the page, and each model, work on at the same time."""
     waiting_requests: int = Field(default=200, ge=1)
-    """Requests that may wait for their turn on the page; one more is refused."""
+    """Requests that may wait for their turn, on the page and at a model; one more is refused."""
     cache_tokens: int | None = Field(default=None, ge=64)
     """Tokens, of all running requests, whose keys and values a decoder keeps.
 
