@@ -16,6 +16,7 @@ from .measures import (
     median_load,
     memory,
     scale,
+    scale_of_the_page,
     second_start,
     under_load,
 )
@@ -77,6 +78,7 @@ def users(rendered: Project, model: Path) -> Users:
 def growth(rendered: Project) -> Growth:
     return Growth(
         scale=scale(rendered, [1, 2, 4, 8]),
+        page=scale_of_the_page(rendered, [1, 2, 4]),
         cost=cost_of_users(rendered, [1, 8, 32, 100]),
         fast_pane=first_text_beside_a_slow_pane(rendered),
     )

@@ -114,7 +114,7 @@ class StandIn:
 
 
 @contextmanager
-def stand_ins(project: Project, *models: StandIn) -> Iterator[Served]:
+def stand_ins(project: Project, *models: StandIn, page_replicas: int = 1) -> Iterator[Served]:
     """The project's page before models of fixed service time."""
     port = free_port()
     config = {
@@ -124,7 +124,10 @@ def stand_ins(project: Project, *models: StandIn) -> Iterator[Served]:
                 "name": "stand-in",
                 "route_prefix": "/",
                 "import_path": "benchmarks.rivals.stand_in:build",
-                "args": {"models": [asdict(model) for model in models]},
+                "args": {
+                    "models": [asdict(model) for model in models],
+                    "page_replicas": page_replicas,
+                },
             }
         ],
     }

@@ -136,6 +136,19 @@ def scale(rendered: Project, replicas: Iterable[int]) -> list[Scale]:
     return results
 
 
+def scale_of_the_page(rendered: Project, replicas: Iterable[int]) -> list[Scale]:
+    """Answers per second of 100 users, whom the model never lets wait."""
+    model = StandIn("stand-in", seconds=4, replicas=1, at_once=1000)
+    results = []
+    for number in replicas:
+        with stand_ins(rendered, model, page_replicas=number) as served:
+            ask_at_once(served.call, 100)
+            answers = ask_at_once(served.call, 100)
+        check(answers)
+        results.append(Scale(number, len(answers) / max(answer.end for answer in answers)))
+    return results
+
+
 @dataclass(frozen=True)
 class Cost:
     users: int

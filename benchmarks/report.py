@@ -106,6 +106,7 @@ class Growth:
     """What the page, Serve and Ray add as replicas and users get more."""
 
     scale: list[Scale]
+    page: list[Scale]
     cost: list[Cost]
     fast_pane: tuple[float, float]
     """Seconds to the first text: alone, and beside a pane ten times slower."""
@@ -124,10 +125,13 @@ class Growth:
 
     def tables(self) -> list[str]:
         scale = [f"| {x.replicas} | {x.answers_per_second:.2f} |" for x in self.scale]
+        page = [f"| {x.replicas} | {x.answers_per_second:.2f} |" for x in self.page]
         cost = [f"| {x.users} | {x.delay:.2f} | {x.cpu_seconds:.3f} |" for x in self.cost]
         return [
             "A stand-in model of 4 seconds, 4 requests at a time in each replica:",
             *("", "| replicas | answers/s |", "|---|---|", *scale, ""),
+            "100 users at once, before a stand-in model of 4 seconds that takes all of them:",
+            *("", "| replicas of the page | answers/s |", "|---|---|", *page, ""),
             "What a user costs, with a stand-in model that takes all of them at once:",
             *("", "| users | delay beyond the model, s | CPU seconds of a user |"),
             *("|---|---|---|", *cost),

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx2
 
 PROCESSES = 4
-LEAD_SECONDS = 3.0
+LEAD_SECONDS = 5.0
 """Between the start of the processes and their first request, so that all begin together."""
 ANSWER_SECONDS = 600.0
 
@@ -65,15 +65,30 @@ def ask_at_once(call: Call, users: int) -> list[Answer]:
 
 async def run_users(call: Call, begin: float, users: int) -> list[Answer]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(timeout=ANSWER_SECONDS, limits=limits) as client:
-        config = (await client.get(f"{call.url}/config")).json()
-        [function] = [
-            dependency["id"]
-            for dependency in config["dependencies"]
-            if dependency["api_name"] == call.api_name
+    async with httpx2.AsyncHTTPTransport(limits=limits) as connections:
+        # One for each user, because cookies tell a page who is who.
+        browsers = [
+            httpx2.AsyncClient(timeout=ANSWER_SECONDS, transport=connections) for _ in range(users)
         ]
+        functions = await asyncio.gather(*(open_page(browser, call) for browser in browsers))
         await asyncio.sleep(max(0.0, begin - time.time()))
-        return await asyncio.gather(*(ask(client, call, function, begin) for _ in range(users)))
+        return await asyncio.gather(
+            *(
+                ask(browser, call, function, begin)
+                for browser, function in zip(browsers, functions, strict=True)
+            )
+        )
+
+
+async def open_page(browser: httpx2.AsyncClient, call: Call) -> int:
+    """Returns the number that the page gives to the endpoint."""
+    config = (await browser.get(f"{call.url}/config")).raise_for_status().json()
+    [function] = [
+        dependency["id"]
+        for dependency in config["dependencies"]
+        if dependency["api_name"] == call.api_name
+    ]
+    return int(function)
 
 
 async def ask(client: httpx2.AsyncClient, call: Call, function: int, begin: float) -> Answer:

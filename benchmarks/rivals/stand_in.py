@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import gradio as gr
+from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -37,9 +38,13 @@ class StandIn:
             yield f"{piece} "
 
 
-def build(args: dict[str, list[dict[str, str | int | float]]]) -> Application:
+class Arguments(BaseModel):
+    models: list[StandInSettings]
+    page_replicas: int
+
+
+def build(args: Arguments) -> Application:
     ingress = importlib.import_module(f"{PACKAGE}.ingress")
-    models = [StandInSettings(**model) for model in args["models"]]
     deployments = [
         StandIn.options(
             name=model.name,
@@ -47,10 +52,13 @@ def build(args: dict[str, list[dict[str, str | int | float]]]) -> Application:
             max_ongoing_requests=model.at_once,
             ray_actor_options={"num_cpus": 0.05},
         ).bind(model.seconds)
-        for model in models
+        for model in args.models
     ]
-    names = [model.name for model in models]
-    return ingress.GradioServer.bind(partial(page_of, names), *deployments)
+    names = [model.name for model in args.models]
+    settings = importlib.import_module(f"{PACKAGE}.settings")
+    page = partial(page_of, names)
+    server = ingress.GradioServer.options(num_replicas=args.page_replicas)
+    return server.bind(settings.Settings(), page, *deployments)
 
 
 def page_of(names: list[str], *handles: DeploymentHandle) -> gr.Blocks:

@@ -69,8 +69,12 @@ def no_pause() -> float:
     return 0
 
 
+def answers_of(*models: StandIn, answer_seconds: float = 30) -> AsyncGenerator[list[str], None]:
+    return fan_out(models, "Hello", GenerationOptions(), no_pause, answer_seconds)
+
+
 async def final(*models: StandIn) -> list[str]:
-    return [texts async for texts in fan_out(models, "Hello", GenerationOptions(), no_pause)][-1]
+    return [texts async for texts in answers_of(*models)][-1]
 
 
 async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
@@ -78,8 +82,7 @@ async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
 
 
 async def test_a_fast_pane_does_not_wait_for_a_slow_one() -> None:
-    models = [slow(), fast()]
-    async with aclosing(fan_out(models, "Hello", GenerationOptions(), no_pause)) as updates:
+    async with aclosing(answers_of(slow(), fast())) as updates:
         async for slow_text, fast_text in updates:
             if fast_text == "one two three":
                 assert slow_text == ""
@@ -100,6 +103,16 @@ async def test_a_prompt_that_one_model_cannot_read_says_so_in_its_pane() -> None
     assert await final(picky, fast()) == ["⚠ Too long for picky: shorten it.", "one two three"]
 
 
+async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
+    late = StandIn("late", ["in ", "time ", "too late"], pause=0.4)
+    updates = [texts async for texts in answers_of(fast(), late, answer_seconds=1)]
+    whole, stopped = updates[-1]
+    assert whole == "one two three"
+    assert stopped.startswith("in time")
+    assert "late was stopped, because it took too long" in stopped
+    assert late.left == 1
+
+
 async def test_when_all_models_fail_the_call_fails() -> None:
     with pytest.raises(gr.Error, match="broken failed to answer"):
         await final(broken(), broken())
@@ -107,7 +120,7 @@ async def test_when_all_models_fail_the_call_fails() -> None:
 
 async def test_leaving_the_fan_out_leaves_every_model() -> None:
     models = [slow(), slow()]
-    async with aclosing(fan_out(models, "Hello", GenerationOptions(), no_pause)) as updates:
+    async with aclosing(answers_of(*models)) as updates:
         await anext(updates)
     assert [model.left for model in models] == [1, 1]
 

@@ -28,8 +28,9 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from .errors import ModelError
-from .settings import ModelSettings, Settings
+from .errors import LoginError, ModelError
+from .guard import read_credentials
+from .settings import Settings
 from .weights import locate
 
 POLL_SECONDS = 0.5
@@ -48,7 +49,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(arguments.config, arguments.port, arguments.wait)
-    except (StartError, ModelError) as error:
+    except (StartError, ModelError, LoginError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -72,18 +73,21 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
     """Serves what the config describes until it is interrupted.
 
     Raises:
-        StartError, ModelError: something in the config, or on this machine, hinders it.
+        StartError, ModelError, LoginError: something in the config, or on this machine, hinders it.
     """
     config = read_config(path)
     if port is not None:
         config.http_options.port = port
-    models = read_models(config, path)
+    settings = read_settings(config, path)
     check_port(config.http_options.host, config.http_options.port)
     # On a cluster, files and resources may be elsewhere, or come later.
     alone = "RAY_ADDRESS" not in os.environ
     if alone:
-        for model in models:
-            locate(model)
+        for application in settings:
+            if application.login_user is not None:
+                read_credentials(application.login_user)
+            for model in application.models:
+                locate(model)
     print("Starting Ray; its logs are in /tmp/ray/session_latest/logs", flush=True)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     cluster = ray.init(log_to_driver=False, logging_level="WARNING").address_info
@@ -128,14 +132,11 @@ def _dropped(written: object, kept: object, path: tuple[str, ...] = ()) -> Itera
             yield from _dropped(*values, (*path, str(position)))
 
 
-def read_models(config: ServeDeploySchema, path: Path) -> list[ModelSettings]:
-    models: list[ModelSettings] = []
-    for application in config.applications:
-        try:
-            models += Settings.model_validate(application.args).models
-        except ValidationError as error:
-            raise StartError(f"{path}: {_reasons(error, ('args',))}") from error
-    return models
+def read_settings(config: ServeDeploySchema, path: Path) -> list[Settings]:
+    try:
+        return [Settings.model_validate(application.args) for application in config.applications]
+    except ValidationError as error:
+        raise StartError(f"{path}: {_reasons(error, ('args',))}") from error
 
 
 def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ def build(settings: Settings) -> Application:
         ).bind(model, settings.limits)
         for model in settings.models
     ]
-    return GradioServer.bind(partial(page_of_handles, settings), *models)
+    return GradioServer.bind(settings, partial(page_of_handles, settings), *models)
 
 
 def page_of_handles(settings: Settings, *handles: DeploymentHandle) -> gr.Blocks:

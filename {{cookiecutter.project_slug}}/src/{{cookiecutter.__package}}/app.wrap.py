@@ -11,7 +11,7 @@ from .settings import Settings
 def build(settings: Settings) -> Application:
     """Returns the application that a Serve config describes with its `args:`."""
     server = GradioServer.options(ray_actor_options={"num_cpus": 1})
-    return server.bind(PageWithModels(settings))
+    return server.bind(settings, PageWithModels(settings))
 
 
 class PageWithModels:

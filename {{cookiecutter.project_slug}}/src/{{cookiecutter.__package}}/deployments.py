@@ -1,12 +1,15 @@
 """Models as Serve deployments. Knows nothing of Gradio."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from .errors import BusyError, GenerationError, InterruptionError
 from .settings import GenerationOptions, Limits, ModelSettings
 
 
@@ -44,12 +47,37 @@ class RemoteModel:
     handle: DeploymentHandle
 
     async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
-        """Yields the answer piece by piece; leaving the loop ends the generation."""
+        """Yields the answer piece by piece; leaving the loop ends the generation.
+
+        A replica that is lost, or gives up, before it has shown any text is replaced by
+        another, once.
+
+        Raises:
+            PromptError, BusyError: as the model's engine does.
+            InterruptionError: the replica was lost half way, or the second one as well.
+        """
+        for retries_left in (1, 0):
+            shown = False
+            try:
+                async with aclosing(self._ask(prompt, options)) as pieces:
+                    async for piece in pieces:
+                        shown = True
+                        yield piece
+                return
+            except (RayActorError, ReplicaUnavailableError, GenerationError) as error:
+                if shown or not retries_left:
+                    raise InterruptionError(
+                        f"{self.name} was interrupted. Run again for the whole answer."
+                    ) from error
+
+    async def _ask(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
         response = self.handle.options(stream=True).stream.remote(prompt, options)
         try:
             async for piece in response:
                 yield piece
         except RayTaskError as error:
             raise error.cause from error
+        except BackPressureError as error:
+            raise BusyError(f"{self.name} has too much to do. Try again in a moment.") from error
         finally:
             response.cancel()

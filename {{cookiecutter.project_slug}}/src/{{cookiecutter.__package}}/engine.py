@@ -1,5 +1,6 @@
 """Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
 
+import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from .generation import Batch, Request
 from .sampling import Sampling
 from .settings import GenerationOptions, Limits, ModelSettings
 from .weights import locate
+
+# oneDNN would keep its code for each number of tokens that it has computed at once, which
+# takes more than 100 MB after some hundred requests and makes nothing faster.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 # Part of the free memory for keys and values, where the settings name no number of tokens:
 # several models share a machine, and one or two of them a GPU.

@@ -6,11 +6,14 @@ from typing import Protocol, runtime_checkable
 import gradio as gr
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.gradio_integrations import GradioIngress
 from ray.serve.handle import DeploymentHandle
 
+from .guard import RETRY_SECONDS, guard
 from .page import THEME
-from .settings import PAGE_DEPLOYMENT
+from .routing import SessionCookie, SessionRouter
+from .settings import PAGE_DEPLOYMENT, Settings
 
 
 @runtime_checkable
@@ -24,9 +27,16 @@ class PageIngress(GradioIngress):
     The builder runs in the replica, because Gradio's objects cannot be pickled.
     """
 
-    def __init__(self, builder: Callable[..., gr.Blocks], *models: DeploymentHandle) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        builder: Callable[..., gr.Blocks],
+        *models: DeploymentHandle,
+    ) -> None:
         self._builder = builder
         web = FastAPI(openapi_url=None)
+        guard(web, settings)
+        web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
         gr.mount_gradio_app(
             web,
             builder(*models),
@@ -35,6 +45,7 @@ class PageIngress(GradioIngress):
             ssr_mode=False,
             footer_links=["api"],
             run_history=False,
+            max_file_size=settings.limits.request_bytes,
         )
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.
@@ -49,9 +60,12 @@ class PageIngress(GradioIngress):
 GradioServer = serve.deployment(
     PageIngress,
     name=PAGE_DEPLOYMENT,
+    request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
     # Every open tab holds one request for as long as it is open, and a second while it
     # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
     max_ongoing_requests=1000,
+    max_queued_requests=100,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
     max_constructor_retry_count=1,
     ray_actor_options={"num_cpus": 0.4},
 )

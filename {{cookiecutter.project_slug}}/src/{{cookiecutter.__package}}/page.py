@@ -10,8 +10,8 @@ from typing import Protocol
 import gradio as gr
 from pydantic import ValidationError
 
-from .errors import BusyError, PromptError
-from .settings import GenerationOptions, Limits, Settings
+from .errors import BusyError, InterruptionError, PromptError
+from .settings import SESSION_LOST, GenerationOptions, Limits, Settings
 from .task import BUTTON, EXAMPLES, PROMPT_LABEL, PROMPT_PLACEHOLDER
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,10 @@ THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospac
 
 # A choice, because Gradio's number field cannot be empty: it shows and sends 0.
 OWN = "each model's own"
+
+SESSION_LOST_WARNING = (
+    "The server that held this page's history is gone. The page goes on with another one."
+)
 
 
 class Model(Protocol):
@@ -44,13 +48,18 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
         max_new_tokens: int = defaults.max_new_tokens,
         temperature: str = _shown(defaults.temperature),
         top_p: str = _shown(defaults.top_p),
+        request: gr.Request | None = None,
     ) -> AsyncGenerator[list[str] | str, None]:
         """Streams each model's text so far, in the order of the settings."""
+        if request is not None and SESSION_LOST in request.headers:
+            gr.Warning(SESSION_LOST_WARNING, title="A new session")
         check_prompt(prompt, limits)
         options = read_options(min_new_tokens, max_new_tokens, temperature, top_p)
         nonlocal answering
         answering += 1
-        answers = fan_out(models, prompt, options, lambda: limits.pause(answering))
+        answers = fan_out(
+            models, prompt, options, lambda: limits.pause(answering), limits.answer_seconds
+        )
         try:
             async with aclosing(answers) as updates:
                 async for texts in updates:
@@ -183,6 +192,7 @@ async def fan_out(
     prompt: str,
     options: GenerationOptions,
     pause: Callable[[], float],
+    answer_seconds: float,
 ) -> AsyncGenerator[list[str], None]:
     """Asks all models at once and yields every model's text so far when any of them grew.
 
@@ -200,9 +210,13 @@ async def fan_out(
     async def read(pane: int, model: Model) -> None:
         nonlocal running
         try:
-            async for piece in model.stream(prompt, options):
-                texts[pane] += piece
-                grew.set()
+            async with (
+                asyncio.timeout(answer_seconds),
+                aclosing(model.stream(prompt, options)) as pieces,
+            ):
+                async for piece in pieces:
+                    texts[pane] += piece
+                    grew.set()
         except Exception as error:
             failures.append(_explain(model, error))
             texts[pane] = f"{texts[pane]}\n\n⚠ {failures[-1]}".lstrip()
@@ -231,8 +245,10 @@ def _shown(option: float | None) -> str:
 
 
 def _explain(model: Model, error: Exception) -> str:
-    if isinstance(error, PromptError | BusyError):
+    if isinstance(error, PromptError | BusyError | InterruptionError):
         return str(error)
+    if isinstance(error, TimeoutError):
+        return f"{model.name} was stopped, because it took too long. Ask for fewer tokens."
     logger.error("%s failed", model.name, exc_info=error)
     return f"{model.name} failed to answer. Run again; if it stays so, look at the server's log."
 

@@ -12,8 +12,13 @@ BUNDLED = "bundled:SmolLM2-135M-Instruct"
 {% endif %}
 DEPLOYMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 PAGE_DEPLOYMENT = "GradioServer"
+SESSION_LOST = "x-session-lost"
+"""Header that the page finds in a request whose session went with a replica that is gone."""
 ANSWERS_AT_FULL_PACE = 2
 SLOWEST_PACE = 5
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
 
 
 class Strict(BaseModel):
@@ -90,6 +95,10 @@ class Limits(Strict):
     """
     update_seconds: float = Field(default=0.1, ge=0, le=5)
     """Pause between two updates of an answer, while few are running."""
+    answer_seconds: float = Field(default=600, gt=0)
+    """The longest that an answer may take; then its pane says so."""
+    request_bytes: int = Field(default=2**20, ge=1024)
+    """Size of one HTTP request, and of one file where a page takes files."""
 
     def pause(self, running: int) -> float:
         """Returns the seconds between two updates of each of that many running answers.
@@ -173,6 +182,10 @@ class Settings(Strict):
     options: GenerationOptions = GenerationOptions()
     """What the page's controls show at first."""
     limits: Limits = Limits()
+    login_user: str | None = Field(default=None, min_length=1, pattern="^[^:]+$")
+    """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`."""
+    embedded_in: tuple[Origin, ...] = ()
+    """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

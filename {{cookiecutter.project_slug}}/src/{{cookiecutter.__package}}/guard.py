@@ -1,0 +1,151 @@
+"""What every request passes before it reaches the page. `SECURITY.md` says what it promises."""
+
+import base64
+import hmac
+import os
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from fastapi.exceptions import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import LoginError
+from .settings import Settings
+
+PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
+RETRY_SECONDS = 5
+
+
+def guard(web: FastAPI, settings: Settings) -> None:
+    """Puts the guards before the page; the last one added meets a request first.
+
+    Raises:
+        LoginError: a login is asked for, and the environment holds no password.
+    """
+    # With no origin allowed; Gradio itself would allow all of them.
+    web.add_middleware(CORSMiddleware)
+    web.add_middleware(QueueLimit)
+    web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
+    if settings.login_user is not None:
+        web.add_middleware(Login, credentials=read_credentials(settings.login_user))
+    web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    user: str
+    password: str
+
+    def allow(self, authorization: str) -> bool:
+        """Compares with a header of HTTP Basic authentication, in constant time."""
+        expected = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        scheme, _, given = authorization.partition(" ")
+        equal = hmac.compare_digest(given.strip().encode(), expected.encode())
+        return equal and scheme.lower() == "basic"
+
+
+def read_credentials(user: str) -> Credentials:
+    password = os.environ.get(PASSWORD_VARIABLE)
+    if not password:
+        raise LoginError(
+            f"login_user is {user!r} and {PASSWORD_VARIABLE} is not set. Set it to the password "
+            "in the environment in which Ray starts, or leave login_user out."
+        )
+    return Credentials(user, password)
+
+
+class Login:
+    """Asks for a name and a password, in a way that every replica can check by itself."""
+
+    def __init__(self, app: ASGIApp, credentials: Credentials) -> None:
+        self._app = app
+        self._credentials = credentials
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._credentials.allow(
+            Headers(scope=scope).get("authorization", "")
+        ):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            challenge = {"www-authenticate": 'Basic realm="page", charset="UTF-8"'}
+            response = PlainTextResponse("Log in first.", 401, challenge)
+            await response(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies over the limit with 413, those of unknown length while they arrive."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = f"A request may have {self._limit:,} bytes. Send less."
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._limit:
+            await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_up_to_the_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise HTTPException(413, refusal)
+            return message
+
+        await self._app(scope, receive_up_to_the_limit, send)
+
+
+class QueueLimit:
+    """Says with 429 that Gradio's queue is full, and when to come back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def send_or_refuse(message: Message) -> None:
+            nonlocal refused
+            # Gradio answers 503 only where its queue takes no more.
+            if message["type"] == "http.response.start" and message["status"] == 503:
+                refused = True
+                detail = "Too many requests are waiting. Try again in a few seconds."
+                headers = {"retry-after": str(RETRY_SECONDS)}
+                await JSONResponse({"detail": detail}, 429, headers)(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await self._app(scope, receive, send_or_refuse)
+
+
+class SecurityHeaders:
+    def __init__(self, app: ASGIApp, embedded_in: tuple[str, ...]) -> None:
+        self._app = app
+        ancestors = " ".join(["'self'", *embedded_in])
+        self._headers = {
+            "content-security-policy": (
+                f"frame-ancestors {ancestors}; base-uri 'self'; form-action 'self'; "
+                "object-src 'none'"
+            ),
+            "referrer-policy": "same-origin",
+            "x-content-type-options": "nosniff",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

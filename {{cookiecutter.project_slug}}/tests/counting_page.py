@@ -1,0 +1,27 @@
+"""A page that counts the calls of each session: it has something to lose."""
+
+import os
+
+import gradio as gr
+from ray.serve import Application
+
+from {{ cookiecutter.__package }}.ingress import GradioServer
+from {{ cookiecutter.__package }}.settings import Settings
+
+PAGE_REPLICAS = 3
+
+
+def build(settings: Settings) -> Application:
+    return GradioServer.bind(settings, counting_page)
+
+
+def counting_page() -> gr.Blocks:
+    with gr.Blocks() as page:
+        calls = gr.State(0)
+        process, number = gr.Number(), gr.Number()
+
+        def count(calls: int) -> tuple[int, int, int]:
+            return calls + 1, os.getpid(), calls + 1
+
+        gr.Button("Count").click(count, calls, [calls, process, number], api_name="count")
+    return page.queue(default_concurrency_limit=20)

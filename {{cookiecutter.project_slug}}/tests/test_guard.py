@@ -1,0 +1,119 @@
+"""What a request passes before the page, before a page of a few lines."""
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI, HTTPException, Request
+from httpx2 import Headers
+from starlette.testclient import TestClient
+
+from {{ cookiecutter.__package }}.errors import LoginError
+from {{ cookiecutter.__package }}.guard import guard
+from {{ cookiecutter.__package }}.settings import Limits, Settings
+
+PASSWORD = "a wet whale"  # noqa: S105
+
+
+def page_behind(settings: Settings) -> TestClient:
+    web = FastAPI()
+
+    @web.post("/echo")
+    async def echo(request: Request) -> int:
+        return len(await request.body())
+
+    @web.post("/gradio_api/queue/join")
+    def full() -> None:
+        raise HTTPException(503, "Queue is full.")
+
+    guard(web, settings)
+    return TestClient(web)
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    token = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"authorization": f"Basic {token}"}
+
+
+@pytest.fixture
+def login(monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
+    return page_behind(Settings(login_user="ada"))
+
+
+def test_without_a_login_everybody_may_come() -> None:
+    assert page_behind(Settings()).post("/echo", content=b"abc").json() == 3
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        basic("ada", "wrong"),
+        basic("bob", PASSWORD),
+        basic("", ""),
+        {"authorization": "Basic"},
+        {"authorization": "Basic \xff"},
+        {"authorization": basic("ada", PASSWORD)["authorization"].replace("Basic", "Bearer")},
+    ],
+)
+def test_a_login_keeps_out_who_does_not_know_it(login: TestClient, headers: dict[str, str]) -> None:
+    answer = login.post("/echo", headers=Headers(headers, encoding="latin-1"))
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+def test_a_login_lets_in_who_knows_it(login: TestClient) -> None:
+    assert login.post("/echo", headers=basic("ada", PASSWORD)).status_code == 200
+
+
+def test_a_login_without_a_password_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PAGE_PASSWORD", raising=False)
+    with pytest.raises(LoginError, match="PAGE_PASSWORD is not set"):
+        guard(FastAPI(), Settings(login_user="ada"))
+
+
+def in_parts(number: int) -> Iterator[bytes]:
+    """A body whose length is not announced."""
+    for _ in range(number):
+        yield bytes(1000)
+
+
+def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
+    page = page_behind(Settings(limits=Limits(request_bytes=3000)))
+    assert page.post("/echo", content=in_parts(3)).json() == 3000
+    assert page.post("/echo", content=bytes(3000)).json() == 3000
+    for body in (in_parts(4), bytes(3001)):
+        answer = page.post("/echo", content=body)
+        assert answer.status_code == 413
+        assert "3,000 bytes" in answer.json()["detail"]
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    answer = page_behind(Settings()).post("/gradio_api/queue/join")
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Try again" in answer.json()["detail"]
+
+
+def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
+    page = page_behind(Settings())
+    answer = page.post("/echo", headers={"origin": "https://elsewhere.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control-allow-origin")]
+    assert "frame-ancestors 'self';" in answer.headers["content-security-policy"]
+    preflight = page.options(
+        "/echo",
+        headers={
+            "origin": "https://elsewhere.example",
+            "access-control-request-method": "POST",
+        },
+    )
+    assert preflight.status_code == 400
+
+
+def test_a_site_that_the_settings_name_may_frame_the_page() -> None:
+    page = page_behind(Settings(embedded_in=("https://wiki.example.org",)))
+    policy = page.post("/echo").headers["content-security-policy"]
+    assert "frame-ancestors 'self' https://wiki.example.org;" in policy
