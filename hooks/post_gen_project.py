@@ -39,7 +39,11 @@ CHOSEN: dict[str, dict[object, dict[str, str]]] = {
 UNWANTED: dict[str, dict[object, list[str]]] = {
     "parallel_models": {
         True: [],
-        False: [f"{PACKAGE}/deployments.py", "tests/test_deployments.py"],
+        False: [
+            f"{PACKAGE}/deployments.py",
+            "tests/test_deployments.py",
+            "tests/test_faults.py",
+        ],
     },
     "models": {
         "bundled": [],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from .counting_page import PAGE_REPLICAS
+from .counting_page import PAGE_REPLICAS, PASSWORD, USER
 from .servers import config_of, free_port, served
 from .tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
 
@@ -26,7 +26,7 @@ def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Addresses of the application and of one that counts, on one cluster.
+    """Addresses of the application and of one that counts and has a login, on one cluster.
 
     Both are behind a route prefix, where a page has more to get right than at the root.
     """
@@ -41,11 +41,13 @@ def pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "name": "counting",
         "route_prefix": "/counting",
         "import_path": "tests.counting_page:build",
+        "args": {**application["args"], "login_user": USER},
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(import_path)}},
         "deployments": [page],
     }
     config["applications"].append(counting)
-    with served(config, tmp_path_factory.mktemp("served")) as addresses:
+    directory, variables = tmp_path_factory.mktemp("served"), {"PAGE_PASSWORD": PASSWORD}
+    with served(config, directory, variables) as addresses:
         yield addresses
 
 

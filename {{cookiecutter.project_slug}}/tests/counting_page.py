@@ -9,6 +9,7 @@ from {{ cookiecutter.__package }}.ingress import GradioServer
 from {{ cookiecutter.__package }}.settings import Settings
 
 PAGE_REPLICAS = 3
+USER, PASSWORD = "ada", "a wet whale"
 
 
 def build(settings: Settings) -> Application:
@@ -18,7 +19,7 @@ def build(settings: Settings) -> Application:
 def counting_page() -> gr.Blocks:
     with gr.Blocks() as page:
         calls = gr.State(0)
-        process, number = gr.Number(), gr.Number()
+        process, number = gr.Number(label="Process"), gr.Number(label="Calls")
 
         def count(calls: int) -> tuple[int, int, int]:
             return calls + 1, os.getpid(), calls + 1

@@ -1,10 +1,11 @@
 """Starts the application for real, on a free port, and ends it."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from socket import create_server
@@ -40,13 +41,16 @@ def config_of(source: Path | str, port: int) -> dict[str, Any]:
 
 
 @contextmanager
-def served(config: dict[str, Any], directory: Path) -> Iterator[list[str]]:
+def served(
+    config: dict[str, Any], directory: Path, variables: Mapping[str, str]
+) -> Iterator[list[str]]:
     """Yields the addresses of the pages; leaves no process behind."""
     path, log = directory / "config.yaml", directory / "log"
     path.write_text(yaml.safe_dump(config))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "{{ cookiecutter.__package }}", str(path)],
+            env={**os.environ, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

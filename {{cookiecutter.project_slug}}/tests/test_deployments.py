@@ -7,7 +7,7 @@ import pytest
 from ray import serve
 
 from {{ cookiecutter.__package }}.deployments import RemoteModel, TextGenerationModel
-from {{ cookiecutter.__package }}.errors import PromptError
+from {{ cookiecutter.__package }}.errors import GenerationError, InterruptionError, PromptError
 from {{ cookiecutter.__package }}.settings import GenerationOptions, Limits, ModelSettings
 
 
@@ -28,6 +28,42 @@ async def test_a_deployed_model_streams_its_text(tiny: RemoteModel) -> None:
 async def test_a_prompt_error_reaches_the_page_as_itself(tiny: RemoteModel) -> None:
     with pytest.raises(PromptError, match="too long for tiny"):
         await anext(tiny.stream("whale " * 300, GenerationOptions()))
+
+
+class Flaky:
+    """Gives up as often as it is told, after as many pieces."""
+
+    def __init__(self, failures: int, pieces: int) -> None:
+        self._failures = failures
+        self._pieces = pieces
+
+    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:  # noqa: ARG002
+        failing = self._failures > 0
+        self._failures -= 1
+        for number in range(self._pieces if failing else 3):
+            yield f"{number} "
+        if failing:
+            raise GenerationError("the model is lost")
+
+
+def flaky(failures: int, pieces: int) -> RemoteModel:
+    deployment = serve.deployment(Flaky, name="flaky")
+    application = deployment.bind(failures, pieces)
+    return RemoteModel("flaky", serve.run(application, name="flaky", _local_testing_mode=True))
+
+
+async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
+    once = flaky(failures=1, pieces=0)
+    assert [piece async for piece in once.stream("", GenerationOptions())] == ["0 ", "1 ", "2 "]
+    with pytest.raises(InterruptionError, match="Run again"):
+        await anext(flaky(failures=2, pieces=0).stream("", GenerationOptions()))
+
+
+async def test_a_replica_lost_half_way_is_not_asked_twice_for_the_same_text() -> None:
+    stream = flaky(failures=1, pieces=2).stream("", GenerationOptions())
+    assert [await anext(stream), await anext(stream)] == ["0 ", "1 "]
+    with pytest.raises(InterruptionError, match="flaky was interrupted"):
+        await anext(stream)
 
 
 async def test_a_stream_can_be_left(tiny: RemoteModel) -> None:

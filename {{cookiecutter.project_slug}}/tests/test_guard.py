@@ -1,10 +1,12 @@
 """What a request passes before the page, before a page of a few lines."""
 
 import base64
+import time
 from collections.abc import Iterator
 
+import gradio as gr
 import pytest
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from httpx2 import Headers
 from starlette.testclient import TestClient
 
@@ -21,10 +23,6 @@ def page_behind(settings: Settings) -> TestClient:
     @web.post("/echo")
     async def echo(request: Request) -> int:
         return len(await request.body())
-
-    @web.post("/gradio_api/queue/join")
-    def full() -> None:
-        raise HTTPException(503, "Queue is full.")
 
     guard(web, settings)
     return TestClient(web)
@@ -92,10 +90,18 @@ def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    answer = page_behind(Settings()).post("/gradio_api/queue/join")
-    assert answer.status_code == 429
-    assert int(answer.headers["retry-after"]) > 0
-    assert "Try again" in answer.json()["detail"]
+    web = FastAPI()
+    guard(web, Settings())
+    with gr.Blocks() as blocks:
+        gr.Button("Wait").click(lambda: time.sleep(3), api_name="wait")
+    gr.mount_gradio_app(web, blocks.queue(max_size=1), path="/", ssr_mode=False)
+    with TestClient(web) as page:
+        call = {"data": [], "fn_index": 0, "session_hash": "me"}
+        answers = [page.post("/gradio_api/queue/join", json=call) for _ in range(4)]
+    assert answers[0].status_code == 200
+    assert answers[-1].status_code == 429
+    assert int(answers[-1].headers["retry-after"]) > 0
+    assert "Try again" in answers[-1].json()["detail"]
 
 
 def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:

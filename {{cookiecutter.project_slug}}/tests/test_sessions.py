@@ -1,18 +1,20 @@
 """Several replicas of the page: a session stays with its own, and outlives it."""
 
+import base64
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import httpx2
 import psutil
 import pytest
 from gradio_client import Client
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, HttpCredentials, expect
 
 from {{ cookiecutter.__package }}.page import SESSION_LOST_WARNING
 from {{ cookiecutter.__package }}.task import BUTTON, PROMPT_LABEL
 
-from .counting_page import PAGE_REPLICAS
+from .counting_page import PAGE_REPLICAS, PASSWORD, USER
 
 pytestmark = pytest.mark.served
 
@@ -34,7 +36,9 @@ def count(session: Client) -> Count:
 
 
 def open_session(url: str) -> Client:
-    return Client(url, verbose=False)
+    """Logs in, too: whichever replica it meets, the login holds there."""
+    token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    return Client(url, headers={"Authorization": f"Basic {token}"}, verbose=False)
 
 
 def test_every_session_stays_with_one_replica_and_they_are_spread_evenly(counting: str) -> None:
@@ -70,6 +74,19 @@ def test_a_session_goes_on_elsewhere_when_its_replica_dies_and_no_other_one_noti
             assert count(session) == Count(second.process, 2)
         else:
             assert second == Count(first.process, 2)
+
+
+def test_nobody_gets_past_the_login_without_the_password(counting: str, browser: Browser) -> None:
+    for path in ("", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/queue/data"):
+        assert httpx2.get(f"{counting}{path}").status_code == 401
+    refused = httpx2.post(f"{counting}/gradio_api/run/count", json={"data": []}, auth=(USER, "x"))
+    assert refused.status_code == 401
+    credentials: HttpCredentials = {"username": USER, "password": PASSWORD}
+    with browser.new_context(http_credentials=credentials) as context:
+        page = context.new_page()
+        page.goto(counting)
+        page.get_by_role("button", name="Count", exact=True).click()
+        expect(page.get_by_label("Calls")).to_have_value("1", timeout=30_000)
 
 
 def test_in_the_browser_the_page_goes_on_and_says_that_its_history_is_lost(

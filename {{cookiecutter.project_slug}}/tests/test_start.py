@@ -117,6 +117,13 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
 
 
 @pytest.mark.served
+def test_a_login_without_a_password(tmp_path: Path, tiny_decoder: Path) -> None:
+    config = config_of(tiny_decoder, free_port())
+    config["applications"][0]["args"]["login_user"] = "ada"
+    line = start(written(tmp_path, config), env={"PAGE_PASSWORD": ""})
+    assert "PAGE_PASSWORD is not set. Set it" in line
+
+
 def test_more_than_the_machine_has(tmp_path: Path, tiny_decoder: Path) -> None:
     config = config_of(tiny_decoder, free_port())
     asked = {"num_cpus": 99, "num_gpus": 99}
