@@ -10,14 +10,12 @@ pytestmark = pytest.mark.served
 
 
 def replicas_of(deployment: str) -> list[psutil.Process]:
-    """Serve gives a replica's process the names of its application and deployment."""
+    """Of this run alone: other clusters on the machine have replicas of that name, too."""
     return [
         process
-        for process in psutil.process_iter(["cmdline"])
-        if any(
-            argument.startswith("ray::ServeReplica:") and f":{deployment}" in argument
-            for argument in process.info["cmdline"] or []
-        )
+        for process in psutil.Process().children(recursive=True)
+        # Serve gives a replica's process the names of its application and deployment.
+        if process.name().startswith("ray::ServeRepl") and deployment in process.cmdline()[0]
     ]
 
 
