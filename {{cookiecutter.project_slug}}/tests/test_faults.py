@@ -10,13 +10,18 @@ pytestmark = pytest.mark.served
 
 
 def replicas_of(deployment: str) -> list[psutil.Process]:
-    """Of this run alone: other clusters on the machine have replicas of that name, too."""
+    """Of this run alone: other clusters on the machine may have replicas of that name, too."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        # Serve gives a replica's process the names of its application and deployment.
-        if process.name().startswith("ray::ServeRepl") and deployment in process.cmdline()[0]
+        # Serve names a replica's process after its application and deployment, and Ray after
+        # the method that it runs.
+        if process.name().startswith("ray::ServeRepl") and f":{deployment}." in title_of(process)
     ]
+
+
+def title_of(process: psutil.Process) -> str:
+    return f"{process.cmdline()[0]}."
 
 
 def test_a_call_after_the_only_replica_of_a_model_died_waits_for_the_next(words: str) -> None:
