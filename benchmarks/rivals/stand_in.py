@@ -33,14 +33,17 @@ class StandIn:
         self._seconds = seconds
 
     async def stream(self, prompt: str, options: object) -> AsyncGenerator[str, None]:  # noqa: ARG002
-        for piece in range(PIECES):
+        """Writes the id of its process again and again."""
+        for _ in range(PIECES):
             await asyncio.sleep(self._seconds / PIECES)
-            yield f"{piece} "
+            yield f"{os.getpid()} "
 
 
 class Arguments(BaseModel):
     models: list[StandInSettings]
     page_replicas: int
+    running_requests: int = 200
+    waiting_requests: int = 200
 
 
 def build(args: Arguments) -> Application:
@@ -55,16 +58,17 @@ def build(args: Arguments) -> Application:
         for model in args.models
     ]
     names = [model.name for model in args.models]
-    settings = importlib.import_module(f"{PACKAGE}.settings")
-    page = partial(page_of, names)
+    package = importlib.import_module(f"{PACKAGE}.settings")
+    limits = package.Limits(
+        running_requests=args.running_requests, waiting_requests=args.waiting_requests
+    )
+    settings = package.Settings(limits=limits)
     server = ingress.GradioServer.options(num_replicas=args.page_replicas)
-    return server.bind(settings.Settings(), page, *deployments)
+    return server.bind(settings, partial(page_of, settings, names), *deployments)
 
 
-def page_of(names: list[str], *handles: DeploymentHandle) -> gr.Blocks:
-    settings = importlib.import_module(f"{PACKAGE}.settings")
+def page_of(settings: object, names: list[str], *handles: DeploymentHandle) -> gr.Blocks:
     deployments = importlib.import_module(f"{PACKAGE}.deployments")
     page = importlib.import_module(f"{PACKAGE}.page")
-    limits = settings.Limits(running_requests=200)
     models = [deployments.RemoteModel(*model) for model in zip(names, handles, strict=True)]
-    return page.build_page(settings.Settings(limits=limits), models)
+    return page.build_page(settings, models)

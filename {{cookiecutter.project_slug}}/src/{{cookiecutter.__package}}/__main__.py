@@ -90,6 +90,8 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
                 locate(model)
     print("Starting Ray; its logs are in /tmp/ray/session_latest/logs", flush=True)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     cluster = ray.init(log_to_driver=False, logging_level="WARNING").address_info
     try:
         if alone:

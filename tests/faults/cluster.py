@@ -1,0 +1,174 @@
+"""A Ray cluster of its own, to which applications are deployed as a team does it."""
+
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import yaml
+
+from ..answers import TEMPLATE
+from ..generated.project import START_SECONDS, Project, free_port
+
+CPUS = 8
+"""In Ray's books; the stand-ins take next to nothing."""
+
+WORDS = "words"
+MODEL = "stand-in"
+PAGE = "GradioServer"
+COUNTING = "counting"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    project: Project
+    head: psutil.Process
+    directory: Path
+    dashboard: str
+    url: str
+
+    def deploy(self, config: dict[str, Any]) -> None:
+        """Runs `serve deploy` and returns when every application is in full strength."""
+        path = self.directory / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        serve = str(self.project.environment / "bin" / "serve")
+        self.project.run(serve, "deploy", str(path), "--address", self.dashboard)
+        self.wait_until(self.is_whole)
+
+    def is_whole(self) -> bool:
+        """Whether every application runs and each deployment has the replicas it should."""
+        applications = self.status()["applications"].values()
+        return bool(applications) and all(
+            application["status"] == "RUNNING"
+            and all(
+                deployment["status"] == "HEALTHY"
+                and len(running(deployment)) == deployment["target_num_replicas"]
+                == len(deployment["replicas"])
+                for deployment in application["deployments"].values()
+            )
+            for application in applications
+        )
+
+    def pids(self) -> set[int]:
+        """Process ids of all replicas."""
+        return {
+            pid
+            for application, details in self.status()["applications"].items()
+            for deployment in details["deployments"]
+            for pid in self.replicas(application, deployment)
+        }
+
+    def replicas(self, application: str, deployment: str) -> list[int]:
+        """Process ids."""
+        deployments = self.status()["applications"][application]["deployments"]
+        return [replica["pid"] for replica in running(deployments[deployment])]
+
+    def status(self) -> dict[str, Any]:
+        """What Serve says of itself: https://docs.ray.io/en/latest/serve/api/#serve-rest-api"""
+        token = self.project.variables["RAY_AUTH_TOKEN"]
+        said: dict[str, Any] = (
+            httpx2.get(
+                f"{self.dashboard}/api/serve/applications/",
+                headers={"authorization": f"Bearer {token}"},
+                timeout=30,
+            )
+            .raise_for_status()
+            .json()
+        )
+        return said
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        return [
+            process
+            for process in self.head.children(recursive=True)
+            if process.is_running() and process.name().startswith(title[:15])
+        ]
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = START_SECONDS) -> float:
+        """Returns how long it took; raises TimeoutError with Serve's status."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            try:
+                if happened():
+                    return time.monotonic() - began
+            except (httpx2.HTTPError, KeyError):
+                # While the controller is away, nobody can tell.
+                pass
+            time.sleep(0.25)
+        raise TimeoutError(yaml.safe_dump(self.status()))
+
+
+def running(deployment: dict[str, Any]) -> list[dict[str, Any]]:
+    return [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
+
+
+@contextmanager
+def ray_cluster(project: Project, directory: Path) -> Iterator[Cluster]:
+    port, dashboard = free_port(), free_port()
+    variables = {
+        **project.variables,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "BENCHMARK_PACKAGE": project.package,
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    }
+    project = replace(project, variables=variables)
+    command = (
+        *("ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}"),
+        *("--include-dashboard=true", f"--dashboard-port={dashboard}"),
+    )
+    with project.started(*command) as ray:
+        ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
+        yield Cluster(
+            replace(project, variables={**variables, "RAY_ADDRESS": f"127.0.0.1:{port}"}),
+            psutil.Process(ray.process.pid),
+            directory,
+            f"http://127.0.0.1:{dashboard}",
+            f"http://127.0.0.1:{free_port()}",
+        )
+
+
+def applications(
+    cluster: Cluster, *, pages: int, models: int, seconds: float = 2.0, title: str = ""
+) -> dict[str, Any]:
+    """A Serve config: the project's page before a stand-in model, and a page that counts."""
+    return {
+        "http_options": {"host": "127.0.0.1", "port": int(cluster.url.rpartition(":")[2])},
+        "applications": [
+            {
+                "name": WORDS,
+                "route_prefix": f"/{WORDS}",
+                "import_path": "benchmarks.rivals.stand_in:build",
+                "runtime_env": {"env_vars": {"PYTHONPATH": str(TEMPLATE)}},
+                "args": {
+                    "models": [
+                        {"name": MODEL, "seconds": seconds, "replicas": models, "at_once": 50}
+                    ],
+                    "page_replicas": pages,
+                },
+                "deployments": [
+                    {"name": PAGE, "ray_actor_options": {"num_cpus": 0.1}},
+                ],
+            },
+            {
+                "name": COUNTING,
+                "route_prefix": f"/{COUNTING}",
+                "import_path": "tests.counting_page:build",
+                "runtime_env": {"env_vars": {"PYTHONPATH": str(cluster.project.root)}},
+                "args": {"title": title},
+                "deployments": [
+                    {
+                        "name": PAGE,
+                        "num_replicas": pages,
+                        "ray_actor_options": {"num_cpus": 0.1},
+                    }
+                ],
+            },
+        ],
+    }

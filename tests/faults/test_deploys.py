@@ -1,0 +1,77 @@
+"""`serve deploy` changes what is served while 20 users ask."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.users import Call
+
+from .cluster import COUNTING, PAGE, WORDS, Cluster, applications
+from .users import Outcome, crowd
+
+USERS = 20
+SETTLED_SECONDS = 5
+LONG_SECONDS, SHORT_SECONDS = 150, 30
+
+
+def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.deploy(applications(cluster, pages=2, models=1))
+    call = Call(f"{cluster.url}/{COUNTING}", "count", [None])
+    with crowd(call, USERS, tmp_path) as users:
+        time.sleep(SETTLED_SECONDS)
+        cluster.deploy(applications(cluster, pages=3, models=1))
+        time.sleep(SETTLED_SECONDS)
+        with crowd(call, USERS, tmp_path) as newcomers:
+            time.sleep(SETTLED_SECONDS)
+            cluster.deploy(applications(cluster, pages=2, models=1))
+            time.sleep(SETTLED_SECONDS)
+            left = set(cluster.replicas(COUNTING, PAGE))
+            outcomes = [users.leave(), newcomers.leave()]
+    sessions = [*by_user(outcomes[0]), *by_user(outcomes[1])]
+    assert not [each.failure for session in sessions for each in session if each.failure]
+    moved = [session for session in sessions if len({process(each) for each in session}) > 1]
+    print(f"{sum(map(len, sessions))} calls, {len(moved)} of {len(sessions)} sessions moved")
+    assert moved
+    for session in sessions:
+        began_at = process(session[0])
+        assert (began_at not in left) == (session in moved)
+        for one, next_one in zip(session, session[1:], strict=False):
+            same = process(one) == process(next_one)
+            assert number(next_one) == (number(one) + 1 if same else 1)
+
+
+def test_no_call_fails_when_a_new_version_is_deployed(
+    cluster: Cluster, tmp_path: Path, soak: bool
+) -> None:
+    seconds = LONG_SECONDS if soak else SHORT_SECONDS
+    cluster.deploy(applications(cluster, pages=2, models=2))
+    before = set(cluster.replicas(WORDS, PAGE))
+    call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
+    with crowd(call, USERS, tmp_path) as users:
+        began = time.monotonic()
+        time.sleep(SETTLED_SECONDS)
+        # Other arguments of the application make another version of all its deployments.
+        cluster.deploy(applications(cluster, pages=2, models=2, seconds=2.1))
+        print(f"the new version took {time.monotonic() - began - SETTLED_SECONDS:.0f} s")
+        assert not before & set(cluster.replicas(WORDS, PAGE))
+        time.sleep(max(SETTLED_SECONDS, seconds - (time.monotonic() - began)))
+        outcomes = users.leave()
+    print(f"{len(outcomes)} calls")
+    assert not [each.failure for each in outcomes if each.failure]
+
+
+def by_user(outcomes: list[Outcome]) -> list[list[Outcome]]:
+    sessions = defaultdict[int, list[Outcome]](list)
+    for outcome in outcomes:
+        sessions[outcome.user].append(outcome)
+    return list(sessions.values())
+
+
+def process(outcome: Outcome) -> object:
+    return outcome.answer[1]
+
+
+def number(outcome: Outcome) -> int:
+    return int(outcome.answer[2] or 0)
