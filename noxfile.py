@@ -45,7 +45,8 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Tests answers, hooks, rendered files and the demo."""
     install(session, "tests")
-    session.run("pytest", "--ignore=tests/generated", *session.posargs)
+    slow = ("--ignore=tests/generated", "--ignore=tests/faults")
+    session.run("pytest", *slow, *session.posargs)
 
 
 @nox.session
@@ -56,6 +57,13 @@ def generated(session: nox.Session) -> None:
     """
     install(session, "tests")
     session.run("pytest", "tests/generated", "-n", WORKERS, *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Kills processes of a served project, and floods it; `-- --soak` takes longer."""
+    install(session, "tests")
+    session.run("pytest", "tests/faults", *session.posargs)
 
 
 @nox.session

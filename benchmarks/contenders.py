@@ -51,7 +51,7 @@ def project(project: Project, dtype: str) -> Iterator[Served]:
     path.write_text(yaml.safe_dump(config))
     with project.started("python", "-m", project.package, str(path)) as running:
         running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
-        data: list[str | int | float] = [PROMPT, NEW_TOKENS, NEW_TOKENS, "1", "0.9"]
+        data: list[str | int | float | None] = [PROMPT, NEW_TOKENS, NEW_TOKENS, "1", "0.9"]
         call = Call(f"http://127.0.0.1:{port}", "generate", data)
         yield Served(call, psutil.Process(running.process.pid))
 

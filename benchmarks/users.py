@@ -28,7 +28,7 @@ class Call:
 
     url: str
     api_name: str
-    data: list[str | int | float]
+    data: list[str | int | float | None]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A Ray cluster of its own, to which applications are deployed as a team does it."""
 
 import secrets
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +47,8 @@ class Cluster:
             application["status"] == "RUNNING"
             and all(
                 deployment["status"] == "HEALTHY"
-                and len(running(deployment)) == deployment["target_num_replicas"]
+                and len(running(deployment))
+                == deployment["target_num_replicas"]
                 == len(deployment["replicas"])
                 for deployment in application["deployments"].values()
             )

@@ -32,7 +32,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         default_config={"replay_dir": str(directory), "cookiecutters_dir": str(directory)},
     )
     # Ray's sockets are in it, and their path may have 107 characters at the most.
-    ray_directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # noqa: S108
+    ray_directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     project = Project(Path(root), directory / "venv", {"RAY_TMPDIR": ray_directory})
     project.run("uv", "sync")
     yield project

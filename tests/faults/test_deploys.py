@@ -1,5 +1,6 @@
 """`serve deploy` changes what is served while 20 users ask."""
 
+import itertools
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
     for session in sessions:
         began_at = process(session[0])
         assert (began_at not in left) == (session in moved)
-        for one, next_one in zip(session, session[1:], strict=False):
+        for one, next_one in itertools.pairwise(session):
             same = process(one) == process(next_one)
             assert number(next_one) == (number(one) + 1 if same else 1)
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pytest
 
 from benchmarks.users import Call
 
-from .cluster import MODEL, PAGE, WORDS, Cluster, applications
+from .cluster import PAGE, WORDS, Cluster, applications
 from .users import Outcome, crowd
 
 USERS = 20
