@@ -16,8 +16,8 @@ from benchmarks.users import ask_at_once
 from ..generated.project import Project
 from .users import crowd
 
-READERS = 30
-"""As many as the page works on at the same time."""
+READERS = 100
+"""About two thirds of them wait for their turn on the page."""
 LEFT_SECONDS = 1.0
 LONG_MINUTES, SHORT_MINUTES = 15.0, 1.0
 WARM_PART = 0.2

@@ -104,6 +104,60 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     assert "Try again" in answers[-1].json()["detail"]
 
 
+@pytest.fixture
+def small_page() -> Iterator[TestClient]:
+    """A page with a function that divides, and one that fails."""
+    web = FastAPI()
+    guard(web, Settings())
+    with gr.Blocks() as blocks:
+        number = gr.Number()
+        gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
+        gr.Button("Refuse").click(refuse, api_name="refuse")
+    gr.mount_gradio_app(web, blocks, path="/", ssr_mode=False, show_error=False)
+    with TestClient(web, raise_server_exceptions=False) as page:
+        yield page
+
+
+def refuse() -> None:
+    raise gr.Error("Not on Sundays.")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("run/nothing", {"data": []}),
+        ("call/nothing", {"data": []}),
+        ("call/v2/nothing", {}),
+        ("run/divide", {"data": []}),
+        ("run/divide", {"data": [{"a": "number"}]}),
+        ("run/divide", {"data": [1], "fn_index": 99}),
+        ("queue/join", {"data": [1], "fn_index": -1, "session_hash": "me"}),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_told_so(
+    small_page: TestClient, path: str, body: dict[str, object]
+) -> None:
+    assert small_page.post(f"/gradio_api/{path}", json=body).status_code == 422
+    assert small_page.post("/gradio_api/run/divide", json={"data": [2]}).json()["data"] == [0.5]
+
+
+def test_a_reason_of_the_page_is_told_and_one_of_python_is_not(small_page: TestClient) -> None:
+    answer = small_page.post("/gradio_api/run/refuse", json={"data": []})
+    assert answer.json()["error"] == "Not on Sundays."
+    assert "division" not in small_page.post("/gradio_api/run/divide", json={"data": [0]}).text
+
+
+def test_an_error_of_the_server_stays_one() -> None:
+    web = FastAPI()
+
+    @web.get("/")
+    async def fail() -> None:
+        raise RuntimeError
+
+    guard(web, Settings())
+    assert TestClient(web, raise_server_exceptions=False).get("/").status_code == 500
+
+
 def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
     page = page_behind(Settings())
     answer = page.post("/echo", headers={"origin": "https://elsewhere.example"})

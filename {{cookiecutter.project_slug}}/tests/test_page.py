@@ -178,14 +178,25 @@ def test_bad_input_is_refused_before_a_model_is_asked(
 
 def post(url: str, body: bytes) -> httpx2.Response:
     headers = {"Content-Type": "application/json"}
-    return httpx2.post(f"{url}gradio_api/run/generate", content=body, headers=headers)
+    return httpx2.post(f"{url}gradio_api/call/generate", content=body, headers=headers)
 
 
 def test_half_a_character_is_refused_and_the_page_goes_on() -> None:
     with page_of(fast()) as url:
-        answer = post(url, b'{"data": ["\\ud800", 20, 100, "1", "1"]}')
-        assert "Character 1 is half of a character" in answer.json()["error"]
+        call = post(url, b'{"data": ["\\ud800", 20, 100, "1", "1"]}').json()["event_id"]
+        answer = httpx2.get(f"{url}gradio_api/call/generate/{call}")
+        assert "Character 1 is half of a character" in answer.text
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
+
+
+def test_a_call_that_would_pass_the_queue_by_is_refused() -> None:
+    model = fast()
+    with page_of(model) as url:
+        body = {"data": ["Hi", 20, 100, "1", "1"]}
+        answer = httpx2.post(f"{url}gradio_api/run/generate", json=body)
+    assert answer.status_code == 404
+    assert "join the queue" in answer.text
+    assert model.asked == []
 
 
 def test_bytes_that_are_no_utf8_are_refused_and_the_page_goes_on() -> None:

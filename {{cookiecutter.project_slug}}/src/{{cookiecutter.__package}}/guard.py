@@ -2,11 +2,13 @@
 
 import base64
 import hmac
+import logging
 import os
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
+from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -14,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import LoginError
 from .settings import Settings
+
+logger = logging.getLogger(__name__)
 
 PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
 RETRY_SECONDS = 5
@@ -27,6 +31,7 @@ def guard(web: FastAPI, settings: Settings) -> None:
     """
     # With no origin allowed; Gradio itself would allow all of them.
     web.add_middleware(CORSMiddleware)
+    web.add_middleware(Senseless)
     web.add_middleware(QueueLimit)
     web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
@@ -127,6 +132,44 @@ class QueueLimit:
                 await send(message)
 
         await self._app(scope, receive, send_or_refuse)
+
+
+class Senseless:
+    """Says with 422 that a request makes no sense, where Gradio fails over it with 500.
+
+    Its routes look up what a request names without asking whether it is there. Of a direct
+    call that fails, Gradio does not tell whether the input or the function is at fault.
+    """
+
+    ERRORS = (AttributeError, FnIndexInferError, LookupError, OSError, TypeError, ValueError)
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failure: list[Message] = []
+
+        async def send_or_hold(message: Message) -> None:
+            if failure or (message["type"] == "http.response.start" and message["status"] == 500):
+                failure.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_or_hold)
+        except self.ERRORS as error:
+            if not failure:
+                raise
+            logger.warning("%s %r makes no sense: %r", scope["method"], scope["path"], error)
+            detail = "The page has nothing of that name, or cannot read what it was sent."
+            await JSONResponse({"detail": detail}, 422)(scope, receive, send)
+        except Exception:
+            for message in failure:
+                await send(message)
+            raise
+        else:
+            for message in failure:
+                await send({**message, "status": 422} if "status" in message else message)
 
 
 class SecurityHeaders:

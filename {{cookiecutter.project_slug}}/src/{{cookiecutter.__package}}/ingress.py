@@ -1,5 +1,6 @@
 """Serves the page over HTTP as the application's ingress deployment."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -40,14 +41,18 @@ class PageIngress(GradioIngress):
         guard(web, settings)
         web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
         web.add_middleware(ProxyLoss)
+        page = builder(*models)
+        clean_to_the_end(page)
         gr.mount_gradio_app(
             web,
-            builder(*models),
+            page,
             path="/",
             theme=THEME,
             ssr_mode=False,
             footer_links=["api"],
             run_history=False,
+            # Of the page's own errors a reader sees gr.Error alone; others may tell a path.
+            show_error=False,
             max_file_size=settings.limits.request_bytes,
         )
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
@@ -58,6 +63,20 @@ class PageIngress(GradioIngress):
         """Serve replaces the replica when this raises, as the builder's own may."""
         if isinstance(self._builder, HasHealth):
             self._builder.check_health()
+
+
+def clean_to_the_end(page: gr.Blocks) -> None:
+    """Has the page's queue forget the calls of a reader who left, those that wait too.
+
+    Gradio's stream is cancelled while it waits for its turn to take them out of the queue, and
+    nobody would stop them once they run.
+    """
+    clean_events = page._queue.clean_events
+
+    async def clean_events_to_the_end(**which: str) -> None:
+        await asyncio.shield(clean_events(**which))
+
+    page._queue.clean_events = clean_events_to_the_end
 
 
 class ProxyLoss:

@@ -141,7 +141,8 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
             cancels=running,
             api_visibility="private",
         )
-    return page.queue(max_size=limits.waiting_requests)
+    # A direct call would pass the queue by, and get the first words alone.
+    return page.queue(max_size=limits.waiting_requests, api_open=False)
 
 
 def check_prompt(prompt: str, limits: Limits) -> None:
