@@ -44,6 +44,7 @@ class Arguments(BaseModel):
     page_replicas: int
     running_requests: int = 200
     waiting_requests: int = 200
+    login_user: str | None = None
 
 
 def build(args: Arguments) -> Application:
@@ -62,7 +63,7 @@ def build(args: Arguments) -> Application:
     limits = package.Limits(
         running_requests=args.running_requests, waiting_requests=args.waiting_requests
     )
-    settings = package.Settings(limits=limits)
+    settings = package.Settings(limits=limits, login_user=args.login_user)
     server = ingress.GradioServer.options(num_replicas=args.page_replicas)
     return server.bind(settings, partial(page_of, settings, names), *deployments)
 

@@ -1,17 +1,20 @@
 """What a request passes before the page, before a page of a few lines."""
 
+import asyncio
 import base64
 import time
 from collections.abc import Iterator
+from unittest.mock import AsyncMock
 
 import gradio as gr
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from httpx2 import Headers
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.errors import LoginError
-from {{ cookiecutter.__package }}.guard import guard
+from {{ cookiecutter.__package }}.guard import BodyLimit, guard
 from {{ cookiecutter.__package }}.settings import Limits, Settings
 
 PASSWORD = "a wet whale"  # noqa: S105
@@ -87,6 +90,24 @@ def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
         answer = page.post("/echo", content=body)
         assert answer.status_code == 413
         assert "3,000 bytes" in answer.json()["detail"]
+
+
+async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("{{ cookiecutter.__package }}.guard.BODY_SECONDS", 0.1)
+    parts = iter([{"type": "http.request", "body": b"ab", "more_body": True}])
+
+    async def receive() -> Message:
+        if part := next(parts, None):
+            return part
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(HTTPException, match="408"):
+            await Request(scope, receive, send).body()
+
+    scope = {"type": "http", "headers": []}
+    await asyncio.wait_for(BodyLimit(echo, 3000)(scope, receive, AsyncMock()), 10)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:

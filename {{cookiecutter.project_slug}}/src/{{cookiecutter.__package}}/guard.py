@@ -1,5 +1,6 @@
 """What every request passes before it reaches the page. `SECURITY.md` says what it promises."""
 
+import asyncio
 import base64
 import hmac
 import logging
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
 from gradio.route_utils import FnIndexInferError
+from httpx import InvalidURL
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
 RETRY_SECONDS = 5
+BODY_SECONDS = 15.0
 
 
 def guard(web: FastAPI, settings: Settings) -> None:
@@ -83,7 +86,10 @@ class Login:
 
 
 class BodyLimit:
-    """Refuses bodies over the limit with 413, those of unknown length while they arrive."""
+    """Refuses bodies over the limit with 413, those of unknown length while they arrive.
+
+    Who leaves off in the middle of a body gets 408 after `BODY_SECONDS`.
+    """
 
     def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
         self._app = app
@@ -99,11 +105,17 @@ class BodyLimit:
             await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
             return
         received = 0
+        complete = False
 
         async def receive_up_to_the_limit() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            try:
+                async with asyncio.timeout(None if complete else BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "The rest of the request did not come.") from None
             received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if received > self._limit:
                 raise HTTPException(413, refusal)
             return message
@@ -141,7 +153,10 @@ class Senseless:
     call that fails, Gradio does not tell whether the input or the function is at fault.
     """
 
-    ERRORS = (AttributeError, FnIndexInferError, LookupError, OSError, TypeError, ValueError)
+    ERRORS = (
+        *(AttributeError, LookupError, OSError, TypeError, ValueError),
+        *(FnIndexInferError, InvalidURL),
+    )
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
