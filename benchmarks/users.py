@@ -112,6 +112,7 @@ class Message:
     """What Gradio's queue says of an event, as far as it matters here."""
 
     msg: str
+    event: str | None
     success: bool
     output: dict[str, list[object]]
 
@@ -121,7 +122,8 @@ async def messages(client: httpx2.AsyncClient, url: str, session: str) -> AsyncI
         async for line in events.aiter_lines():
             if line.startswith("data:"):
                 said = json.loads(line.removeprefix("data:"))
-                yield Message(said["msg"], said.get("success", True), said.get("output") or {})
+                event, success = said.get("event_id"), said.get("success", True)
+                yield Message(said["msg"], event, success, said.get("output") or {})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,6 +31,10 @@ class Cluster:
     directory: Path
     dashboard: str
     url: str
+    """Of the page, as users meet it."""
+    host: str
+    port: int
+    """Where Serve's HTTP proxies listen."""
 
     def deploy(self, config: dict[str, Any]) -> None:
         """Runs `serve deploy` and returns when every application is in full strength."""
@@ -84,11 +88,7 @@ class Cluster:
         return said
 
     def processes(self, title: str) -> list[psutil.Process]:
-        return [
-            process
-            for process in self.head.children(recursive=True)
-            if process.is_running() and process.name().startswith(title[:15])
-        ]
+        return named(title, self.head)
 
     def wait_until(self, happened: Callable[[], bool], seconds: float = START_SECONDS) -> float:
         """Returns how long it took; raises TimeoutError with Serve's status."""
@@ -108,30 +108,48 @@ def running(deployment: dict[str, Any]) -> list[dict[str, Any]]:
     return [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
 
 
+def named(title: str, node: psutil.Process) -> list[psutil.Process]:
+    """Processes of a node by what Ray calls them."""
+    return [
+        process
+        for process in node.children(recursive=True)
+        if process.is_running() and process.name().startswith(title[:15])
+    ]
+
+
 @contextmanager
 def ray_cluster(project: Project, directory: Path) -> Iterator[Cluster]:
-    port, dashboard = free_port(), free_port()
-    variables = {
-        **project.variables,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "BENCHMARK_PACKAGE": project.package,
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    }
-    project = replace(project, variables=variables)
-    command = (
-        *("ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={CPUS}"),
-        *("--include-dashboard=true", f"--dashboard-port={dashboard}"),
+    dashboard, port = free_port(), free_port()
+    address = f"127.0.0.1:{free_port()}"
+    project = with_variables(
+        project,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        BENCHMARK_PACKAGE=project.package,
+        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
     )
-    with project.started(*command) as ray:
-        ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
+    head = ("--head", f"--port={address.rpartition(':')[2]}", f"--dashboard-port={dashboard}")
+    with ray_node(project, *head) as process:
         yield Cluster(
-            replace(project, variables={**variables, "RAY_ADDRESS": f"127.0.0.1:{port}"}),
-            psutil.Process(ray.process.pid),
+            with_variables(project, RAY_ADDRESS=address),
+            process,
             directory,
             f"http://127.0.0.1:{dashboard}",
-            f"http://127.0.0.1:{free_port()}",
+            f"http://127.0.0.1:{port}",
+            "127.0.0.1",
+            port,
         )
+
+
+@contextmanager
+def ray_node(project: Project, *options: str) -> Iterator[psutil.Process]:
+    with project.started("ray", "start", "--block", f"--num-cpus={CPUS}", *options) as ray:
+        ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
+        yield psutil.Process(ray.process.pid)
+
+
+def with_variables(project: Project, **variables: str) -> Project:
+    return replace(project, variables={**project.variables, **variables})
 
 
 def applications(
@@ -139,7 +157,7 @@ def applications(
 ) -> dict[str, Any]:
     """A Serve config: the project's page before a stand-in model, and a page that counts."""
     return {
-        "http_options": {"host": "127.0.0.1", "port": int(cluster.url.rpartition(":")[2])},
+        "http_options": {"host": cluster.host, "port": cluster.port},
         "applications": [
             {
                 "name": WORDS,

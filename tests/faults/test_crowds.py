@@ -12,7 +12,7 @@ import httpx2
 from benchmarks.users import Call, ask_at_once, open_page
 
 from .cluster import WORDS, Cluster, applications
-from .users import ask
+from .users import Tab
 
 LIMIT = 40
 MANY = 200
@@ -61,7 +61,8 @@ async def first_text(call: Call) -> float:
     """Median seconds of a newcomer's calls."""
     async with httpx2.AsyncClient(timeout=60) as browser:
         function = await open_page(browser, call)
-        outcomes = [await ask(browser, call, function, 0, uuid4().hex) for _ in range(7)]
+        tab = Tab(browser, call, 0, function)
+        outcomes = [await tab.ask() for _ in range(7)]
     assert not [outcome.failure for outcome in outcomes if outcome.failure]
     return statistics.median(outcome.first_text - outcome.began for outcome in outcomes)
 

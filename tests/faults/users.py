@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
-from benchmarks.users import Call, messages, open_page
+from benchmarks.users import Call, Message, messages, open_page
 
 from ..answers import TEMPLATE
 
@@ -69,45 +70,87 @@ def crowd(call: Call, users: int, directory: Path) -> Iterator[Crowd]:
         process.wait()
 
 
+class Tab:
+    """A page in a browser: one session, whose answers come in one stream while it is open."""
+
+    def __init__(self, browser: httpx2.AsyncClient, call: Call, user: int, function: int) -> None:
+        self._browser = browser
+        self._call = call
+        self._user = user
+        self._function = function
+        self._session = uuid.uuid4().hex
+        self._stream: asyncio.Task[bool] | None = None
+        self._received = asyncio.Queue[Message | None]()
+
+    async def ask(self) -> Outcome:
+        began = time.time()
+        try:
+            async with asyncio.timeout(HANGS_SECONDS):
+                first_text, failure, answer = await self._answer()
+        except TimeoutError:
+            first_text, failure, answer = 0, f"it hung for {HANGS_SECONDS:.0f} s", []
+        except (httpx2.HTTPError, json.JSONDecodeError) as error:
+            first_text, failure, answer = 0, repr(error)[:200], []
+        if failure is None and PANE_FAILURE in str(answer):
+            failure = str(answer)[-200:]
+        return Outcome(self._user, began, time.time(), first_text, failure, answer)
+
+    async def _answer(self) -> tuple[float, str | None, list[Any]]:
+        question = {
+            "data": self._call.data,
+            "fn_index": self._function,
+            "session_hash": self._session,
+        }
+        joined = await self._browser.post(f"{self._call.url}/gradio_api/queue/join", json=question)
+        if joined.status_code != 200:
+            return 0, f"{joined.status_code}: {joined.text[:200]}", []
+        first_text = 0.0
+        answer: list[Any] = []
+        async for message in self._messages(joined.json()["event_id"]):
+            answer = message.output.get("data") or answer
+            if not first_text and any(answer):
+                first_text = time.time()
+            if message.msg == "process_completed":
+                failure = None if message.success else str(message.output)[:200]
+                return first_text, failure, answer
+        return first_text, "the stream ended before the answer", answer
+
+    async def _messages(self, event: str) -> AsyncIterator[Message]:
+        """Ends when the stream does before the answer is whole."""
+        if self._stream is None or self._stream.done():
+            self._stream = self._open_stream()
+        while True:
+            message = await self._received.get()
+            if message is None:
+                if not await self._stream:
+                    return
+                self._stream = self._open_stream()
+            elif message.event == event:
+                yield message
+
+    def _open_stream(self) -> asyncio.Task[bool]:
+        self._received = asyncio.Queue()
+        return asyncio.create_task(self._read(self._received))
+
+    async def _read(self, received: asyncio.Queue[Message | None]) -> bool:
+        """Returns whether the server closed the stream, because nothing was left to answer."""
+        url = f"{self._call.url}/gradio_api/queue/data"
+        try:
+            async for message in messages(self._browser, url, self._session):
+                if message.msg == "close_stream":
+                    return True
+                received.put_nowait(message)
+            return False
+        finally:
+            received.put_nowait(None)
+
+
 async def ask_until(call: Call, user: int, enough: asyncio.Event) -> None:
     async with httpx2.AsyncClient(timeout=HANGS_SECONDS) as browser:
-        function = await open_page(browser, call)
-        session = uuid.uuid4().hex
+        tab = Tab(browser, call, user, await open_page(browser, call))
         while not enough.is_set():
-            outcome = await ask(browser, call, function, user, session)
-            print(json.dumps(asdict(outcome)), flush=True)
+            print(json.dumps(asdict(await tab.ask())), flush=True)
             await asyncio.sleep(PAUSE_SECONDS)
-
-
-async def ask(
-    browser: httpx2.AsyncClient, call: Call, function: int, user: int, session: str
-) -> Outcome:
-    began = time.time()
-    first_text = 0.0
-    answer: list[str | int | float | None] = []
-    failure: str | None = "the stream ended before the answer"
-    try:
-        async with asyncio.timeout(HANGS_SECONDS):
-            question = {"data": call.data, "fn_index": function, "session_hash": session}
-            joined = await browser.post(f"{call.url}/gradio_api/queue/join", json=question)
-            if joined.status_code != 200:
-                failure = f"{joined.status_code}: {joined.text[:200]}"
-                return Outcome(user, began, time.time(), failure=failure)
-            url = f"{call.url}/gradio_api/queue/data"
-            async for message in messages(browser, url, session):
-                answer = json.loads(json.dumps(message.output.get("data") or []))
-                if not first_text and any(answer):
-                    first_text = time.time()
-                if message.msg == "process_completed":
-                    failure = None if message.success else str(message.output)[:200]
-                    break
-    except TimeoutError:
-        failure = f"it hung for {HANGS_SECONDS:.0f} s"
-    except (httpx2.HTTPError, json.JSONDecodeError) as error:
-        failure = repr(error)[:200]
-    if failure is None and PANE_FAILURE in str(answer):
-        failure = str(answer)[-200:]
-    return Outcome(user, began, time.time(), first_text, failure, answer)
 
 
 async def run(call: Call, users: int) -> None:

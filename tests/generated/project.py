@@ -31,6 +31,8 @@ class Project:
     environment: Path
     """The virtual environment that it is installed into."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    within: tuple[str, ...] = ()
+    """What runs each of its commands, as `ip netns exec NAME` does elsewhere."""
 
     @property
     def package(self) -> str:
@@ -55,10 +57,10 @@ class Project:
     @contextmanager
     def started(self, *command: str) -> Iterator["Running"]:
         """Runs a command of its environment, ends it, and asserts that nothing is left."""
-        log = self.root.parent / f"{command[0]}.log"
+        log = self.root.parent / f"{command[0]}{len(self.within) and self.within[-1]}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [str(self.environment / "bin" / command[0]), *command[1:]],
+                [*self.within, str(self.environment / "bin" / command[0]), *command[1:]],
                 cwd=self.root,
                 env=self.env(),
                 # Open as long as it is wanted: the hub ends when its input does.

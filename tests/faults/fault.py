@@ -1,0 +1,86 @@
+"""What 20 users meet when processes of the served application are killed."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.users import Call
+
+from .cluster import WORDS, Cluster
+from .users import Outcome, crowd
+
+USERS = 20
+BEFORE_SECONDS = 6
+AFTER_SECONDS = 8
+STRENGTH_SECONDS = 60
+PIECES = 8
+"""What a stand-in writes in its two seconds."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    killed: float
+    outcomes: list[Outcome]
+
+    def in_flight(self) -> list[Outcome]:
+        return [each for each in self.outcomes if each.began < self.killed <= each.ended]
+
+    def after(self, seconds: float = 0) -> list[Outcome]:
+        """Calls that began so long after the fault, or later."""
+        return [each for each in self.outcomes if each.began >= self.killed + seconds]
+
+
+def kill_under_load(
+    cluster: Cluster,
+    directory: Path,
+    choose: Callable[[list[Outcome]], list[psutil.Process]],
+    longest_seconds: float = 10,
+) -> Fault:
+    """Kills the processes that `choose` returns, and waits until others have their places.
+
+    A stand-in takes two seconds, and nobody waits much longer for what a dead process owes.
+    """
+    call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
+    with crowd(call, USERS, directory) as users:
+        time.sleep(BEFORE_SECONDS)
+        outcomes = users.outcomes()
+        assert_none_fails(outcomes)
+        victims = choose(outcomes)
+        killed = time.time()
+        for victim in victims:
+            victim.kill()
+        time.sleep(1)
+        lost = {victim.pid for victim in victims}
+        strength = cluster.wait_until(
+            lambda: cluster.is_whole() and not lost & cluster.pids(), STRENGTH_SECONDS
+        )
+        time.sleep(AFTER_SECONDS)
+        fault = Fault(killed, users.leave())
+    in_flight, after = fault.in_flight(), fault.after()
+    longest = max(each.ended - each.began for each in fault.outcomes)
+    print(
+        f"REPORT in flight {len(in_flight)}, failed {failures(in_flight)}; "
+        f"after it {len(after)}, failed {failures(after)}; "
+        f"longest {longest:.1f} s; full strength after {1 + strength:.1f} s"
+    )
+    assert longest < longest_seconds
+    assert all(len(words(each)) == PIECES for each in after if not each.failure)
+    return fault
+
+
+def failures(outcomes: list[Outcome]) -> Counter[str]:
+    return Counter(each.failure for each in outcomes if each.failure)
+
+
+def assert_none_fails(outcomes: list[Outcome]) -> None:
+    assert outcomes
+    assert not failures(outcomes)
+
+
+def words(outcome: Outcome) -> list[str]:
+    [text] = outcome.answer
+    return str(text).split()

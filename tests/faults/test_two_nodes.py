@@ -1,0 +1,42 @@
+"""A proxy, or a whole node, is lost behind a load balancer while 20 users ask."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..generated.project import Project
+from .cluster import applications, named
+from .fault import assert_none_fails, kill_under_load
+from .nodes import TwoNodes, two_nodes
+
+NOTICED_SECONDS = 15
+
+
+@pytest.fixture(scope="module")
+def nodes(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    with two_nodes(project, tmp_path_factory.mktemp("nodes")) as nodes:
+        nodes.cluster.deploy(applications(nodes.cluster, pages=2, models=2))
+        yield nodes
+
+
+def test_behind_a_balancer_a_lost_proxy_fails_no_call_that_starts_after_it(
+    nodes: TwoNodes, tmp_path: Path
+) -> None:
+    [proxy] = named("ray::ProxyActor", nodes.other)
+    fault = kill_under_load(nodes.cluster, tmp_path, lambda _: [proxy])
+    assert_none_fails(fault.after())
+    assert [each for each in fault.in_flight() if each.failure]
+
+
+def test_when_a_node_is_lost_the_other_goes_on_with_all_replicas(
+    nodes: TwoNodes, tmp_path: Path
+) -> None:
+    processes = [nodes.other, *nodes.other.children(recursive=True)]
+    lost = nodes.cluster.pids() & {process.pid for process in processes}
+    assert lost
+    fault = kill_under_load(nodes.cluster, tmp_path, lambda _: processes, NOTICED_SECONDS)
+    # Until Ray knows, answers wait for it; the end of an old stream may end a session's next one.
+    assert_none_fails(fault.after(NOTICED_SECONDS))
+    left = {process.pid for process in nodes.cluster.head.children(recursive=True)}
+    assert nodes.cluster.pids() <= left
