@@ -53,7 +53,7 @@ def test_idle_tabs_make_nobody_wait(cluster: Cluster) -> None:
             return alone, await first_text(call)
 
     alone, among_idle = asyncio.run(compare())
-    print(f"first text after {alone:.2f} s, beside {MANY} tabs after {among_idle:.2f} s")
+    print(f"REPORT first text after {alone:.2f} s, beside {MANY} tabs after {among_idle:.2f} s")
     assert among_idle < 1.2 * alone
 
 

@@ -33,7 +33,7 @@ def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
     sessions = [*by_user(outcomes[0]), *by_user(outcomes[1])]
     assert not [each.failure for session in sessions for each in session if each.failure]
     moved = [session for session in sessions if len({process(each) for each in session}) > 1]
-    print(f"{sum(map(len, sessions))} calls, {len(moved)} of {len(sessions)} sessions moved")
+    print(f"REPORT {sum(map(len, sessions))} calls, {len(moved)} of {len(sessions)} sessions moved")
     assert moved
     for session in sessions:
         began_at = process(session[0])
@@ -55,11 +55,11 @@ def test_no_call_fails_when_a_new_version_is_deployed(
         time.sleep(SETTLED_SECONDS)
         # Other arguments of the application make another version of all its deployments.
         cluster.deploy(applications(cluster, pages=2, models=2, seconds=2.1))
-        print(f"the new version took {time.monotonic() - began - SETTLED_SECONDS:.0f} s")
+        print(f"REPORT the new version took {time.monotonic() - began - SETTLED_SECONDS:.0f} s")
         assert not before & set(cluster.replicas(WORDS, PAGE))
         time.sleep(max(SETTLED_SECONDS, seconds - (time.monotonic() - began)))
         outcomes = users.leave()
-    print(f"{len(outcomes)} calls")
+    print(f"REPORT {len(outcomes)} calls")
     assert not [each.failure for each in outcomes if each.failure]
 
 

@@ -110,6 +110,26 @@ async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.Monk
     await asyncio.wait_for(BodyLimit(echo, 3000)(scope, receive, AsyncMock()), 10)
 
 
+async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_broke_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("{{ cookiecutter.__package }}.guard.BODY_SECONDS", 0.1)
+    messages = asyncio.Queue[Message]()
+
+    async def stream(_scope: Scope, receive: Receive, _send: Send) -> None:
+        watcher = asyncio.create_task(receive())
+        reader = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+        await asyncio.sleep(0.3)
+        messages.put_nowait({"type": "http.disconnect"})
+        heard = await asyncio.gather(watcher, reader)
+        assert [message["type"] for message in heard] == ["http.request", "http.disconnect"]
+
+    scope = {"type": "http", "headers": []}
+    await asyncio.wait_for(BodyLimit(stream, 3000)(scope, messages.get, AsyncMock()), 10)
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     web = FastAPI()
     guard(web, Settings())

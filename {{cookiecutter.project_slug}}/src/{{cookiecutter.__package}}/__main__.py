@@ -92,11 +92,11 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-    cluster = ray.init(log_to_driver=False, logging_level="WARNING").address_info
+    cluster = start_ray(alone)
     try:
         if alone:
             check_resources(config)
-        with serve_run(config, cluster["gcs_address"]) as process:
+        with serve_run(config, cluster) as process:
             wait_for_applications(process, time.monotonic() + wait_seconds)
             for application in config.applications:
                 print(f"The page is up: {page_url(config, application)}", flush=True)
@@ -104,6 +104,17 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
             raise StartError(f"serve run ended with exit status {process.wait()}")
     finally:
         ray.shutdown()
+
+
+def start_ray(alone: bool) -> str:
+    """Returns the address of a cluster of its own, or of the one that RAY_ADDRESS names."""
+    try:
+        context = ray.init("local" if alone else None, log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        remedy = "see its logs" if alone else "look at RAY_ADDRESS and RAY_AUTH_TOKEN"
+        reason = " ".join(str(error).split())
+        raise StartError(f"Ray does not start; {remedy}: {reason}") from error
+    return str(context.address_info["gcs_address"])
 
 
 def read_config(path: Path) -> ServeDeploySchema:

@@ -109,13 +109,18 @@ class BodyLimit:
 
         async def receive_up_to_the_limit() -> Message:
             nonlocal received, complete
-            try:
-                async with asyncio.timeout(None if complete else BODY_SECONDS):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, "The rest of the request did not come.") from None
+            while True:
+                try:
+                    async with asyncio.timeout(None if complete else BODY_SECONDS):
+                        message = await receive()
+                    break
+                except TimeoutError:
+                    # Who waits for the client to leave is not the one who read the body.
+                    if not complete:
+                        reason = "The rest of the request did not come."
+                        raise HTTPException(408, reason) from None
             received += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
+            complete = complete or not message.get("more_body", False)
             if received > self._limit:
                 raise HTTPException(413, refusal)
             return message

@@ -1,18 +1,16 @@
 """Serves the page over HTTP as the application's ingress deployment."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import gradio as gr
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.gradio_integrations import GradioIngress
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS, guard
 from .page import THEME
 from .routing import SessionCookie, SessionRouter
@@ -40,12 +38,11 @@ class PageIngress(GradioIngress):
         web = FastAPI(openapi_url=None)
         guard(web, settings)
         web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
+        web.add_middleware(LeftStreams)
         web.add_middleware(ProxyLoss)
-        page = builder(*models)
-        clean_to_the_end(page)
         gr.mount_gradio_app(
             web,
-            page,
+            builder(*models),
             path="/",
             theme=THEME,
             ssr_mode=False,
@@ -63,48 +60,6 @@ class PageIngress(GradioIngress):
         """Serve replaces the replica when this raises, as the builder's own may."""
         if isinstance(self._builder, HasHealth):
             self._builder.check_health()
-
-
-def clean_to_the_end(page: gr.Blocks) -> None:
-    """Has the page's queue forget the calls of a reader who left, those that wait too.
-
-    Gradio's stream is cancelled while it waits for its turn to take them out of the queue, and
-    nobody would stop them once they run.
-    """
-    clean_events = page._queue.clean_events
-
-    async def clean_events_to_the_end(**which: str) -> None:
-        await asyncio.shield(clean_events(**which))
-
-    page._queue.clean_events = clean_events_to_the_end
-
-
-class ProxyLoss:
-    """ASGI middleware that ends a request whose HTTP proxy died as if its client had left.
-
-    Ray blocks the replica for a second for each answer that it owes to a dead process, an
-    error among them: with many tabs open, nobody would be answered for as many seconds.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        lost = False
-
-        async def receive_or_disconnect() -> Message:
-            nonlocal lost
-            try:
-                return await receive()
-            except RayActorError:
-                lost = True
-                return {"type": "http.disconnect"}
-
-        async def send_unless_lost(message: Message) -> None:
-            if not lost:
-                await send(message)
-
-        await self._app(scope, receive_or_disconnect, send_unless_lost)
 
 
 GradioServer = serve.deployment(

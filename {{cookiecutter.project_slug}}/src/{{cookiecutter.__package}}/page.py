@@ -141,8 +141,19 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
             cancels=running,
             api_visibility="private",
         )
+        _outlive_reloads(page, [prompt, *panes])
     # A direct call would pass the queue by, and get the first words alone.
     return page.queue(max_size=limits.waiting_requests, api_open=False)
+
+
+def _outlive_reloads(page: gr.Blocks, boxes: Sequence[gr.Textbox]) -> None:
+    """Keeps texts in the browser's tab: after a lost connection, Gradio's page loads anew."""
+    keys = [f"location.pathname + {position}" for position in range(len(boxes))]
+    for key, box in zip(keys, boxes, strict=True):
+        remember = f"text => sessionStorage.setItem({key}, text)"
+        box.change(None, box, js=remember, api_visibility="private")
+    texts = ", ".join(f"sessionStorage.getItem({key}) ?? ''" for key in keys)
+    page.load(None, None, list(boxes), js=f"() => [{texts}]", api_visibility="private")
 
 
 def check_prompt(prompt: str, limits: Limits) -> None:

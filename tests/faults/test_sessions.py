@@ -1,0 +1,79 @@
+"""Many sessions, in browsers too, on several page replicas."""
+
+import itertools
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from benchmarks.users import Call
+
+from .cluster import COUNTING, Cluster, applications
+from .users import crowd
+
+PAGE_REPLICAS = 3
+CALLS = 5
+UNEVEN = 0.3
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()
+
+
+def test_every_session_stays_with_one_of_three_replicas_and_they_are_spread_evenly(
+    cluster: Cluster, browser: Browser, tmp_path: Path, soak: bool
+) -> None:
+    in_browsers, others = (20, 40) if soak else (4, 26)
+    cluster.deploy(applications(cluster, pages=PAGE_REPLICAS, models=1))
+    url = f"{cluster.url}/{COUNTING}"
+    with crowd(Call(url, "count", [None]), others, tmp_path) as users:
+        replicas = count_in_browsers(browser, url, in_browsers)
+        outcomes = users.leave()
+    assert not [each.failure for each in outcomes if each.failure]
+    answers = defaultdict[int, list[tuple[object, object]]](list)
+    for outcome in outcomes:
+        answers[outcome.user].append((outcome.answer[1], outcome.answer[2]))
+    for session in answers.values():
+        assert len(session) >= CALLS
+        assert session == list(
+            zip(itertools.repeat(session[0][0]), range(1, len(session) + 1), strict=False)
+        )
+        replicas.append(str(session[0][0]))
+    spread = Counter(replicas)
+    print(
+        f"REPORT {in_browsers} sessions in Chromium and {others} others, "
+        f"{CALLS * in_browsers + len(outcomes)} calls; sessions by replica {dict(spread)}"
+    )
+    assert spread.total() == in_browsers + others
+    even = spread.total() / PAGE_REPLICAS
+    assert len(spread) == PAGE_REPLICAS
+    assert all(abs(sessions - even) <= UNEVEN * even for sessions in spread.values())
+
+
+def count_in_browsers(browser: Browser, url: str, sessions: int) -> list[str]:
+    """Clicks as often in each session as it takes calls; returns the replica of each."""
+    with ExitStack() as open_pages:
+        pages = [
+            open_pages.enter_context(browser.new_context()).new_page() for _ in range(sessions)
+        ]
+        for page in pages:
+            page.goto(url)
+        for number, page in itertools.product(range(1, CALLS + 1), pages):
+            page.get_by_role("button", name="Count", exact=True).click()
+            expect(page.get_by_label("Calls")).to_have_value(f"{number}", timeout=30_000)
+        return [process_of(page) for page in pages]
+
+
+def process_of(page: Page) -> str:
+    return page.get_by_label("Process").input_value()
