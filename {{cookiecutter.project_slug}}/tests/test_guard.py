@@ -117,8 +117,8 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
     messages = asyncio.Queue[Message]()
 
     async def stream(_scope: Scope, receive: Receive, _send: Send) -> None:
-        watcher = asyncio.create_task(receive())
-        reader = asyncio.create_task(receive())
+        watcher = asyncio.ensure_future(receive())
+        reader = asyncio.ensure_future(receive())
         await asyncio.sleep(0)
         messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
         await asyncio.sleep(0.3)
