@@ -4,7 +4,7 @@ import itertools
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,9 +37,11 @@ def test_every_session_stays_with_one_of_three_replicas_and_they_are_spread_even
     in_browsers, others = (20, 40) if soak else (4, 26)
     cluster.deploy(applications(cluster, pages=PAGE_REPLICAS, models=1))
     url = f"{cluster.url}/{COUNTING}"
-    with crowd(Call(url, "count", [None]), others, tmp_path) as users:
-        replicas = count_in_browsers(browser, url, in_browsers)
-        outcomes = users.leave()
+    with pages_in(browser, url, in_browsers) as pages:
+        with crowd(Call(url, "count", [None]), others, tmp_path) as users:
+            click_in_turns(pages)
+            outcomes = users.leave()
+        replicas = [page.get_by_label("Process").input_value() for page in pages]
     assert not [each.failure for each in outcomes if each.failure]
     answers = defaultdict[int, list[tuple[object, object]]](list)
     for outcome in outcomes:
@@ -61,19 +63,16 @@ def test_every_session_stays_with_one_of_three_replicas_and_they_are_spread_even
     assert all(abs(sessions - even) <= UNEVEN * even for sessions in spread.values())
 
 
-def count_in_browsers(browser: Browser, url: str, sessions: int) -> list[str]:
-    """Clicks as often in each session as it takes calls; returns the replica of each."""
-    with ExitStack() as open_pages:
-        pages = [
-            open_pages.enter_context(browser.new_context()).new_page() for _ in range(sessions)
-        ]
+@contextmanager
+def pages_in(browser: Browser, url: str, sessions: int) -> Iterator[list[Page]]:
+    with ExitStack() as contexts:
+        pages = [contexts.enter_context(browser.new_context()).new_page() for _ in range(sessions)]
         for page in pages:
             page.goto(url)
-        for number, page in itertools.product(range(1, CALLS + 1), pages):
-            page.get_by_role("button", name="Count", exact=True).click()
-            expect(page.get_by_label("Calls")).to_have_value(f"{number}", timeout=30_000)
-        return [process_of(page) for page in pages]
+        yield pages
 
 
-def process_of(page: Page) -> str:
-    return page.get_by_label("Process").input_value()
+def click_in_turns(pages: list[Page]) -> None:
+    for number, page in itertools.product(range(1, CALLS + 1), pages):
+        page.get_by_role("button", name="Count", exact=True).click()
+        expect(page.get_by_label("Calls")).to_have_value(f"{number}", timeout=30_000)
