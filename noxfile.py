@@ -8,7 +8,7 @@ import nox
 
 nox.needs_version = ">=2026"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "tests", "generated"]
+nox.options.sessions = ["lint", "tests", "faults", "generated"]
 
 TEMPLATE = Path(__file__).parent
 CODE = ["noxfile.py", "benchmarks", "hooks", "tests"]
@@ -34,7 +34,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Checks the template's own Python: style, format and types."""
-    install(session, "lint", "tests")
+    install(session, "lint", "faults")
     # By name, because the template's own folder is no Python until it is rendered.
     session.run("ruff", "check", *CODE)
     session.run("ruff", "format", "--check", *CODE)
@@ -61,9 +61,16 @@ def generated(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Kills processes of a served project, and floods it; `-- --soak` takes longer."""
-    install(session, "tests")
+    """Kills processes of a served project, floods it and attacks it."""
+    install(session, "faults")
     session.run("pytest", "tests/faults", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Does what `faults` does with more users, for longer: about half an hour."""
+    install(session, "faults")
+    session.run("pytest", "-s", "tests/faults", "--soak", *session.posargs)
 
 
 @nox.session

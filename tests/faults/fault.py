@@ -15,7 +15,7 @@ from .users import Outcome, crowd
 
 USERS = 20
 BEFORE_SECONDS = 6
-AFTER_SECONDS = 8
+AFTER_SECONDS = 6
 STRENGTH_SECONDS = 60
 PIECES = 8
 """What a stand-in writes in its two seconds."""

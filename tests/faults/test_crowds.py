@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
 import httpx2
+import pytest
 
 from benchmarks.users import Call, ask_at_once, open_page
 
@@ -43,6 +44,7 @@ def test_who_is_over_the_limits_is_told_at_once_and_the_others_are_answered(
     assert afterwards < 1.2 * normal
 
 
+@pytest.mark.long
 def test_idle_tabs_make_nobody_wait(cluster: Cluster) -> None:
     cluster.deploy(applications(cluster, pages=2, models=1, seconds=0.8))
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])

@@ -18,7 +18,7 @@ from .users import crowd
 
 READERS, RUNNING = 100, 32
 LEFT_SECONDS = 1.0
-LONG_MINUTES, SHORT_MINUTES = 15.0, 1.0
+LONG_MINUTES, SHORT_MINUTES = 15.0, 0.5
 WARM_PART = 0.2
 """Of the time, after which the memory should stay: three minutes of fifteen."""
 

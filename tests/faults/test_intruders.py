@@ -19,7 +19,7 @@ from .intruders import HANGS_SECONDS, Answer, Request, hostile_requests, send_al
 
 LOGIN = "login"
 USER, PASSWORD = "ada", "a wet whale in Whitby"
-LONG_NUMBER, SHORT_NUMBER = 5_000, 800
+LONG_NUMBER, SHORT_NUMBER = 5_000, 500
 PAGE_SCHEMA = """
 import json, sys
 import gradio as gr

@@ -38,6 +38,7 @@ def test_a_lost_model_replica_is_told_to_who_saw_its_text_and_to_nobody_else(
     assert all("interrupted. Run again" in str(each.failure) for each in failed)
 
 
+@pytest.mark.long
 def test_a_lost_controller_is_noticed_by_nobody(cluster: Cluster, tmp_path: Path) -> None:
     controller = cluster.processes("ray::ServeController")
     fault = kill_under_load(cluster, tmp_path, lambda _: controller)
@@ -46,9 +47,10 @@ def test_a_lost_controller_is_noticed_by_nobody(cluster: Cluster, tmp_path: Path
 
 def test_a_lost_proxy_is_back_in_ten_seconds(cluster: Cluster, tmp_path: Path) -> None:
     fault = kill_under_load(cluster, tmp_path, lambda _: cluster.processes("ray::ProxyActor"))
-    assert_none_fails(fault.after(PROXY_SECONDS))
-    away = [each for each in fault.after() if each.failure]
-    print(f"REPORT the proxy was away for {max(each.ended for each in away) - fault.killed:.1f} s")
+    away = max(each.ended for each in fault.outcomes if each.failure) - fault.killed
+    print(f"REPORT the proxy was away for {away:.1f} s")
+    assert away < PROXY_SECONDS
+    assert_none_fails(fault.after(away))
 
 
 def one(choose: Callable[[list[Outcome]], int]) -> Callable[[list[Outcome]], list[psutil.Process]]:

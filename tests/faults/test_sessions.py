@@ -18,6 +18,7 @@ from .users import crowd
 PAGE_REPLICAS = 3
 CALLS = 5
 UNEVEN = 0.3
+IN_BROWSERS, OTHERS = 20, 40
 
 
 @pytest.fixture
@@ -31,14 +32,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.mark.long
 def test_every_session_stays_with_one_of_three_replicas_and_they_are_spread_evenly(
-    cluster: Cluster, browser: Browser, tmp_path: Path, soak: bool
+    cluster: Cluster, browser: Browser, tmp_path: Path
 ) -> None:
-    in_browsers, others = (20, 40) if soak else (4, 26)
     cluster.deploy(applications(cluster, pages=PAGE_REPLICAS, models=1))
     url = f"{cluster.url}/{COUNTING}"
-    with pages_in(browser, url, in_browsers) as pages:
-        with crowd(Call(url, "count", [None]), others, tmp_path) as users:
+    with pages_in(browser, url, IN_BROWSERS) as pages:
+        with crowd(Call(url, "count", [None]), OTHERS, tmp_path) as users:
             click_in_turns(pages)
             outcomes = users.leave()
         replicas = [page.get_by_label("Process").input_value() for page in pages]
@@ -54,10 +55,10 @@ def test_every_session_stays_with_one_of_three_replicas_and_they_are_spread_even
         replicas.append(str(session[0][0]))
     spread = Counter(replicas)
     print(
-        f"REPORT {in_browsers} sessions in Chromium and {others} others, "
-        f"{CALLS * in_browsers + len(outcomes)} calls; sessions by replica {dict(spread)}"
+        f"REPORT {IN_BROWSERS} sessions in Chromium and {OTHERS} others, "
+        f"{CALLS * IN_BROWSERS + len(outcomes)} calls; sessions by replica {dict(spread)}"
     )
-    assert spread.total() == in_browsers + others
+    assert spread.total() == IN_BROWSERS + OTHERS
     even = spread.total() / PAGE_REPLICAS
     assert len(spread) == PAGE_REPLICAS
     assert all(abs(sessions - even) <= UNEVEN * even for sessions in spread.values())

@@ -1,5 +1,7 @@
 """A proxy, or a whole node, is lost behind a load balancer while 20 users ask."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from .fault import assert_none_fails, kill_under_load
 from .nodes import TwoNodes, two_nodes
 
 NOTICED_SECONDS = 15
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("haproxy", "ip"))),
+    reason="needs root, for network namespaces, and Debian's iproute2 and haproxy",
+)
 
 
 @pytest.fixture(scope="module")

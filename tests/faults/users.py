@@ -24,6 +24,7 @@ from ..answers import TEMPLATE
 
 HANGS_SECONDS = 60.0
 PAUSE_SECONDS = 0.5
+ALL_BEGUN_SECONDS = 2.0
 PANE_FAILURE = "⚠"
 
 
@@ -130,7 +131,10 @@ class Tab:
 
     def _open_stream(self) -> asyncio.Task[bool]:
         self._received = asyncio.Queue()
-        return asyncio.create_task(self._read(self._received))
+        stream = asyncio.create_task(self._read(self._received))
+        # Between two calls nobody asks how it ended.
+        stream.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return stream
 
     async def _read(self, received: asyncio.Queue[Message | None]) -> bool:
         """Returns whether the server closed the stream, because nothing was left to answer."""
@@ -145,7 +149,9 @@ class Tab:
             received.put_nowait(None)
 
 
-async def ask_until(call: Call, user: int, enough: asyncio.Event) -> None:
+async def ask_until(call: Call, user: int, users: int, enough: asyncio.Event) -> None:
+    # One after another, so that at any time some of them wait for an answer.
+    await asyncio.sleep(ALL_BEGUN_SECONDS * user / users)
     async with httpx2.AsyncClient(timeout=HANGS_SECONDS) as browser:
         tab = Tab(browser, call, user, await open_page(browser, call))
         while not enough.is_set():
@@ -155,7 +161,7 @@ async def ask_until(call: Call, user: int, enough: asyncio.Event) -> None:
 
 async def run(call: Call, users: int) -> None:
     enough = asyncio.Event()
-    asking = [asyncio.create_task(ask_until(call, user, enough)) for user in range(users)]
+    asking = [asyncio.create_task(ask_until(call, user, users, enough)) for user in range(users)]
     await asyncio.to_thread(sys.stdin.read)
     enough.set()
     await asyncio.gather(*asking)

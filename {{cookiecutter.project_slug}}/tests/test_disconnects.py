@@ -9,7 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.disconnects import LeftStreams, ProxyLoss
 
-SCOPE = {"type": "http", "path": "/gradio_api/queue/data", "asgi": {"spec_version": "2.3"}}
+SCOPE = {
+    "type": "http",
+    "method": "GET",
+    "path": "/gradio_api/queue/data",
+    "asgi": {"spec_version": "2.3"},
+}
 DISCONNECT: Message = {"type": "http.disconnect"}
 
 
@@ -47,6 +52,18 @@ async def test_a_stream_that_is_read_to_its_end_is_whole() -> None:
 
     await reader.read(app)
     assert [message["body"] for message in reader.received] == [b"0", b"1", b"2"]
+
+
+async def test_a_request_with_a_body_is_left_alone() -> None:
+    async def app(scope: Scope, receive: Receive, _send: Send) -> None:
+        assert scope == call
+        assert await receive() == {"type": "http.request", "body": b"{}"}
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}"}
+
+    call = {**SCOPE, "method": "POST", "path": "/gradio_api/call/v2/generate"}
+    await asyncio.wait_for(LeftStreams(app)(call, receive, Reader().send), 10)
 
 
 async def test_a_stream_that_fails_fails_its_request() -> None:

@@ -25,7 +25,8 @@ class LeftStreams:
         self._ending = set[asyncio.Task[None]]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not ANSWER_STREAM.search(scope["path"]):
+        streams = scope["type"] == "http" and scope["method"] == "GET"
+        if not streams or not ANSWER_STREAM.search(scope["path"]):
             await self._app(scope, receive, send)
             return
         sending = left = False
