@@ -1,14 +1,13 @@
 """Many sessions, in browsers too, on several page replicas."""
 
 import itertools
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.users import Call
 
@@ -19,17 +18,6 @@ PAGE_REPLICAS = 3
 CALLS = 5
 UNEVEN = 0.3
 IN_BROWSERS, OTHERS = 20, 40
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.mark.long

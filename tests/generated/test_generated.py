@@ -20,6 +20,9 @@ from .project import (
     serve_import_path,
 )
 
+ASKED_BY_PYTHON = ("task", "models", "parallel_models")
+"""The other answers choose files that no test starts Ray with."""
+
 
 def test_every_pair_of_answers_is_covered() -> None:
     for one, other in itertools.combinations(CHOICES, 2):
@@ -38,12 +41,25 @@ def test_a_project_is_installed_checked_tested_and_served(
     project.run("uv", "run", "ruff", "check")
     project.run("uv", "run", "ruff", "format", "--check")
     project.run("uv", "run", "mypy", "--cache-dir", str(environment.parent / "mypy"))
-    project.run("uv", "run", "pytest", "-q", "--durations=5")
+    project.run("uv", "run", "pytest", "-q", "--durations=5", *which_tests(choice))
     with what_it_needs(project, choice, tmp_path) as ready:
         # Both of Ray's ways to start it, one for each project.
         serve = serve_import_path if choice["deploy"] == "local" else serve_config
         with serve(ready) as url:
             check_page(url, choice)
+
+
+def which_tests(choice: Answers) -> list[str]:
+    """All of them where the Python differs from that of the projects before, else the quick ones.
+
+    It is served afterwards in any case.
+    """
+    same_code = [
+        other
+        for other in every_pair_of_answers()
+        if all(other[question] == choice[question] for question in ASKED_BY_PYTHON)
+    ]
+    return [] if same_code[0] == choice else ["-m", "not served"]
 
 
 @contextmanager
