@@ -36,6 +36,7 @@ from .weights import locate
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
 STOP_SECONDS = 30
+CLUSTER_SECONDS = 10
 
 
 class StartError(RuntimeError):
@@ -108,6 +109,8 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
 
 def start_ray(alone: bool) -> str:
     """Returns the address of a cluster of its own, or of the one that RAY_ADDRESS names."""
+    if not alone:
+        check_cluster(os.environ["RAY_ADDRESS"])
     try:
         context = ray.init("local" if alone else None, log_to_driver=False, logging_level="WARNING")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -115,6 +118,20 @@ def start_ray(alone: bool) -> str:
         reason = " ".join(str(error).split())
         raise StartError(f"Ray does not start; {remedy}: {reason}") from error
     return str(context.address_info["gcs_address"])
+
+
+def check_cluster(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), CLUSTER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise StartError(
+            f"no Ray cluster answers at {address}. Correct RAY_ADDRESS, or unset it to start Ray "
+            "on this machine."
+        ) from error
 
 
 def read_config(path: Path) -> ServeDeploySchema:
