@@ -20,6 +20,7 @@ from .measures import (
     second_start,
     under_load,
 )
+from .plot import plot
 from .report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Footprint, Growth, Ratio, Users, write
 
 PARTS = ["users", "growth", "footprint"]
@@ -42,7 +43,9 @@ def main() -> None:
     if QUICK in parts:
         finish_quick(quick(rendered, options.model))
     if "users" in parts:
-        write("users", users(rendered, options.model))
+        measured = users(rendered, options.model)
+        write("users", measured)
+        plot(measured.loads)
     if "growth" in parts:
         write("growth", growth(rendered))
     if "footprint" in parts:

@@ -59,24 +59,9 @@ def project(project: Project, dtype: str) -> Iterator[Served]:
 @contextmanager
 def tutorial(project: Project, model: Path, dtype: str) -> Iterator[Served]:
     """The guide's pattern: a pipeline call for each request."""
-    port = free_port()
-    config = {
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            {
-                "name": "tutorial",
-                "route_prefix": "/",
-                "import_path": "benchmarks.rivals.tutorial:app",
-            }
-        ],
-    }
-    path = project.root / "tutorial.yaml"
-    path.write_text(yaml.safe_dump(config))
-    project = with_variables(project, model, dtype)
-    url = f"http://127.0.0.1:{port}"
-    with project.started("serve", "run", str(path)) as running:
-        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
-        yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
+    application = {"name": "tutorial", "import_path": "benchmarks.rivals.tutorial:app"}
+    with serve_run(with_variables(project, model, dtype), application) as (url, process):
+        yield Served(Call(url, "generate", [PROMPT]), process)
 
 
 @contextmanager
@@ -116,26 +101,29 @@ class StandIn:
 @contextmanager
 def stand_ins(project: Project, *models: StandIn, page_replicas: int = 1) -> Iterator[Served]:
     """The project's page before models of fixed service time."""
+    application = {
+        "name": "stand-in",
+        "import_path": "benchmarks.rivals.stand_in:build",
+        "args": {"models": [asdict(model) for model in models], "page_replicas": page_replicas},
+    }
+    project = with_variables(project, Path(), "float32")
+    with serve_run(project, application) as (url, process):
+        yield Served(Call(url, "generate", [PROMPT, 1, 1, "1", "1"]), process)
+
+
+@contextmanager
+def serve_run(
+    project: Project, application: Mapping[str, object]
+) -> Iterator[tuple[str, psutil.Process]]:
+    """Serves it at the root of a free port; yields its address and the process that serves."""
     port = free_port()
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            {
-                "name": "stand-in",
-                "route_prefix": "/",
-                "import_path": "benchmarks.rivals.stand_in:build",
-                "args": {
-                    "models": [asdict(model) for model in models],
-                    "page_replicas": page_replicas,
-                },
-            }
-        ],
+        "applications": [{"route_prefix": "/", **application}],
     }
-    path = project.root / "stand-in.yaml"
+    path = project.root / f"{application['name']}.yaml"
     path.write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{port}"
-    project = with_variables(project, Path(), "float32")
     with project.started("serve", "run", str(path)) as running:
         running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
-        call = Call(url, "generate", [PROMPT, 1, 1, "1", "1"])
-        yield Served(call, psutil.Process(running.process.pid))
+        yield url, psutil.Process(running.process.pid)

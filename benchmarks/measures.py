@@ -50,14 +50,18 @@ def under_load(
 
 
 def load_of(contender: str, users: int, answers: list[Answer]) -> Load:
-    tokens = users * len(MODELS) * NEW_TOKENS
+    """Raises RuntimeError, with their reasons, when all failed."""
+    whole = [answer for answer in answers if answer.failure is None]
+    if not whole:
+        raise RuntimeError(f"{contender}: {', '.join({str(answer.failure) for answer in answers})}")
+    tokens = len(whole) * len(MODELS) * NEW_TOKENS
     return Load(
         contender,
         users,
         tokens_per_second=tokens / max(answer.end for answer in answers),
-        first_text=statistics.median(answer.first_text for answer in answers),
-        whole_answer=statistics.median(answer.end for answer in answers),
-        failures=sum(answer.failure is not None for answer in answers),
+        first_text=statistics.median(answer.first_text for answer in whole),
+        whole_answer=statistics.median(answer.end for answer in whole),
+        failures=len(answers) - len(whole),
     )
 
 

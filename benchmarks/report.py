@@ -7,7 +7,6 @@ from datetime import date
 from pathlib import Path
 
 import psutil
-from matplotlib.figure import Figure
 
 from .contenders import NEW_TOKENS
 from .measures import Alone, Cost, Load, Memory, Scale, Start
@@ -189,8 +188,6 @@ def write(name: str, part: Users | Growth | Footprint) -> None:
     ]
     (DIRECTORY / f"{name}.md").write_text("\n".join(lines))
     print("\n".join(lines), flush=True)
-    if isinstance(part, Users):
-        plot(part.loads, DIRECTORY / "tokens.png")
 
 
 def machine() -> str:
@@ -206,24 +203,6 @@ def machine() -> str:
     return (
         f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
     )
-
-
-def plot(loads: list[Load], path: Path) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for contender in dict.fromkeys(load.contender for load in loads):
-        own = [load for load in loads if load.contender == contender]
-        axes.plot(
-            [load.users for load in own],
-            [load.tokens_per_second for load in own],
-            marker="o",
-            label=contender,
-        )
-    axes.set(xlabel="users at once", ylabel="output tokens per second", ylim=(0, None))
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 def _speed(ours: Load, theirs: Load) -> float:

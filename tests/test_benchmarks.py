@@ -1,0 +1,55 @@
+"""What the benchmark makes of answers that it has."""
+
+import pytest
+
+from benchmarks.contenders import MODELS, NEW_TOKENS
+from benchmarks.measures import Alone, Load, load_of, median_load
+from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Ratio, Users
+from benchmarks.users import Answer
+
+
+def load(contender: str, users: int, speed: float = 1, first_text: float = 1) -> Load:
+    return Load(contender, users, speed, first_text, whole_answer=1, failures=0)
+
+
+def test_tokens_per_second_are_those_of_whole_answers_until_the_last_one_ended() -> None:
+    answers = [Answer(1, 4), Answer(3, 8), Answer(0, 2, "429")]
+    of_two = load_of("mine", 3, answers)
+    assert of_two.tokens_per_second == 2 * len(MODELS) * NEW_TOKENS / 8
+    assert (of_two.first_text, of_two.whole_answer, of_two.failures) == (2, 6, 1)
+
+
+def test_a_contender_of_which_every_call_fails_has_no_figures() -> None:
+    with pytest.raises(RuntimeError, match="mine: 500"):
+        load_of("mine", 1, [Answer(0, 1, "500")])
+
+
+def test_the_figure_of_several_rounds_is_the_median_of_each() -> None:
+    rounds = [load("mine", 8, speed, first) for speed, first in ((1, 9), (5, 2), (4, 3))]
+    assert median_load(rounds) == load("mine", 8, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "smaller_is_better", "reached"),
+    [(1.3, False, True), (1.1, False, False), (1.1, True, True), (1.3, True, False)],
+)
+def test_a_goal_is_reached_from_its_own_side(
+    value: float, smaller_is_better: bool, reached: bool
+) -> None:
+    assert Ratio("speed", value, 1.2, smaller_is_better).reached() is reached
+
+
+def test_ratios_hold_the_project_against_the_others_at_as_many_users() -> None:
+    users = Users(
+        loads=[
+            *(load(OURS, number, 60, 0.5) for number in (1, 8, 32)),
+            *(load(SAME_DTYPE, number, 30, 1) for number in (1, 8, 32)),
+            *(load(GUIDE, number, 10, 15) for number in (1, 8, 32)),
+            load(ORIGINAL, 8, 5),
+        ],
+        alone_auto=Alone(80, None),
+        alone_float32=Alone(50, 40),
+        alone_bfloat16=Alone(50, 50),
+    )
+    values = [ratio.value for ratio in users.ratios()]
+    assert values == [6, 3, 6, 3, 30, 15, 1, 1, 12, 0.75, 1.25, 1]
