@@ -34,7 +34,7 @@ def guard(web: FastAPI, settings: Settings) -> None:
     """
     # With no origin allowed; Gradio itself would allow all of them.
     web.add_middleware(CORSMiddleware)
-    web.add_middleware(Senseless)
+    web.add_middleware(Unprocessable)
     web.add_middleware(QueueLimit)
     web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
@@ -151,7 +151,7 @@ class QueueLimit:
         await self._app(scope, receive, send_or_refuse)
 
 
-class Senseless:
+class Unprocessable:
     """Says with 422 that a request makes no sense, where Gradio fails over it with 500.
 
     Its routes look up what a request names without asking whether it is there. Of a direct
