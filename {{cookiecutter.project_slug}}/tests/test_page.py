@@ -265,6 +265,17 @@ def test_in_the_browser_an_error_is_shown_and_the_prompt_stays(browser: Browser)
         assert len(page.get_by_label(PROMPT_LABEL).input_value()) == 1001
 
 
+def test_in_the_browser_prompt_and_answer_outlive_a_reload(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        page.reload()
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+        expect(pane(page, "fast")).to_have_value("one two three")
+
+
 def test_in_the_browser_an_example_fills_the_prompt_and_clear_empties_the_page(
     browser: Browser,
 ) -> None:

@@ -148,12 +148,14 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
 
 def _outlive_reloads(page: gr.Blocks, boxes: Sequence[gr.Textbox]) -> None:
     """Keeps texts in the browser's tab: after a lost connection, Gradio's page loads anew."""
-    keys = [f"location.pathname + {position}" for position in range(len(boxes))]
-    for key, box in zip(keys, boxes, strict=True):
-        remember = f"text => sessionStorage.setItem({key}, text)"
+    for position, box in enumerate(boxes):
+        remember = f"text => sessionStorage.setItem(location.pathname + {position}, text)"
         box.change(None, box, js=remember, api_visibility="private")
-    texts = ", ".join(f"sessionStorage.getItem({key}) ?? ''" for key in keys)
-    page.load(None, None, list(boxes), js=f"() => [{texts}]", api_visibility="private")
+    # What somebody has typed before the page was ready stays.
+    recall = """(...texts) => texts.map(
+        (text, position) => text || sessionStorage.getItem(location.pathname + position) || ""
+    )"""
+    page.load(None, list(boxes), list(boxes), js=recall, api_visibility="private")
 
 
 def check_prompt(prompt: str, limits: Limits) -> None:
