@@ -35,7 +35,7 @@ def test_who_is_over_the_limits_is_told_at_once_and_the_others_are_answered(
     afterwards = ask_at_once(call, 1)[0].end
     refused = [answer for answer in answers if answer.failure]
     print(
-        f"{len(refused)} of {MANY} refused, the last after {max(each.end for each in refused):.2f}"
+        f"REPORT {len(refused)} of {MANY} refused, the last after {max(each.end for each in refused):.2f}"
         f" s; afterwards {afterwards / normal:.2f} of the time before"
     )
     assert all(each.failure and each.failure.startswith("429") for each in refused)
