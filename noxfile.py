@@ -68,7 +68,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Does what `faults` does with more users, for longer: about half an hour."""
+    """Does what `faults` does, and more of it, for longer."""
     install(session, "faults")
     session.run("pytest", "-s", "tests/faults", "--soak", *session.posargs)
 

@@ -121,13 +121,7 @@ def named(title: str, node: psutil.Process) -> list[psutil.Process]:
 def ray_cluster(project: Project, directory: Path) -> Iterator[Cluster]:
     dashboard, port = free_port(), free_port()
     address = f"127.0.0.1:{free_port()}"
-    project = with_variables(
-        project,
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-        BENCHMARK_PACKAGE=project.package,
-        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
-    )
+    project = ready_for_a_cluster(project)
     head = ("--head", f"--port={address.rpartition(':')[2]}", f"--dashboard-port={dashboard}")
     with ray_node(project, *head) as process:
         yield Cluster(
@@ -146,6 +140,18 @@ def ray_node(project: Project, *options: str) -> Iterator[psutil.Process]:
     with project.started("ray", "start", "--block", f"--num-cpus={CPUS}", *options) as ray:
         ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
         yield psutil.Process(ray.process.pid)
+
+
+def ready_for_a_cluster(project: Project) -> Project:
+    """With a token that the nodes share, and what the README tells to set."""
+    return with_variables(
+        project,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        BENCHMARK_PACKAGE=project.package,
+        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
+        RAY_health_check_period_ms="1000",
+    )
 
 
 def with_variables(project: Project, **variables: str) -> Project:

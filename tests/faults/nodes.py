@@ -4,7 +4,6 @@ Needs root, for network namespaces, and Debian's packages iproute2 and haproxy.
 """
 
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from ..generated.project import Project, free_port
-from .cluster import Cluster, ray_node, with_variables
+from .cluster import Cluster, ray_node, ready_for_a_cluster, with_variables
 
 PORT, DASHBOARD_PORT, HTTP_PORT = 6379, 8265, 8000
 ENOUGH_MEMORY = "--object-store-memory=200000000"
@@ -60,14 +59,7 @@ class TwoNodes:
 @contextmanager
 def two_nodes(project: Project, directory: Path) -> Iterator[TwoNodes]:
     with hosts(2) as [head, other], balancer([head, other], directory) as url:
-        project = with_variables(
-            project,
-            RAY_AUTH_MODE="token",
-            RAY_AUTH_TOKEN=secrets.token_hex(32),
-            BENCHMARK_PACKAGE=project.package,
-            RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
-            RAY_health_check_period_ms="1000",
-        )
+        project = ready_for_a_cluster(project)
         address = f"{head.address}:{PORT}"
         first = (
             *("--head", f"--port={PORT}", f"--node-ip-address={head.address}", ENOUGH_MEMORY),

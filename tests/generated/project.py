@@ -57,7 +57,7 @@ class Project:
     @contextmanager
     def started(self, *command: str) -> Iterator["Running"]:
         """Runs a command of its environment, ends it, and asserts that nothing is left."""
-        log = self.root.parent / f"{command[0]}{len(self.within) and self.within[-1]}.log"
+        log = self.root.parent / f"{'-'.join([command[0], *self.within[-1:]])}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
                 [*self.within, str(self.environment / "bin" / command[0]), *command[1:]],
