@@ -189,13 +189,14 @@ def test_a_reason_of_the_page_is_told_and_one_of_python_is_not(small_page: TestC
 
 
 def test_an_error_of_the_server_stays_one() -> None:
-    web = FastAPI()
+    web, mounted = FastAPI(), FastAPI()
 
-    @web.get("/")
+    @mounted.get("/")
     async def fail() -> None:
         raise RuntimeError
 
     guard(web, Settings())
+    web.mount("/", mounted)
     assert TestClient(web, raise_server_exceptions=False).get("/").status_code == 500
 
 
