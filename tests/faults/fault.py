@@ -23,11 +23,17 @@ PIECES = 8
 
 @dataclass(frozen=True)
 class Fault:
+    signalled: float
     killed: float
+    """When the last process was dead."""
     outcomes: list[Outcome]
 
     def in_flight(self) -> list[Outcome]:
-        return [each for each in self.outcomes if each.began < self.killed <= each.ended]
+        return [
+            each
+            for each in self.outcomes
+            if each.began < self.killed and each.ended >= self.signalled
+        ]
 
     def after(self, seconds: float = 0) -> list[Outcome]:
         """Calls that began so long after the fault, or later."""
@@ -50,26 +56,43 @@ def kill_under_load(
         outcomes = users.outcomes()
         assert_none_fails(outcomes)
         victims = choose(outcomes)
-        killed = time.time()
-        for victim in victims:
-            victim.kill()
+        signalled = time.time()
+        killed = kill(victims)
         time.sleep(1)
         lost = {victim.pid for victim in victims}
         strength = cluster.wait_until(
             lambda: cluster.is_whole() and not lost & cluster.pids(), STRENGTH_SECONDS
         )
         time.sleep(AFTER_SECONDS)
-        fault = Fault(killed, users.leave())
+        fault = Fault(signalled, killed, users.leave())
     in_flight, after = fault.in_flight(), fault.after()
     longest = max(each.ended - each.began for each in fault.outcomes)
     print(
         f"REPORT in flight {len(in_flight)}, failed {failures(in_flight)}; "
-        f"after it {len(after)}, failed {failures(after)}; "
+        f"after it {len(after)}, failed {failures(after)}, the last of these began "
+        f"{max((each.began - killed for each in after if each.failure), default=0):.1f} s after; "
         f"longest {longest:.1f} s; full strength after {1 + strength:.1f} s"
     )
     assert longest < longest_seconds
     assert all(len(words(each)) == PIECES for each in after if not each.failure)
     return fault
+
+
+def kill(victims: list[psutil.Process]) -> float:
+    """Returns when all were dead: until then the kernel takes connections for them."""
+    for victim in victims:
+        victim.kill()
+    while not all(map(is_dead, victims)):
+        time.sleep(0.001)
+    return time.time()
+
+
+def is_dead(process: psutil.Process) -> bool:
+    try:
+        # Its sockets live as long as the last of its threads.
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+    except psutil.NoSuchProcess:
+        return True
 
 
 def failures(outcomes: list[Outcome]) -> Counter[str]:

@@ -25,6 +25,7 @@ defaults
     timeout server 1h
     option redispatch 1
     retries 3
+    retry-on conn-failure empty-response
 
 frontend pages
     bind 127.0.0.1:{port}

@@ -93,6 +93,8 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+    # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     cluster = start_ray(alone)
     try:
         if alone:
