@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -14,6 +16,7 @@ from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
+from playwright.sync_api import Browser, sync_playwright
 
 from .answers import QUESTIONS, TEMPLATE
 
@@ -113,3 +116,15 @@ def load_hook(tmp_path: Path, answer: Answer) -> LoadHook:
         return module
 
     return load
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """The machine's Chromium, or the one that `playwright install chromium` brought."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()

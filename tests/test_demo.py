@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from .answers import TEMPLATE
 
@@ -56,18 +55,8 @@ def demo(tmp_path: Path) -> Iterator[str]:
     assert left == []
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield browser.new_page()
-        browser.close()
-
-
-def test_the_demo_streams_sensible_english_into_both_panes(demo: str, page: Page) -> None:
+def test_the_demo_streams_sensible_english_into_both_panes(demo: str, browser: Browser) -> None:
+    page = browser.new_page()
     page.goto(demo)
     page.get_by_label("Prompt").fill("Why is the sky blue?")
     page.get_by_role("button", name="Generate", exact=True).click()

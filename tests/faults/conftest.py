@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from cookiecutter.main import cookiecutter
-from playwright.sync_api import Browser, sync_playwright
 
 from ..answers import TEMPLATE
 from ..generated.project import Project
@@ -55,14 +54,3 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 def cluster(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with ray_cluster(project, tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        yield browser
-        browser.close()

@@ -68,6 +68,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
     return sum(each.user + each.system for each in times)
 
 
+@pytest.mark.timeout(60 * (LONG_MINUTES + 5))
 def test_memory_stays_while_users_come_again_and_again(
     default_project: Served, tmp_path: Path, soak: bool
 ) -> None:

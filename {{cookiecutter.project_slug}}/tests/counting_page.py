@@ -1,4 +1,4 @@
-"""A page that counts the calls of each session: it has something to lose."""
+"""A page that counts the calls of each session: it has something to lose, and can fail."""
 
 import os
 
@@ -9,6 +9,7 @@ from {{ cookiecutter.__package }}.ingress import GradioServer
 from {{ cookiecutter.__package }}.settings import Settings
 
 PAGE_REPLICAS = 3
+MISSING_FILE = "/home/ada/whales.txt"
 USER, PASSWORD = "ada", "a wet whale"
 
 
@@ -24,5 +25,9 @@ def counting_page() -> gr.Blocks:
         def count(calls: int) -> tuple[int, int, int]:
             return calls + 1, os.getpid(), calls + 1
 
+        def fail() -> None:
+            raise FileNotFoundError(MISSING_FILE)
+
         gr.Button("Count").click(count, calls, [calls, process, number], api_name="count")
+        gr.Button("Fail").click(fail, api_name="fail")
     return page.queue(default_concurrency_limit=20)

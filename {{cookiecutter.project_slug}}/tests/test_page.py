@@ -265,6 +265,19 @@ def test_in_the_browser_an_error_is_shown_and_the_prompt_stays(browser: Browser)
         assert len(page.get_by_label(PROMPT_LABEL).input_value()) == 1001
 
 
+def test_in_the_browser_a_refusal_is_shown_and_the_prompt_stays(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.route(
+            "**/queue/join*",
+            lambda route: route.fulfill(status=429, json={"detail": "Try again later."}),
+        )
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(page.get_by_text("Try again later.")).to_be_visible()
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+
+
 def test_in_the_browser_prompt_and_answer_outlive_a_reload(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)

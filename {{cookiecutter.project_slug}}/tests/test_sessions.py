@@ -9,12 +9,13 @@ import httpx2
 import psutil
 import pytest
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, HttpCredentials, expect
 
 from {{ cookiecutter.__package }}.page import SESSION_LOST_WARNING
 from {{ cookiecutter.__package }}.task import BUTTON, PROMPT_LABEL
 
-from .counting_page import PAGE_REPLICAS, PASSWORD, USER
+from .counting_page import MISSING_FILE, PAGE_REPLICAS, PASSWORD, USER
 
 pytestmark = pytest.mark.served
 
@@ -87,6 +88,12 @@ def test_nobody_gets_past_the_login_without_the_password(counting: str, browser:
         page.goto(counting)
         page.get_by_role("button", name="Count", exact=True).click()
         expect(page.get_by_label("Calls")).to_have_value("1", timeout=30_000)
+
+
+def test_an_error_of_the_page_does_not_tell_a_path(counting: str) -> None:
+    with pytest.raises(AppError) as error:
+        open_session(counting).predict(api_name="/fail")
+    assert MISSING_FILE not in str(error.value)
 
 
 def test_in_the_browser_the_page_goes_on_and_says_that_its_history_is_lost(
