@@ -152,6 +152,13 @@ def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
     ]
 
 
+def test_two_plain_requests_stream_the_texts_to_who_gives_the_prompt_alone() -> None:
+    with page_of(fast()) as url:
+        joined = httpx2.post(f"{url}gradio_api/call/v2/generate", json={"prompt": "Hello"})
+        answer = httpx2.get(f"{url}gradio_api/call/generate/{joined.json()['event_id']}")
+    assert answer.text.endswith('event: complete\ndata: ["one two three"]\n\n')
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "reason"),
     [

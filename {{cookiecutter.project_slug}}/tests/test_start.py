@@ -44,7 +44,7 @@ def test_a_config_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_a_config_that_is_no_yaml(tmp_path: Path) -> None:
-    assert "is no YAML" in start(written(tmp_path, "applications: ["))
+    assert "is no YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
 
 
 def test_an_option_of_serve_that_is_misspelt(tmp_path: Path) -> None:

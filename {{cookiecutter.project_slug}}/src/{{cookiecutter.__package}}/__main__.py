@@ -37,6 +37,7 @@ POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
 STOP_SECONDS = 30
 CLUSTER_SECONDS = 10
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 
 
 class StartError(RuntimeError):
@@ -59,7 +60,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Starts the application until Ctrl-C.")
+    parser = argparse.ArgumentParser(
+        f"python -m {__package__}", description="Starts the application until Ctrl-C."
+    )
     parser.add_argument(
         "config", nargs="?", type=Path, default=Path("config/local.yaml"), help="a Serve config"
     )
@@ -101,8 +104,10 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
             check_resources(config)
         with serve_run(config, cluster) as process:
             wait_for_applications(process, time.monotonic() + wait_seconds)
-            for application in config.applications:
+            for application, each in zip(config.applications, settings, strict=True):
                 print(f"The page is up: {page_url(config, application)}", flush=True)
+                if config.http_options.host in EVERY_ADDRESS and each.login_user is None:
+                    print("Other machines reach it, without a login.", flush=True)
             print("Ctrl-C stops it.", flush=True)
             raise StartError(f"serve run ended with exit status {process.wait()}")
     finally:
@@ -142,6 +147,9 @@ def read_config(path: Path) -> ServeDeploySchema:
         config = ServeDeploySchema.model_validate(written)
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}. Name a Serve config.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise StartError(f"{path} is no YAML: line {line}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StartError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -292,7 +300,7 @@ def _cause(app: ApplicationStatusOverview) -> str:
 
 def page_url(config: ServeDeploySchema, application: ServeApplicationSchema) -> str:
     http = config.http_options
-    host = "127.0.0.1" if http.host in ("0.0.0.0", "::") else http.host  # noqa: S104
+    host = "127.0.0.1" if http.host in EVERY_ADDRESS else http.host
     return f"http://{host}:{http.port}{application.route_prefix}"
 
 

@@ -41,7 +41,10 @@ def _gguf_directory() -> Path:
 def _convert(gguf: Path, converted: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"Converting the bundled model once, to {converted} (about 20 seconds)", flush=True)
+    print(
+        f"Converting the bundled model once, to {converted} (20 seconds on an idle machine)",
+        flush=True,
+    )
     tokenizer = AutoTokenizer.from_pretrained(gguf, gguf_file=GGUF_FILE)
     quantized = AutoModelForCausalLM.from_pretrained(gguf, gguf_file=GGUF_FILE)
     # save_pretrained refuses a model that came from GGUF.
