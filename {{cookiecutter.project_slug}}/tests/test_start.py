@@ -9,7 +9,10 @@ from pathlib import Path
 from socket import create_server
 
 import pytest
+import ray
 import yaml
+
+from {{ cookiecutter.__package }}.__main__ import StartError, start_ray
 
 from .loopback_hub import loopback_hub
 from .servers import config_of, free_port
@@ -137,6 +140,15 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, tiny_decoder: Path) -> None
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     line = start(config, env={"RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
     assert "Correct RAY_ADDRESS" in line
+
+
+def test_ray_that_takes_too_long_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(*_: object, **__: object) -> None:
+        raise Exception("The node timed out\nduring startup.")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(StartError, match=r"see its logs: The node timed out during startup\."):
+        start_ray(alone=True)
 
 
 @pytest.mark.served

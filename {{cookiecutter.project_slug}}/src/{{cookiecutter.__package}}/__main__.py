@@ -120,7 +120,8 @@ def start_ray(alone: bool) -> str:
         check_cluster(os.environ["RAY_ADDRESS"])
     try:
         context = ray.init("local" if alone else None, log_to_driver=False, logging_level="WARNING")
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    # A node that takes too long to start is a bare Exception to Ray.
+    except Exception as error:
         remedy = "see its logs" if alone else "look at RAY_ADDRESS and RAY_AUTH_TOKEN"
         reason = " ".join(str(error).split())
         raise StartError(f"Ray does not start; {remedy}: {reason}") from error
