@@ -1,5 +1,6 @@
 """Serves the page over HTTP as the application's ingress deployment."""
 
+import os
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -35,6 +36,9 @@ class PageIngress(GradioIngress):
         *models: DeploymentHandle,
     ) -> None:
         self._builder = builder
+        # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
+        os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+        os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
         web = FastAPI(openapi_url=None)
         guard(web, settings)
         web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
