@@ -8,10 +8,10 @@ import nox
 
 nox.needs_version = ">=2026"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "tests", "faults", "generated"]
+nox.options.sessions = ["lint", "tests", "update", "faults", "generated"]
 
 TEMPLATE = Path(__file__).parent
-CODE = ["noxfile.py", "benchmarks", "hooks", "tests"]
+CODE = ["noxfile.py", "benchmarks", "docs", "hooks", "tests"]
 GRACE_SECONDS = 90
 # A project mostly waits for Ray to start, so two cores carry two at a time.
 WORKERS = "2"
@@ -43,10 +43,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Tests answers, hooks, rendered files and the demo."""
+    """Tests answers, hooks, rendered files and the demo.
+
+    `nox -s lint tests -- --ignore=tests/test_demo.py` takes less than a minute.
+    """
     install(session, "tests")
-    slow = ("--ignore=tests/generated", "--ignore=tests/faults")
-    session.run("pytest", *slow, *session.posargs)
+    slow = [f"--ignore=tests/{name}" for name in ("faults", "generated", "update")]
+    session.run("pytest", "-n", WORKERS, *slow, *session.posargs)
 
 
 @nox.session
@@ -57,6 +60,53 @@ def generated(session: nox.Session) -> None:
     """
     install(session, "tests")
     session.run("pytest", "tests/generated", "-n", WORKERS, *session.posargs)
+
+
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Shows the combinations of answers that `generated` makes projects of."""
+    install(session, "tests")
+    session.run("python", "-m", "tests.matrix", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Writes the pages of docs/ that have a source elsewhere."""
+    install(session, "tests")
+    session.run("python", "-m", "docs.write")
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """Takes pictures of the page in each of its states, and renews the README's."""
+    install(session, "render")
+    project = make_project(session, "pictures")
+    directory = project.parents[1] / "states"
+    with session.chdir(project):
+        session.run(str(python_of(project)), "-m", "tests.pictures", str(directory), external=True)
+    shutil.copy(directory / "writing-wide-light.png", TEMPLATE / "docs" / "page.png")
+
+
+@nox.session
+def dashboard(session: nox.Session) -> None:
+    """Draws the dashboard after a quarter of an hour of users, for the README."""
+    install(session, "benchmark")
+    project = make_project(session, "dashboard", "deploy=docker")
+    session.run("python", "-m", "docs.dashboard", str(project))
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Does what `generated` does on the newest releases, beyond the bounds that are declared."""
+    install(session, "tests")
+    session.run("pytest", "-rP", "tests/generated", "--newest", "-n", WORKERS, *session.posargs)
+
+
+@nox.session
+def update(session: nox.Session) -> None:
+    """Makes a project of the last release, edits it, and updates it to the working tree."""
+    install(session, "update")
+    session.run("pytest", "tests/update", *session.posargs)
 
 
 @nox.session

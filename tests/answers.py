@@ -1,7 +1,10 @@
 """The questions of cookiecutter.json, and sets of answers computed from them."""
 
 import json
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,72 @@ TEMPLATE = Path(__file__).parents[1]
 PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 
 Answers = dict[str, str | bool]
+Pair = frozenset[tuple[str, str | bool]]
+
+# The fewest sets, 12, of the first 300 salts; any other covers every pair as well.
+SALT = "11"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The answers that can be chosen, and the combinations that a template refuses."""
+
+    choices: dict[str, list[Any]]
+    forbidden: list[Answers]
+
+    def rows(self) -> list[Answers]:
+        """Returns few sets in which any two answers to two questions meet, if they may."""
+        constraints = [
+            {
+                "operator": "fn",
+                "requires": list(combination),
+                "evaluate": lambda row, combination=combination: not is_in(combination, row),
+            }
+            for combination in self.forbidden
+        ]
+        rows = make(self.choices, salt=SALT, constraints=constraints)
+        return sorted(({name: row[name] for name in self.choices} for row in rows), key=str)
+
+    def pairs(self) -> set[Pair]:
+        """Returns each two answers to two questions that are in a set which is not refused."""
+        return {
+            frozenset({(one, this), (other, that)})
+            for one, other in combinations(self.choices, 2)
+            for this, that in product(self.choices[one], self.choices[other])
+            if any(self.allowed({one: this, other: that}))
+        }
+
+    def allowed(self, fixed: Answers) -> Iterator[Answers]:
+        """Yields the sets with these answers that are not refused."""
+        free = {name: values for name, values in self.choices.items() if name not in fixed}
+        for values in product(*free.values()):
+            answers = {**fixed, **dict(zip(free, values, strict=True))}
+            if not any(is_in(combination, answers) for combination in self.forbidden):
+                yield answers
+
+
+def is_in(combination: Answers, answers: Answers) -> bool:
+    return all(answers[question] == answer for question, answer in combination.items())
+
+
+def pairs_in(answers: Answers) -> set[Pair]:
+    return {frozenset(pair) for pair in combinations(answers.items(), 2)}
+
+
+def matrix_of(context: dict[str, Any]) -> Matrix:
+    """Returns the matrix of the content of a cookiecutter.json."""
+    choices = {
+        name: default if isinstance(default, list) else [default, not default]
+        for name, default in context.items()
+        if not name.startswith("_") and isinstance(default, list | bool)
+    }
+    return Matrix(choices, [forbidden["answers"] for forbidden in context["_forbidden"]])
+
 
 CONTEXT: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
-
 QUESTIONS = {name: default for name, default in CONTEXT.items() if not name.startswith("_")}
-
-CHOICES: dict[str, list[Any]] = {
-    name: default if isinstance(default, list) else [default, not default]
-    for name, default in QUESTIONS.items()
-    if isinstance(default, list | bool)
-}
+MATRIX = matrix_of(CONTEXT)
+CHOICES = MATRIX.choices
 
 
 def every_answer_to(*questions: str) -> list[Answers]:
@@ -31,18 +90,13 @@ def every_answer_to(*questions: str) -> list[Answers]:
     ]
 
 
-# The fewest sets, 12, of the first 300 salts; any other covers every pair as well.
-SALT = "11"
-
-
-def every_pair_of_answers() -> list[Answers]:
-    """Returns few sets in which any two answers to two questions meet."""
-    rows = make(CHOICES, salt=SALT)
-    return sorted(({name: row[name] for name in CHOICES} for row in rows), key=str)
+@cache
+def every_pair_of_answers() -> tuple[Answers, ...]:
+    return tuple(MATRIX.rows())
 
 
 def in_words(answers: Answers) -> str:
-    """Names a set of answers in the identifier of a test."""
+    """Names a set of answers in the identifier of a test, as Cookiecutter's command takes it."""
     return " ".join(f"{question}={answer}" for question, answer in answers.items())
 
 

@@ -16,9 +16,12 @@ from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from .answers import QUESTIONS, TEMPLATE
+
+# Tests share two cores with a Ray that starts.
+expect.set_options(timeout=30_000)
 
 
 class Render(Protocol):
@@ -36,7 +39,8 @@ class LoadHook(Protocol):
 class Command:
     """Cookiecutter's command line, with `output` as the folder that it writes to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, template: Path = TEMPLATE) -> None:
+        self._template = template
         self.output = directory / "output"
         self.output.mkdir()
         config = directory / "config.yaml"
@@ -51,7 +55,7 @@ class Command:
         self, *arguments: str, stdin: str = "", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "cookiecutter", "-o", self.output, TEMPLATE, *arguments],
+            [sys.executable, "-m", "cookiecutter", "-o", self.output, self._template, *arguments],
             input=stdin,
             capture_output=True,
             encoding="utf-8",

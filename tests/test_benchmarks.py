@@ -2,10 +2,24 @@
 
 import pytest
 
+from benchmarks.__main__ import PARTS, read
 from benchmarks.contenders import MODELS, NEW_TOKENS
 from benchmarks.measures import Alone, Load, load_of, median_load
 from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Ratio, Users
 from benchmarks.users import Answer
+
+WHERE = ["project", "environment", "model"]
+
+
+def test_all_parts_are_measured_unless_some_are_named() -> None:
+    assert read(WHERE).parts == PARTS
+    assert read([*WHERE, "growth"]).parts == ["growth"]
+
+
+def test_a_part_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read([*WHERE, "speed"])
+    assert "'speed' is no part of the benchmark" in capsys.readouterr().err
 
 
 def load(contender: str, users: int, speed: float = 1, first_text: float = 1) -> Load:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
-from .answers import CHOICES
+from .answers import CHOICES, TEMPLATE
 from .conftest import Command, LoadHook, Render
+from .tools import check_with_ruff
 
 REFUSED = {
     "project_name=": "project_name is empty",
     "project_name=  \u2003 ": "project_name is empty",
+    "description=": "description is empty",
     "author=": "author is empty",
     "author= ": "author is empty",
     "project_name=two\nlines": "project_name contains the control character U+000A",
@@ -31,11 +34,23 @@ REFUSED = {
     "project_slug=_app": "cannot name a folder and a distribution",
     "project_slug=app.": "cannot name a folder and a distribution",
     "project_slug=a..b": "cannot name a folder and a distribution",
+    "project_slug=-app": "cannot name a folder and a distribution",
+    "project_slug=a/b": "cannot name a folder and a distribution",
+    "project_slug=../app": "cannot name a folder and a distribution",
+    "project_slug=../../a/b": "cannot name a folder and a distribution",
+    "project_slug=/app": "cannot name a folder and a distribution",
+    "project_slug=$(touch hacked)": "cannot name a folder and a distribution",
+    "project_slug='; import os": "cannot name a folder and a distribution",
+    "project_slug=\U0001f389": "cannot name a folder and a distribution",
+    "project_slug=\u05d3\u05e3": "cannot name a folder and a distribution",
+    "project_slug=" + "\U0001f389" * 300: "cannot name a folder and a distribution",
     "project_slug=two\nlines": "cannot name a folder and a distribution",
     "project_slug=app\n": "cannot name a folder and a distribution",
     "project_slug=app\\sub": "cannot name a folder and a distribution",
     "project_slug=MyApp": "cannot name a folder and a distribution",
-    "project_slug=" + "a" * 48: "has 48 characters: shorten it to 47",
+    "project_slug=" + "a" * 48: "has more than 47 characters",
+    "project_slug=" + "a" * 300: "has more than 47 characters",
+    "project_slug=CON": "cannot name a folder and a distribution",
     "project_slug=con": "is a device on Windows",
     "project_slug=nul.app": "is a device on Windows",
     "project_slug=com1": "is a device on Windows",
@@ -63,6 +78,12 @@ ACCEPTED = [
     *("console", "nullable", "onward", "raytracer", "typed", "yes-men", "a" * 47),
 ]
 
+# Cookiecutter's own, which knows which answers there are.
+NO_ANSWERS = [
+    *("task=poetry", "task=Summarization", "task=__import__('os')", "license=../LICENSE"),
+    *("parallel_models=maybe", "deploy={{ 7 * 7 }}", "ci=", "models=🎉"),
+]
+
 HOSTILE = {
     "double quotes": 'say "hi"',
     "single quotes": "it's 'ours'",
@@ -78,6 +99,19 @@ HOSTILE = {
     "emoji": "page 🎉 👩‍👩‍👧 ☃️",
     "right to left": "דף מודלים صفحة",
     "other scripts": "模型 Ğ ß ﬁ \u00a0 é",
+    "typographic": "Ada’s “best” page – in Москва…",  # noqa: RUF001 - people type these
+    "300 characters": "word " * 60 + "!",
+    "a path": "../../etc/passwd",
+    "a device": "CON",
+    "a list": "1. first",
+    "a rule": "---",
+    "a heading": "# not one #",
+    "code of Python": "__import__('os').system('touch hacked')",
+    "code of a shell": "$(touch hacked) `touch hacked`; touch hacked & | touch hacked",
+    "code of Jinja": "{{ cycler.__init__.__globals__.os.mkdir('hacked') }}",
+    "a code fence": "```sh",
+    "a link": "[here](https://example.org) https://example.org <https://example.org>",
+    "an entity": "&lt; &amp; &#65;",
 }
 
 
@@ -93,7 +127,23 @@ def test_refuses_in_one_sentence_and_leaves_nothing_behind(
     assert problem.startswith(answer.split("=")[0]) or answer == "project_name=Ray"
     assert sentence in said
     assert remedy.endswith(".")
-    assert list(command.output.iterdir()) == []
+    assert_nothing_is_written(command)
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS, ids=ascii)
+def test_an_answer_that_there_is_not_is_refused(answer: str, command: Command) -> None:
+    result = command("--no-input", answer)
+
+    assert result.returncode != 0
+    assert answer.partition("=")[2] in result.stdout + result.stderr
+    assert_nothing_is_written(command)
+
+
+def assert_nothing_is_written(command: Command) -> None:
+    folder = command.output.parent
+    left = {path.name for path in folder.rglob("*")}
+    # Cookiecutter keeps the answers of the last time in its own folder, which is here.
+    assert left <= {"output", "config.yaml", f"{TEMPLATE.name}.json"}
 
 
 def test_refuses_in_a_folder_that_is_there_already_and_touches_nothing(command: Command) -> None:
@@ -176,30 +226,6 @@ def test_files_are_chosen_for_exactly_the_answers_that_there_are(load_hook: Load
             assert {type(key) for key in answers} == {type(key) for key in CHOICES[question]}
 
 
-@pytest.mark.parametrize(
-    ("question", "answer", "kept", "removed"),
-    [
-        ("parallel_models", True, ["deployments.py"], []),
-        ("parallel_models", False, [], ["deployments.py", "test_deployments.py"]),
-        ("models", "bundled", ["bundled.py"], []),
-        ("models", "hub", [], ["bundled.py", "test_bundled.py"]),
-        ("deploy", "local", [], ["Dockerfile", ".dockerignore", "deploy"]),
-        ("deploy", "docker", ["Dockerfile", ".dockerignore"], ["deploy"]),
-        ("deploy", "kubernetes", ["Dockerfile", ".dockerignore", "rayservice.yaml"], []),
-        ("ci", "github", [".github"], [".gitlab-ci.yml"]),
-        ("ci", "gitlab", [".gitlab-ci.yml"], [".github"]),
-        ("ci", "none", [], [".github", ".gitlab-ci.yml"]),
-    ],
-)
-def test_keeps_the_files_of_an_answer_and_no_others(
-    question: str, answer: str | bool, kept: list[str], removed: list[str], render: Render
-) -> None:
-    names = {path.name for path in render(**{question: answer}).rglob("*")}
-
-    assert set(kept) <= names
-    assert not set(removed) & names
-
-
 def test_the_page_has_the_words_and_the_graph_that_were_chosen(render: Render) -> None:
     [generation] = render(task="text-generation").rglob("task.py")
     [summarization] = render(task="summarization").rglob("task.py")
@@ -238,6 +264,8 @@ def test_a_hostile_text_arrives_as_it_was_typed(text: str, command: Command) -> 
 
     assert result.returncode == 0, result.stderr
     project = command.output / "our-app"
+    assert [path.name for path in command.output.iterdir()] == ["our-app"]
+    assert not list(command.output.parent.rglob("*hacked*"))
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
     assert metadata["description"] == text
     assert metadata["authors"] == [{"name": text}]
@@ -245,11 +273,30 @@ def test_a_hostile_text_arrives_as_it_was_typed(text: str, command: Command) -> 
     defaults = class_defaults(settings, "Settings")
     assert defaults["title"] == text
     assert defaults["description"] == text
+    assert beginning_of_markdown(project / "README.md") == [
+        ("h1", text.strip()),
+        ("p", text.strip()),
+    ]
+    assert text in (project / "LICENSE").read_text("utf-8")
     for config in project.glob("config/*.yaml"):
         [application] = yaml.safe_load(config.read_text("utf-8"))["applications"]
         assert application["name"] == "our-app"
     for path in project.rglob("*.py"):
         compile(path.read_bytes(), path, "exec")
+    check_with_ruff(project)
+
+
+def beginning_of_markdown(path: Path) -> list[tuple[str, str]]:
+    """Returns the kind and the plain text of the first two blocks."""
+    [*first, rest] = MarkdownIt().parse(path.read_text("utf-8"))[:7]
+    assert rest.type == "paragraph_open"
+    blocks = [first[:3], first[3:]]
+    for _, inline, _ in blocks:
+        assert {part.type for part in inline.children or []} == {"text"}
+    return [
+        (start.tag, "".join(part.content for part in inline.children or []))
+        for start, inline, _ in blocks
+    ]
 
 
 def class_defaults(source: str, name: str) -> dict[str, object]:
@@ -272,4 +319,7 @@ def test_the_hooks_need_nothing_but_the_standard_library(load_hook: LoadHook) ->
     for name in ("pre_gen_project", "post_gen_project"):
         path = load_hook(name).__file__
         assert path
-        assert absolute_imports(Path(path)) <= sys.stdlib_module_names
+        imported = absolute_imports(Path(path))
+        assert imported <= sys.stdlib_module_names
+        # Neither a network nor git, nor any other program.
+        assert not imported & {"http", "os", "socket", "subprocess", "urllib"}

@@ -2,8 +2,7 @@
 
 import ast
 import re
-import subprocess
-import sys
+import time
 import tomllib
 from collections import Counter
 from ipaddress import ip_address
@@ -23,6 +22,7 @@ from .answers import (
     in_words,
 )
 from .conftest import LoadHook, Render
+from .tools import check_with_ruff
 
 LICENSES = {
     "MIT": "Permission is hereby granted, free of charge, to any person obtaining a copy",
@@ -47,8 +47,10 @@ def test_has_no_trace_of_the_template(
 
     for name, text in texts(project).items():
         assert "cookiecutter" not in f"{name}\n{text}".lower()
-        # GitHub's own expressions look like Jinja's.
+        # GitHub's own expressions look like Jinja's, and so do the labels of a dashboard.
         left = re.sub(r"\$\{\{.*?\}\}", "", text) if ".github" in name else text
+        if name.endswith("dashboard.json"):
+            left = re.sub(r"\{\{\w+\}\}", "", left)
         assert not re.search(r"\{\{|\{%|\{#", f"{name}\n{left}"), name
     for variants in load_hook("post_gen_project", **answers).CHOSEN.values():
         for files in variants.values():
@@ -69,24 +71,14 @@ def test_text_is_tidy(answers: Answers, render: Render) -> None:
 
 
 @any_answers
-def test_no_folder_is_left_empty(answers: Answers, render: Render) -> None:
-    for path in render(**answers).rglob("*"):
-        assert not path.is_dir() or any(path.iterdir()), path
-
-
-@any_answers
 def test_ruff_has_nothing_to_change(answers: Answers, render: Render) -> None:
-    project = render(**answers)
+    check_with_ruff(render(**answers))
 
-    for command in (["check"], ["format", "--diff"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "--no-cache", "."],
-            cwd=project,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
+
+@pytest.mark.parametrize("slug", ["a", "w" * 47], ids=["a short name", "a long name"])
+@pytest.mark.parametrize("answers", every_answer_to("parallel_models", "models"), ids=in_words)
+def test_a_name_of_any_length_changes_no_line(answers: Answers, slug: str, render: Render) -> None:
+    check_with_ruff(render(project_slug=slug, **answers))
 
 
 @any_answers
@@ -96,6 +88,22 @@ def test_yaml_and_toml_can_be_read(answers: Answers, render: Render) -> None:
             assert list(yaml.safe_load_all(text)), name
         elif name.endswith(".toml"):
             assert tomllib.loads(text), name
+
+
+@any_answers
+def test_the_readme_names_every_module_and_no_other(answers: Answers, render: Render) -> None:
+    project = render(**answers)
+    tree = (project / "README.md").read_text("utf-8").partition("## The files")[2]
+    modules = {path.name for path in project.glob("src/*/*.py") if path.name != "__init__.py"}
+
+    assert set(re.findall(r"\w+\.py", tree.partition("\n## ")[0])) == modules
+
+
+def test_rendering_takes_less_than_a_second(render: Render) -> None:
+    begun = time.perf_counter()
+    for _ in range(3):
+        render()
+    assert (time.perf_counter() - begun) / 3 < 1
 
 
 @pytest.mark.parametrize("name", CHOICES["license"])

@@ -32,11 +32,17 @@ class StandIn:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    async def stream(self, prompt: str, options: object) -> AsyncGenerator[str, None]:  # noqa: ARG002
+    async def stream(
+        self,
+        prompt: str,  # noqa: ARG002
+        options: object,  # noqa: ARG002
+        request: str,  # noqa: ARG002
+    ) -> AsyncGenerator[object, None]:
         """Writes the id of its process again and again."""
+        answers = importlib.import_module(f"{PACKAGE}.answers")
         for _ in range(PIECES):
             await asyncio.sleep(self._seconds / PIECES)
-            yield f"{os.getpid()} "
+            yield answers.Piece(f"{os.getpid()} ", 1)
 
 
 class Arguments(BaseModel):

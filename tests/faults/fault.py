@@ -14,9 +14,9 @@ from .cluster import WORDS, Cluster
 from .users import Outcome, crowd
 
 USERS = 20
-BEFORE_SECONDS = 6
 AFTER_SECONDS = 6
 STRENGTH_SECONDS = 60
+LONGEST_SECONDS = 10
 PIECES = 8
 """What a stand-in writes in its two seconds."""
 
@@ -44,16 +44,16 @@ def kill_under_load(
     cluster: Cluster,
     directory: Path,
     choose: Callable[[list[Outcome]], list[psutil.Process]],
-    longest_seconds: float = 10,
+    noticed_seconds: float = 0,
 ) -> Fault:
     """Kills the processes that `choose` returns, and waits until others have their places.
 
-    A stand-in takes two seconds, and nobody waits much longer for what a dead process owes.
+    A stand-in takes two seconds, and nobody waits much longer for what a dead process owes,
+    or until Ray notices that it is dead.
     """
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     with crowd(call, USERS, directory) as users:
-        time.sleep(BEFORE_SECONDS)
-        outcomes = users.outcomes()
+        outcomes = users.wait_until_all_are_answered()
         assert_none_fails(outcomes)
         victims = choose(outcomes)
         signalled = time.time()
@@ -63,7 +63,7 @@ def kill_under_load(
         strength = cluster.wait_until(
             lambda: cluster.is_whole() and not lost & cluster.pids(), STRENGTH_SECONDS
         )
-        time.sleep(AFTER_SECONDS)
+        time.sleep(max(0, killed + noticed_seconds - time.time()) + AFTER_SECONDS)
         fault = Fault(signalled, killed, users.leave())
     in_flight, after = fault.in_flight(), fault.after()
     longest = max(each.ended - each.began for each in fault.outcomes)
@@ -73,7 +73,7 @@ def kill_under_load(
         f"{max((each.began - killed for each in after if each.failure), default=0):.1f} s after; "
         f"longest {longest:.1f} s; full strength after {1 + strength:.1f} s"
     )
-    assert longest < longest_seconds
+    assert longest < max(LONGEST_SECONDS, noticed_seconds)
     assert all(len(words(each)) == PIECES for each in after if not each.failure)
     return fault
 

@@ -17,12 +17,18 @@ from ..generated.project import Project
 from .users import crowd
 
 READERS, RUNNING = 100, 32
-LEFT_SECONDS = 1.0
+LEFT_SECONDS, LEFT_SECONDS_IN_CI = 1.0, 15.0
+"""On one slow machine it takes longer to hang up on so many; their answers would take minutes."""
+SAMPLE_SECONDS = 0.25
+IDLE = 0.2
+"""Of one core."""
 REPLICAS = 3
 """A page and two models."""
 LONG_MINUTES, SHORT_MINUTES = 15.0, 0.5
 WARM_PART = 0.2
 """Of the time, after which the memory should stay: three minutes of fifteen."""
+FEW_BYTES = 4e6
+"""Ray's smallest processes, of 20 to 30 MB, take them over the bound by settling."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,9 @@ def default_project(project: Project) -> Iterator[Served]:
         yield served
 
 
-def test_when_the_readers_leave_the_models_stop(default_project: Served, tmp_path: Path) -> None:
+def test_when_the_readers_leave_the_models_stop(
+    default_project: Served, tmp_path: Path, soak: bool
+) -> None:
     call = replace(default_project.call, data=["Tell a long story.", 400, 400, "1", "0.9"])
     models = [
         process
@@ -44,13 +52,10 @@ def test_when_the_readers_leave_the_models_stop(default_project: Served, tmp_pat
         wait_for(READERS - RUNNING, call.url)
         readers.process.kill()
         readers.process.wait()
-        time.sleep(LEFT_SECONDS)
-        before = cpu_seconds(models)
-        time.sleep(1)
-        spent = cpu_seconds(models) - before
+        stopped = seconds_until_idle(models)
         assert not readers.outcomes()
-    print(f"REPORT the models computed {spent:.2f} s in the second after")
-    assert spent < 0.2
+    print(f"REPORT the models were idle {stopped:.1f} s after")
+    assert stopped < (LEFT_SECONDS if soak else LEFT_SECONDS_IN_CI)
     [answer] = ask_at_once(replace(call, data=["Hello.", 4, 4, "1", "0.9"]), 1)
     assert answer.failure is None
 
@@ -63,6 +68,16 @@ def wait_for(readers: int, url: str) -> None:
         time.sleep(0.1)
     # The last of them has yet to open its stream.
     time.sleep(2)
+
+
+def seconds_until_idle(processes: list[psutil.Process]) -> float:
+    began = time.monotonic()
+    while (window := time.monotonic()) - began < LEFT_SECONDS_IN_CI:
+        before = cpu_seconds(processes)
+        time.sleep(SAMPLE_SECONDS)
+        if cpu_seconds(processes) - before < IDLE * SAMPLE_SECONDS:
+            return window - began
+    raise TimeoutError(f"{processes} still compute")
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
@@ -90,7 +105,9 @@ def test_memory_stays_while_users_come_again_and_again(
     assert not [each.failure for each in outcomes if each.failure]
     assert len([name for name in names.values() if "ServeReplica" in name]) == REPLICAS
     # In a minute the caches still fill.
-    assert max(grown.values()) < (1.05 if soak else 1.25)
+    bound = 1.05 if soak else 1.25
+    over = {pid for pid, ratio in grown.items() if ratio > bound}
+    assert not [names[pid] for pid in over if after[pid] - before[pid] > FEW_BYTES]
 
 
 def memory(served: Served) -> dict[int, int]:

@@ -27,4 +27,4 @@ def test_an_open_page_comes_back_by_itself_with_its_prompt(
         expect(page.get_by_label("Prompt")).to_have_value(PROMPT)
         expect(pane).to_have_value(re.compile(r"^\d+ "))
         button.click()
-        expect(pane).to_have_value(re.compile(rf"^(\d+ ){{{PIECES}}}$"), timeout=30_000)
+        expect(pane).to_have_value(re.compile(rf"^(\d+ ){{{PIECES}}}$"))

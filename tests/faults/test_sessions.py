@@ -64,4 +64,4 @@ def pages_in(browser: Browser, url: str, sessions: int) -> Iterator[list[Page]]:
 def click_in_turns(pages: list[Page]) -> None:
     for number, page in itertools.product(range(1, CALLS + 1), pages):
         page.get_by_role("button", name="Count", exact=True).click()
-        expect(page.get_by_label("Calls")).to_have_value(f"{number}", timeout=30_000)
+        expect(page.get_by_label("Calls")).to_have_value(f"{number}")

@@ -41,9 +41,18 @@ class Outcome:
 
 
 class Crowd:
-    def __init__(self, log: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, users: int, log: Path, process: subprocess.Popen[bytes]) -> None:
+        self._users = users
         self._log = log
         self.process = process
+
+    def wait_until_all_are_answered(self) -> list[Outcome]:
+        """Returns the outcomes when each user has one."""
+        deadline = time.monotonic() + HANGS_SECONDS
+        while len({outcome.user for outcome in self.outcomes()}) < self._users:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return self.outcomes()
 
     def outcomes(self) -> list[Outcome]:
         """Of the calls that have ended by this time."""
@@ -65,7 +74,7 @@ def crowd(call: Call, users: int, directory: Path) -> Iterator[Crowd]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, cwd=TEMPLATE)
     try:
-        yield Crowd(log, process)
+        yield Crowd(users, log, process)
     finally:
         process.kill()
         process.wait()

@@ -4,14 +4,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from .counting_page import PAGE_REPLICAS, PASSWORD, USER
-from .servers import config_of, free_port, served
+from .servers import Served, config_of, free_port, served
 from .tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
+
+# A browser beside other work may take longer than Playwright's five seconds.
+expect.set_options(timeout=20_000)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +34,10 @@ def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Addresses of the application and of one that counts and has a login, on one cluster.
+def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The application, one that counts and has a login, and a chat, on one cluster.
 
-    Both are behind a route prefix, where a page has more to get right than at the root.
+    All are behind a route prefix, where a page has more to get right than at the root.
     """
     config = config_of(tiny_decoder, free_port())
     [application] = config["applications"]
@@ -45,21 +54,37 @@ def pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(import_path)}},
         "deployments": [page],
     }
-    config["applications"].append(counting)
+    chat = {
+        **counting,
+        "name": "chat",
+        "route_prefix": "/chat",
+        "import_path": "tests.chat_page:build",
+        "args": {},
+        "deployments": [{**page, "num_replicas": 1}],
+    }
+    application["args"]["mcp"] = True
+    config["applications"] += [counting, chat]
+    config["logging_config"] = {"encoding": "JSON"}
+    config["tracing_config"] = {"enabled": True, "sampling_ratio": 1.0}
     directory, variables = tmp_path_factory.mktemp("served"), {"PAGE_PASSWORD": PASSWORD}
-    with served(config, directory, variables) as addresses:
-        yield addresses
+    with served(config, directory, variables) as pages:
+        yield pages
 
 
 @pytest.fixture
-def words(pages: list[str]) -> str:
+def words(served_pages: Served) -> str:
     """Address of the application."""
-    return pages[0]
+    return served_pages.addresses[0]
 
 
 @pytest.fixture
-def counting(pages: list[str]) -> str:
-    return pages[1]
+def counting(served_pages: Served) -> str:
+    return served_pages.addresses[1]
+
+
+@pytest.fixture
+def chat(served_pages: Served) -> str:
+    return served_pages.addresses[2]
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """Starts the application for real, on a free port, and ends it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from socket import create_server
 from typing import Any
@@ -40,11 +42,19 @@ def config_of(source: Path | str, port: int) -> dict[str, Any]:
     return config
 
 
+@dataclass(frozen=True)
+class Served:
+    addresses: list[str]
+    """Of the pages."""
+    logs: Path
+    metrics: str
+
+
 @contextmanager
 def served(
     config: dict[str, Any], directory: Path, variables: Mapping[str, str]
-) -> Iterator[list[str]]:
-    """Yields the addresses of the pages; leaves no process behind."""
+) -> Iterator[Served]:
+    """Starts the application and waits for its pages; leaves no process behind."""
     path, log = directory / "config.yaml", directory / "log"
     path.write_text(yaml.safe_dump(config))
     with log.open("wb") as output:
@@ -55,7 +65,10 @@ def served(
             stderr=subprocess.STDOUT,
         )
     try:
-        yield _addresses(process, log, len(config["applications"]))
+        addresses = _addresses(process, log, len(config["applications"]))
+        places = re.search(r"Ray's logs are in (.+), its metrics at (\S+)", log.read_text())
+        assert places
+        yield Served(addresses, Path(places[1]), places[2])
     finally:
         alive = process.poll() is None
         started = psutil.Process(process.pid).children(recursive=True) if alive else []

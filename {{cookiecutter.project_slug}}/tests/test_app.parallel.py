@@ -48,8 +48,9 @@ def test_the_page_asks_the_deployment_of_each_model(settings: Settings) -> None:
 
 
 def test_the_process_of_the_page_imports_no_torch() -> None:
-    code = (
-        "import sys, {{ cookiecutter.__package }}.app; "
-        "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
-    )
+    code = """
+import {{ cookiecutter.__package }}.app
+import sys
+sys.exit(bool({"torch", "transformers"} & sys.modules.keys()))
+"""
     subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

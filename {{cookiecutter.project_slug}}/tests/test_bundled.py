@@ -7,7 +7,12 @@ import pytest
 
 from {{ cookiecutter.__package }} import bundled
 from {{ cookiecutter.__package }}.engine import Engine
-from {{ cookiecutter.__package }}.settings import BUNDLED, GenerationOptions, Limits, ModelSettings
+from {{ cookiecutter.__package }}.settings import (
+    BUNDLED,
+    GenerationOptions,
+    Limits,
+    ModelSettings,
+)
 
 
 async def test_the_bundled_model_answers_in_sensible_english() -> None:
@@ -15,7 +20,7 @@ async def test_the_bundled_model_answers_in_sensible_english() -> None:
         ModelSettings(name="smollm2", source=BUNDLED, temperature=0), Limits(update_seconds=0)
     )
     pieces = [
-        piece
+        piece.text
         async for piece in engine.stream(
             "What is the capital of France?", GenerationOptions(max_new_tokens=20)
         )

@@ -20,7 +20,8 @@ def config(request: pytest.FixtureRequest) -> ServeDeploySchema:
 def deployments_of_the_code(directory: Path) -> set[str]:
     """Asks `serve build`, which writes a config from the code."""
     built = directory / "built.yaml"
-    arguments = ["build", "{{ cookiecutter.__package }}.app:app", "--output-path", str(built)]
+    application = "{{ cookiecutter.__package }}.app:app"
+    arguments = ["build", application, "--output-path", str(built)]
     assert CliRunner().invoke(cli, arguments).exit_code == 0
     [application] = yaml.safe_load(built.read_text("utf-8"))["applications"]
     return {deployment["name"] for deployment in application["deployments"]}

@@ -6,9 +6,21 @@ from pathlib import Path
 import pytest
 from ray import serve
 
-from {{ cookiecutter.__package }}.deployments import RemoteModel, TextGenerationModel
-from {{ cookiecutter.__package }}.errors import GenerationError, InterruptionError, PromptError
-from {{ cookiecutter.__package }}.settings import GenerationOptions, Limits, ModelSettings
+from {{ cookiecutter.__package }}.answers import Piece
+from {{ cookiecutter.__package }}.deployments import (
+    RemoteModel,
+    TextGenerationModel,
+)
+from {{ cookiecutter.__package }}.errors import (
+    GenerationError,
+    InterruptionError,
+    PromptError,
+)
+from {{ cookiecutter.__package }}.settings import (
+    GenerationOptions,
+    Limits,
+    ModelSettings,
+)
 
 
 @pytest.fixture
@@ -37,11 +49,16 @@ class Flaky:
         self._failures = failures
         self._pieces = pieces
 
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:  # noqa: ARG002
+    async def stream(
+        self,
+        prompt: str,  # noqa: ARG002
+        options: GenerationOptions,  # noqa: ARG002
+        request: str,  # noqa: ARG002
+    ) -> AsyncGenerator[Piece, None]:
         failing = self._failures > 0
         self._failures -= 1
         for number in range(self._pieces if failing else 3):
-            yield f"{number} "
+            yield Piece(f"{number} ", 1)
         if failing:
             raise GenerationError("the model is lost")
 
@@ -54,14 +71,15 @@ def flaky(failures: int, pieces: int) -> RemoteModel:
 
 async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
     once = flaky(failures=1, pieces=0)
-    assert [piece async for piece in once.stream("", GenerationOptions())] == ["0 ", "1 ", "2 "]
+    pieces = [piece async for piece in once.stream("", GenerationOptions())]
+    assert "".join(piece.text for piece in pieces) == "0 1 2 "
     with pytest.raises(InterruptionError, match="Run again"):
         await anext(flaky(failures=2, pieces=0).stream("", GenerationOptions()))
 
 
 async def test_a_replica_lost_half_way_is_not_asked_twice_for_the_same_text() -> None:
     stream = flaky(failures=1, pieces=2).stream("", GenerationOptions())
-    assert [await anext(stream), await anext(stream)] == ["0 ", "1 "]
+    assert [(await anext(stream)).text, (await anext(stream)).text] == ["0 ", "1 "]
     with pytest.raises(InterruptionError, match="flaky was interrupted"):
         await anext(stream)
 

@@ -10,10 +10,19 @@ from {{ cookiecutter.__package }} import encoder_decoders
 from {{ cookiecutter.__package }}.attention import attend_by_rows
 from {{ cookiecutter.__package }}.encoder_decoders import Group
 from {{ cookiecutter.__package }}.engine import Engine
-from {{ cookiecutter.__package }}.errors import BusyError, GenerationError, ModelError, PromptError
+from {{ cookiecutter.__package }}.errors import (
+    BusyError,
+    GenerationError,
+    ModelError,
+    PromptError,
+)
 from {{ cookiecutter.__package }}.generation import Request
 from {{ cookiecutter.__package }}.sampling import Sampling
-from {{ cookiecutter.__package }}.settings import GenerationOptions, Limits, ModelSettings
+from {{ cookiecutter.__package }}.settings import (
+    GenerationOptions,
+    Limits,
+    ModelSettings,
+)
 
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
 LONG = GenerationOptions(temperature=0, min_new_tokens=200, max_new_tokens=200)
@@ -50,7 +59,7 @@ def engine_of() -> Iterator[EngineOf]:
 
 
 async def answer(engine: Engine, prompt: str, options: GenerationOptions = GREEDY) -> str:
-    return "".join([piece async for piece in engine.stream(prompt, options)])
+    return "".join([piece.text async for piece in engine.stream(prompt, options)])
 
 
 def generated(directory: Path, prompt: str, *, decoder: bool) -> str:
@@ -166,9 +175,10 @@ async def test_pieces_are_whole_characters(
         patched.setattr(engine, "_batch", Dictation())
         patched.setattr(Request, "tokens", one_at_a_time)
         pieces = [piece async for piece in engine.stream("The whale", GREEDY)]
-    assert "".join(pieces) == text
+    assert "".join(piece.text for piece in pieces) == text
+    assert sum(piece.tokens for piece in pieces) == len(tokens)
     assert len(tokens) > len(pieces) > 5
-    assert not any("�" in piece for piece in pieces)
+    assert not any("�" in piece.text for piece in pieces)
 
 
 async def one_at_a_time(

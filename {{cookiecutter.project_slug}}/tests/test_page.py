@@ -1,128 +1,22 @@
 """The page without Ray, on models that answer as a test needs."""
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+import subprocess
+import sys
+from typing import Literal
 
-import gradio as gr
 import httpx2
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 from {{ cookiecutter.__package }}.errors import PromptError
-from {{ cookiecutter.__package }}.page import THEME, build_page, fan_out
-from {{ cookiecutter.__package }}.settings import GenerationOptions, Limits, Settings
+from {{ cookiecutter.__package }}.settings import GenerationOptions
 from {{ cookiecutter.__package }}.task import BUTTON, EXAMPLES, PROMPT_LABEL
 
-
-@dataclass
-class StandIn:
-    """Yields its pieces with a pause before each, and then fails if it has a failure."""
-
-    name: str
-    pieces: list[str]
-    pause: float = 0.0
-    failure: Exception | None = None
-    asked: list[tuple[str, GenerationOptions]] = field(default_factory=list)
-    left: int = 0
-
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
-        self.asked.append((prompt, options))
-        try:
-            for piece in self.pieces:
-                await asyncio.sleep(self.pause)
-                yield piece
-            if self.failure:
-                raise self.failure
-        finally:
-            self.left += 1
-
-
-def fast() -> StandIn:
-    return StandIn("fast", ["one ", "two ", "three"])
-
-
-def slow() -> StandIn:
-    return StandIn("slow", [f"{number} " for number in range(300)], pause=0.1)
-
-
-def broken() -> StandIn:
-    return StandIn("broken", ["half "], failure=RuntimeError("secret path /srv/model"))
-
-
-@contextmanager
-def page_of(*models: StandIn) -> Iterator[str]:
-    settings = Settings(title="Words", limits=Limits(prompt_characters=1000))
-    page = build_page(settings, models)
-    page.launch(prevent_thread_lock=True, quiet=True, theme=THEME, footer_links=["api"])
-    try:
-        yield page.local_url
-    finally:
-        page.close()
-
-
-def no_pause() -> float:
-    return 0
-
-
-def answers_of(*models: StandIn, answer_seconds: float = 30) -> AsyncGenerator[list[str], None]:
-    return fan_out(models, "Hello", GenerationOptions(), no_pause, answer_seconds)
-
-
-async def final(*models: StandIn) -> list[str]:
-    return [texts async for texts in answers_of(*models)][-1]
-
-
-async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
-    assert await final(fast(), StandIn("other", ["a", "b"])) == ["one two three", "ab"]
-
-
-async def test_a_fast_pane_does_not_wait_for_a_slow_one() -> None:
-    async with aclosing(answers_of(slow(), fast())) as updates:
-        async for slow_text, fast_text in updates:
-            if fast_text == "one two three":
-                assert slow_text == ""
-                return
-    pytest.fail("the fast pane was never complete")
-
-
-async def test_a_model_that_fails_leaves_the_other_panes_alone() -> None:
-    failed, whole = await final(broken(), fast())
-    assert whole == "one two three"
-    assert failed.startswith("half")
-    assert "broken failed to answer" in failed
-    assert "secret" not in failed
-
-
-async def test_a_prompt_that_one_model_cannot_read_says_so_in_its_pane() -> None:
-    picky = StandIn("picky", [], failure=PromptError("Too long for picky: shorten it."))
-    assert await final(picky, fast()) == ["⚠ Too long for picky: shorten it.", "one two three"]
-
-
-async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
-    late = StandIn("late", ["in ", "time ", "too late"], pause=0.4)
-    updates = [texts async for texts in answers_of(fast(), late, answer_seconds=1)]
-    whole, stopped = updates[-1]
-    assert whole == "one two three"
-    assert stopped.startswith("in time")
-    assert "late was stopped, because it took too long" in stopped
-    assert late.left == 1
-
-
-async def test_when_all_models_fail_the_call_fails() -> None:
-    with pytest.raises(gr.Error, match="broken failed to answer"):
-        await final(broken(), broken())
-
-
-async def test_leaving_the_fan_out_leaves_every_model() -> None:
-    models = [slow(), slow()]
-    async with aclosing(answers_of(*models)) as updates:
-        await anext(updates)
-    assert [model.left for model in models] == [1, 1]
+from .stand_ins import StandIn, broken, fast, page_of, slow
 
 
 def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> None:
@@ -135,6 +29,11 @@ def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> N
 def test_one_model_returns_one_text() -> None:
     with page_of(fast()) as url:
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
+
+
+def test_a_model_that_says_nothing_returns_an_empty_text() -> None:
+    with page_of(StandIn("silent", [])) as url:
+        assert Client(url, verbose=False).predict("Hi", api_name="/generate") == ""
 
 
 def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
@@ -183,6 +82,13 @@ def test_bad_input_is_refused_before_a_model_is_asked(
     assert model.asked == []
 
 
+def test_who_asks_for_few_tokens_need_not_lower_the_least_number() -> None:
+    model = fast()
+    with page_of(model) as url:
+        Client(url, verbose=False).predict("Hi", max_new_tokens=5, api_name="/generate")
+    assert model.asked == [("Hi", GenerationOptions(min_new_tokens=5, max_new_tokens=5))]
+
+
 def post(url: str, body: bytes) -> httpx2.Response:
     headers = {"Content-Type": "application/json"}
     return httpx2.post(f"{url}gradio_api/call/generate", content=body, headers=headers)
@@ -229,6 +135,166 @@ def test_in_the_browser_both_panes_fill_while_the_slow_one_is_still_writing(
         expect(pane(page, "slow")).not_to_have_value(re.compile(r"299 $"))
 
 
+def state(page: Page, model: str) -> Locator:
+    return page.locator(f"#state-{model} p")
+
+
+def ask(page: Page, prompt: str = "Hello") -> None:
+    page.get_by_label(PROMPT_LABEL).fill(prompt)
+    page.get_by_role("button", name=BUTTON, exact=True).click()
+
+
+def test_in_the_browser_each_pane_says_how_far_it_is(browser: Browser) -> None:
+    with page_of(slow(), fast(), broken()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        figures = r"first text after \d\.\d s · \d+ tokens"
+        expect(state(page, "slow")).to_have_text(
+            re.compile(f"^Writing · {figures} · \\d+ tokens/s$")
+        )
+        expect(state(page, "fast")).to_have_text(re.compile(f"^Done · {figures}"))
+        expect(state(page, "broken")).to_have_text(
+            re.compile("^Failed · .*broken failed to answer")
+        )
+        expect(pane(page, "broken")).to_have_value("half ")
+        page.get_by_role("button", name="Stop").click()
+        expect(state(page, "slow")).to_have_text(re.compile("^Stopped · "))
+        expect(state(page, "fast")).to_have_text(re.compile("^Done · "))
+        page.get_by_role("button", name="Clear", exact=True).click()
+        expect(state(page, "slow")).to_have_count(0)
+
+
+def test_in_the_browser_who_waits_sees_the_place_in_the_queue(browser: Browser) -> None:
+    with (
+        page_of(slow(), running_requests=1) as url,
+        browser.new_page() as page,
+        browser.new_page() as other,
+    ):
+        page.goto(url)
+        ask(page)
+        expect(state(page, "slow")).to_contain_text("Writing")
+        other.goto(url)
+        ask(other)
+        expect(other.locator("#pane-slow").get_by_text("queue: 1/1")).to_be_visible()
+        page.get_by_role("button", name="Stop").click()
+        expect(state(other, "slow")).to_contain_text("Writing")
+
+
+def test_in_the_browser_a_model_that_cannot_answer_says_so_and_the_prompt_stays(
+    browser: Browser,
+) -> None:
+    with page_of(broken()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "broken")).to_have_text(re.compile("Failed · .*Run again"))
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+
+
+def test_in_the_browser_markup_of_a_model_is_shown_as_text(browser: Browser) -> None:
+    markup = "<img src=x onerror=alert(1)>"
+    bad = StandIn("bad", [markup], failure=PromptError(markup))
+    with page_of(bad) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(pane(page, "bad")).to_have_value(markup)
+        expect(state(page, "bad")).to_contain_text(markup)
+        assert page.locator("img[src=x]").count() == 0
+
+
+def test_in_the_browser_enter_runs_and_shift_and_enter_begin_a_line(browser: Browser) -> None:
+    model = fast()
+    with page_of(model) as url, browser.new_page() as page:
+        page.goto(url)
+        prompt = page.get_by_label(PROMPT_LABEL)
+        expect(prompt).to_be_focused()
+        page.keyboard.type("One")
+        page.keyboard.press("Shift+Enter")
+        page.keyboard.type("two")
+        page.keyboard.press("Enter")
+        expect(pane(page, "fast")).to_have_value("one two three")
+        expect(prompt).to_have_value("One\ntwo")
+    assert [asked for asked, _ in model.asked] == ["One\ntwo"]
+
+
+def test_in_the_browser_everything_is_reached_by_keyboard(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_focused()
+        reached = []
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.innerText.trim()"))
+        for name in (BUTTON, "Stop", "Clear", "Copy a link", "Options", EXAMPLES[0][:20]):
+            assert any(text.startswith(name) for text in reached), (name, reached)
+
+
+def open_options(page: Page) -> None:
+    page.get_by_role("button", name="Options").click()
+    expect(page.get_by_label("Temperature")).to_be_visible()
+    # Gradio sets a control that it shows for the first time twice.
+    page.wait_for_timeout(500)
+
+
+def test_in_the_browser_a_link_brings_the_prompt_and_the_options(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page, browser.new_page() as other:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("What is 50% of & + #?")
+        open_options(page)
+        page.get_by_label("Temperature").fill("0.6")
+        page.get_by_label("Temperature").press("Tab")
+        page.get_by_label("number input for At most, tokens").fill("77")
+        page.get_by_label("number input for At most, tokens").press("Tab")
+        page.get_by_role("button", name="Copy a link").click()
+        expect(page.get_by_role("button", name="Link copied")).to_be_visible()
+        other.goto(page.url)
+        expect(other.get_by_label(PROMPT_LABEL)).to_have_value("What is 50% of & + #?")
+        open_options(other)
+        expect(other.get_by_label("Temperature")).to_have_value("0.6")
+        expect(other.get_by_label("number input for At most, tokens")).to_have_value("77")
+
+
+VIEWS = [
+    pytest.param(width, scheme, id=f"{width} pixels, {scheme}")
+    for width in (1280, 390)
+    for scheme in ("light", "dark")
+]
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_in_the_browser_the_page_is_accessible_and_fits(
+    width: int, scheme: Literal["light", "dark"], browser: Browser
+) -> None:
+    viewport: ViewportSize = {"width": width, "height": 900}
+    with (
+        page_of(slow(), fast(), broken()) as url,
+        browser.new_page(viewport=viewport, color_scheme=scheme) as page,
+    ):
+        page.goto(url)
+        open_options(page)
+        assert violations(page) == []
+        ask(page)
+        expect(state(page, "broken")).to_contain_text("Failed")
+        assert violations(page) == []
+        first, second = (pane(page, name).bounding_box() for name in ("slow", "fast"))
+        assert first
+        assert second
+        assert (first["y"] == second["y"]) == (width == 1280)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        dark = page.evaluate("document.body.classList.contains('dark')")
+        assert dark == (scheme == "dark")
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds against WCAG 2.1, levels A and AA."""
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    found = Axe().run(page, options=rules).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found
+        for node in each["nodes"]
+    ]
+
+
 def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser: Browser) -> None:
     model = slow()
     with page_of(model) as url, browser.new_page() as page:
@@ -245,12 +311,56 @@ def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser:
     assert model.left == 1
 
 
+def test_in_the_browser_nothing_covers_an_answer_that_was_stopped(browser: Browser) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        for _ in range(8):
+            ask(page)
+            expect(state(page, "slow")).to_have_text(re.compile("^Writing .* tokens/s"))
+            page.get_by_role("button", name="Stop").click()
+            expect(state(page, "slow")).to_have_text(re.compile("^Stopped .* tokens/s"))
+            page.wait_for_timeout(300)
+            expect(page.get_by_text("Error", exact=True).locator("visible=true")).to_have_count(0)
+            expect(pane(page, "slow")).to_have_value(re.compile("^0 1 "))
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        "line => { line.className = 'state writing'; line.firstChild.data = 'Writing, late' }",
+        "line => { line.outerHTML = '<p class=\"state writing\">Writing, late</p>' }",
+    ],
+    ids=["in place", "a new line"],
+)
+def test_in_the_browser_an_update_on_its_way_does_not_undo_the_mark_of_a_stop(
+    late: str, browser: Browser
+) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "slow")).to_contain_text("Writing")
+        page.get_by_role("button", name="Stop").click()
+        expect(state(page, "slow")).to_contain_text("Stopped")
+        state(page, "slow").evaluate(late)
+        expect(page.get_by_text("Stopped, late")).to_be_visible()
+
+
+def test_in_the_browser_a_run_after_a_stop_is_not_marked(browser: Browser) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "slow")).to_contain_text("Writing")
+        page.get_by_role("button", name="Stop").click()
+        ask(page)
+        expect(state(page, "slow")).to_have_text(re.compile("^Writing"))
+
+
 def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> None:
     model = fast()
     with page_of(model) as url, browser.new_page() as page:
         page.goto(url)
         page.get_by_label(PROMPT_LABEL).fill("Hello")
-        page.get_by_role("button", name="Options").click()
+        open_options(page)
         page.get_by_role("button", name=BUTTON, exact=True).click()
         expect(pane(page, "fast")).to_have_value("one two three")
         page.get_by_label("Temperature").fill("0.6")
@@ -263,13 +373,17 @@ def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> No
     assert [options.temperature for _, options in model.asked] == [None, 0.6]
 
 
-def test_in_the_browser_an_error_is_shown_and_the_prompt_stays(browser: Browser) -> None:
+def test_in_the_browser_an_error_is_shown_and_nothing_is_lost(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
+        ask(page)
+        expect(state(page, "fast")).to_contain_text("Done")
         page.get_by_label(PROMPT_LABEL).fill("a" * 1001)
         page.get_by_role("button", name=BUTTON, exact=True).click()
         expect(page.get_by_text("shorten it to 1,000")).to_be_visible()
         assert len(page.get_by_label(PROMPT_LABEL).input_value()) == 1001
+        expect(pane(page, "fast")).to_have_value("one two three")
+        expect(state(page, "fast")).to_contain_text("Done")
 
 
 def test_in_the_browser_a_refusal_is_shown_and_the_prompt_stays(browser: Browser) -> None:
@@ -308,6 +422,16 @@ def test_in_the_browser_an_example_fills_the_prompt_and_clear_empties_the_page(
         page.get_by_role("button", name="Clear", exact=True).click()
         expect(pane(page, "fast")).to_have_value("")
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("")
+
+
+def test_in_the_browser_the_code_of_the_api_page_runs(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_role("button", name="Use via API").click()
+        code = page.locator("pre").filter(has_text="client.predict").first.inner_text()
+        command = [sys.executable, "-c", code]
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "one two three" in printed.stdout
 
 
 def test_the_page_fetches_nothing_from_other_hosts(browser: Browser) -> None:

@@ -1,6 +1,12 @@
 import torch
 
-from {{ cookiecutter.__package }}.sampling import Sampling, choose, draw, forbid, keep_top_k
+from {{ cookiecutter.__package }}.sampling import (
+    Sampling,
+    choose,
+    draw,
+    forbid,
+    keep_top_k,
+)
 
 # The softmax of these is 0.5, 0.3, 0.15 and 0.05.
 SCORES = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()

@@ -63,3 +63,14 @@ def test_in_the_browser_every_pane_fills(words: str, browser: Browser) -> None:
         for model in default_models():
             pane = page.locator(f"#pane-{model.name} textarea")
             expect(pane).not_to_have_value("", timeout=30_000)
+
+
+def test_another_kind_of_page_is_served_by_its_builder_alone(chat: str, browser: Browser) -> None:
+    job = Client(chat, verbose=False).submit("whale", api_name="/shout")
+    assert job.result(timeout=60) == "WHALE"
+    assert len(job.outputs()) > 1
+    with browser.new_page() as page:
+        page.goto(chat)
+        page.get_by_role("textbox").fill("a whale")
+        page.get_by_role("textbox").press("Enter")
+        expect(page.get_by_test_id("bot")).to_contain_text("A WHALE", timeout=30_000)

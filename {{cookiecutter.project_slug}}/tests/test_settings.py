@@ -1,7 +1,12 @@
 import pytest
 from pydantic import ValidationError
 
-from {{ cookiecutter.__package }}.settings import GenerationOptions, Limits, ModelSettings, Settings
+from {{ cookiecutter.__package }}.settings import (
+    GenerationOptions,
+    Limits,
+    ModelSettings,
+    Settings,
+)
 
 
 def test_defaults_are_20_to_100_sampled_tokens() -> None:

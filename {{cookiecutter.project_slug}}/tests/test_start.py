@@ -1,4 +1,4 @@
-"""`python -m {{ cookiecutter.__package }}` where something hinders it: one line that says what, and exit status 1."""
+"""The start where something hinders it: one line that says what, and exit status 1."""
 
 import os
 import re
@@ -22,8 +22,9 @@ def start(
     config: Path, *options: str, env: Mapping[str, str] | None = None, seconds: float = 60
 ) -> str:
     """Returns what it says after `error:`."""
+    module = "{{ cookiecutter.__package }}"
     result = subprocess.run(
-        [sys.executable, "-m", "{{ cookiecutter.__package }}", str(config), *options],
+        [sys.executable, "-m", module, str(config), *options],
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,

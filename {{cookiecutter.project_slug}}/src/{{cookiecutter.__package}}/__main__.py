@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -29,7 +30,7 @@ from ray.serve.schema import (
 )
 
 from .errors import LoginError, ModelError
-from .guard import read_credentials
+from .login import read_credentials
 from .settings import Settings
 from .weights import locate
 
@@ -38,6 +39,15 @@ REPORT_SECONDS = 5
 STOP_SECONDS = 30
 CLUSTER_SECONDS = 10
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    logs: str
+    """A directory on the node of this process."""
+    metrics: str
+    """Where Prometheus finds them, of the same node."""
 
 
 class StartError(RuntimeError):
@@ -91,18 +101,20 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
             if application.login_user is not None:
                 read_credentials(application.login_user)
             for model in application.models:
-                locate(model)
-    print("Starting Ray; its logs are in /tmp/ray/session_latest/logs", flush=True)
+                if model.base_url is None:
+                    locate(model)
+    print("Starting Ray", flush=True)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     cluster = start_ray(alone)
+    print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
         if alone:
             check_resources(config)
-        with serve_run(config, cluster) as process:
+        with serve_run(config, cluster.address) as process:
             wait_for_applications(process, time.monotonic() + wait_seconds)
             for application, each in zip(config.applications, settings, strict=True):
                 print(f"The page is up: {page_url(config, application)}", flush=True)
@@ -114,8 +126,8 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
         ray.shutdown()
 
 
-def start_ray(alone: bool) -> str:
-    """Returns the address of a cluster of its own, or of the one that RAY_ADDRESS names."""
+def start_ray(alone: bool) -> Cluster:
+    """Returns a cluster of its own, or the one that RAY_ADDRESS names."""
     if not alone:
         check_cluster(os.environ["RAY_ADDRESS"])
     try:
@@ -125,7 +137,12 @@ def start_ray(alone: bool) -> str:
         remedy = "see its logs" if alone else "look at RAY_ADDRESS and RAY_AUTH_TOKEN"
         reason = " ".join(str(error).split())
         raise StartError(f"Ray does not start; {remedy}: {reason}") from error
-    return str(context.address_info["gcs_address"])
+    info = context.address_info
+    return Cluster(
+        info["gcs_address"],
+        f"{info['session_dir']}/logs",
+        f"http://{info['node_ip_address']}:{info['metrics_export_port']}/metrics",
+    )
 
 
 def check_cluster(address: str) -> None:

@@ -6,6 +6,7 @@ from ray.serve import Application
 from .ingress import GradioServer, HasHealth
 from .page import build_page
 from .settings import Settings
+from .telemetry import Metered
 
 
 def build(settings: Settings) -> Application:
@@ -26,9 +27,19 @@ class PageWithModels:
         from .engine import Engine
 
         settings = self._settings
-        engines = [Engine(model, settings.limits) for model in settings.models]
-        self._engines = [*engines]
-        return build_page(settings, engines)
+        models: list[Metered] = []
+        for model in settings.models:
+            if model.base_url:
+                # Here, because its client takes most of a second to import.
+                from .openai_server import OpenAIServer
+
+                served = Metered(OpenAIServer(model), log_prompts=settings.log_prompts)
+            else:
+                engine = Engine(model, settings.limits)
+                self._engines.append(engine)
+                served = Metered(engine, log_prompts=settings.log_prompts)
+            models.append(served)
+        return build_page(settings, models)
 
     def __reduce__(self) -> tuple[type["PageWithModels"], tuple[Settings]]:
         # Serve pickles a replica's arguments once more when it has started; engines cannot be.

@@ -9,22 +9,30 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from .answers import Piece
 from .errors import BusyError, GenerationError, InterruptionError
+from .logs import request_id
 from .settings import GenerationOptions, Limits, ModelSettings
+from .telemetry import Metered
 
 
 class ModelReplica:
     """One model in a process of its own."""
 
-    def __init__(self, model: ModelSettings, limits: Limits) -> None:
+    def __init__(self, model: ModelSettings, limits: Limits, *, log_prompts: bool = False) -> None:
         # Here, so that a process which only binds the graph does without torch.
         from .engine import Engine
 
         self._engine = Engine(model, limits)
+        self._metered = Metered(self._engine, log_prompts=log_prompts)
 
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
-        async for piece in self._engine.stream(prompt, options):
-            yield piece
+    async def stream(
+        self, prompt: str, options: GenerationOptions, request: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        request_id.set(request)
+        async with aclosing(self._metered.stream(prompt, options)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -46,7 +54,7 @@ class RemoteModel:
     name: str
     handle: DeploymentHandle
 
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
+    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[Piece, None]:
         """Yields the answer piece by piece; leaving the loop ends the generation.
 
         A replica that is lost, or gives up, before it has shown any text is replaced by
@@ -70,8 +78,8 @@ class RemoteModel:
                         f"{self.name} was interrupted. Run again for the whole answer."
                     ) from error
 
-    async def _ask(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
-        response = self.handle.options(stream=True).stream.remote(prompt, options)
+    async def _ask(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[Piece, None]:
+        response = self.handle.options(stream=True).stream.remote(prompt, options, request_id.get())
         try:
             async for piece in response:
                 yield piece

@@ -1,13 +1,12 @@
 """What ends when a reader is gone, or the HTTP proxy between."""
 
 import asyncio
-import logging
 import re
 
 from ray.exceptions import RayActorError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = logging.getLogger(__name__)
+from .logs import logger
 
 ANSWER_STREAM = re.compile("/gradio_api/(queue/data|call/.+/.+)$")
 

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .answers import Piece
 from .decoders import DecoderBatch
 from .encoder_decoders import EncoderDecoderBatch
 from .errors import BusyError, GenerationError, ModelError, PromptError
@@ -59,7 +60,7 @@ class Engine:
                 "It must be a text model for transformers with safetensors weights."
             ) from error
 
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[str, None]:
+    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[Piece, None]:
         """Yields the answer piece by piece, in whole characters.
 
         Leaving the loop, or closing the iterator, ends the generation.
@@ -76,6 +77,7 @@ class Engine:
         self._requests += 1
         self._batch.start(request)
         try:
+            unread = 0
             async for tokens in request.tokens(lambda: self._limits.pause(self._requests)):
                 # None is a character that is not complete yet.
                 pieces = [
@@ -83,8 +85,12 @@ class Engine:
                     for token in tokens
                     if token not in self._end
                 ]
+                unread += len(pieces)
                 if piece := "".join(piece for piece in pieces if piece):
-                    yield piece
+                    yield Piece(piece, unread)
+                    unread = 0
+            if unread:
+                yield Piece("", unread)
         finally:
             self._requests -= 1
             self._batch.cancel(request)

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS, guard
-from .page import THEME
+from .page import CSS, THEME
 from .routing import SessionCookie, SessionRouter
 from .settings import PAGE_DEPLOYMENT, Settings
 
@@ -44,16 +44,24 @@ class PageIngress(GradioIngress):
         web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
         web.add_middleware(LeftStreams)
         web.add_middleware(ProxyLoss)
+        page = builder(*models)
+        if settings.mcp:
+            # Here, because it takes a second to import.
+            from .mcp_server import offer_tools
+
+            offer_tools(web, page)
         gr.mount_gradio_app(
             web,
-            builder(*models),
+            page,
             path="/",
             theme=THEME,
+            css=CSS,
             ssr_mode=False,
             footer_links=["api"],
             run_history=False,
             # Of the page's own errors a reader sees gr.Error alone; others may tell a path.
             show_error=False,
+            mcp_server=False,
             max_file_size=settings.limits.request_bytes,
         )
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
@@ -73,7 +81,8 @@ GradioServer = serve.deployment(
     # Every open tab holds one request for as long as it is open, and a second while it
     # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
     max_ongoing_requests=1000,
-    max_queued_requests=100,
+    # Room for many who open the page at once: each asks for a dozen files.
+    max_queued_requests=1000,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
     max_constructor_retry_count=1,
     ray_actor_options={"num_cpus": 0.4},

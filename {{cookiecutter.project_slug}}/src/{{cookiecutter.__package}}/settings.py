@@ -1,3 +1,4 @@
+{% from "text.jinja" import python %}
 """What the application serves and within which limits.
 
 A Serve config changes any of it under `args:`, with the same names.
@@ -39,6 +40,10 @@ class ModelSettings(Strict):
     source: str = Field(min_length=1)
     """A Hugging Face model id or a local directory."""
 {% endif %}
+    base_url: str | None = Field(default=None, pattern="^https?://")
+    """Of a server that speaks OpenAI's protocol; the source then names one of its models."""
+    api_key_variable: str = Field(default="OPENAI_API_KEY", min_length=1)
+    """Name of the environment variable with the key for that server."""
     revision: str | None = None
     """Branch, tag or commit of a model id; None takes the main branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -176,14 +181,18 @@ def default_models() -> tuple[ModelSettings, ...]:
 class Settings(Strict):
     """The arguments of the application."""
 
-    title: str = "{{ cookiecutter.project_name | replace("\\", "\\\\") | replace('"', '\\"') }}"
-    description: str = "{{ cookiecutter.description | replace("\\", "\\\\") | replace('"', '\\"') }}"
+    title: str = {{ python(cookiecutter.project_name) }}
+    description: str = {{ python(cookiecutter.description) }}
     models: tuple[ModelSettings, ...] = Field(default_factory=default_models, min_length=1)
     options: GenerationOptions = GenerationOptions()
     """What the page's controls show at first."""
     limits: Limits = Limits()
     login_user: str | None = Field(default=None, min_length=1, pattern="^[^:]+$")
     """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`."""
+    mcp: bool = False
+    """Whether clients of the Model Context Protocol find the page's function at `/mcp`."""
+    log_prompts: bool = False
+    """Whether the log holds what was asked, beside who answered and how fast."""
     embedded_in: tuple[Origin, ...] = ()
     """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""
 

@@ -1,0 +1,125 @@
+"""Writes the pages that have a source elsewhere: `nox -s docs`."""
+
+import ast
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cookiecutter.main import cookiecutter
+
+from tests.answers import CHOICES, CONTEXT, TEMPLATE
+
+WRITTEN = "<!-- Written by `nox -s docs`: edit the source that it names instead. -->"
+SAID_BY_NAME = {
+    "pyproject.toml": "dependencies, and the settings of tools",
+    "LICENSE": "the licence that was chosen",
+    "README.md": "how to start, ask, change, test and deploy it",
+    "CONTRIBUTING.md": "how to check a change, and where a thing lives",
+    "SECURITY.md": "what the page promises, and what not",
+    ".pre-commit-config.yaml": "the checks of each commit",
+    "ci.yml": "runs the checks",
+    "dependabot.yml": "keeps the versions fresh",
+    ".gitignore": "what git leaves out",
+    ".gitattributes": "line ends",
+    ".dockerignore": "what the image leaves out",
+}
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, "utf-8")
+        print(path.relative_to(TEMPLATE))
+
+
+def pages() -> dict[Path, str]:
+    """Returns the text of each page that is written."""
+    return {
+        TEMPLATE / "docs" / "questions.md": "\n".join(questions()) + "\n",
+        TEMPLATE / "docs" / "tree.md": "\n".join(tree_page()) + "\n",
+    }
+
+
+def questions() -> Iterator[str]:
+    yield from ("# The questions", "", WRITTEN, "", "From `cookiecutter.json`, the default first.")
+    for name, prompt in CONTEXT["__prompts__"].items():
+        default = CONTEXT[name]
+        words = prompt["__prompt__"] if isinstance(prompt, dict) else prompt
+        yield from ("", f"## `{name}`", "", f"{words}.", "")
+        if isinstance(default, list):
+            yield from ("| Answer | |", "| --- | --- |")
+            for answer in default:
+                yield f"| `{answer}` | {prompt[answer].removeprefix(f'{answer}: ')} |"
+        elif isinstance(default, bool):
+            yield f"`{'yes' if default else 'no'}` or `{'no' if default else 'yes'}`."
+        elif "{{" in default:
+            yield "Made of the answers before it, unless you type another."
+        else:
+            yield f"`{default}`, unless you type another."
+    yield from ("", "## Combinations that are refused", "")
+    forbidden = CONTEXT["_forbidden"]
+    for each in forbidden:
+        named = " and ".join(f"`{name}={answer}`" for name, answer in each["answers"].items())
+        yield f"- {named}: {each['because']}"
+    if not forbidden:
+        yield "None: every answer goes with every other."
+
+
+def tree_page() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        default = render(Path(directory))
+        yield from ("# What comes out", "", WRITTEN, "", "The default answers make:", "", "```")
+        for name, said in described(default).items():
+            yield f"{name:<32}{said}".rstrip()
+        yield from ("```", "", "Other answers take files of it away, or add some:", "")
+        yield from ("| Answer | Added | Left out |", "| --- | --- | --- |")
+        for question, answers in CHOICES.items():
+            for answer in answers[1:]:
+                project = render(Path(directory), **{question: answer})
+                added, left_out = files(project) - files(default), files(default) - files(project)
+                if added or left_out:
+                    spelled = {True: "yes", False: "no"}.get(answer, answer)
+                    yield f"| `{question}={spelled}` | {listed(added)} | {listed(left_out)} |"
+
+
+def render(directory: Path, **answers: str | bool) -> Path:
+    return Path(
+        cookiecutter(
+            str(TEMPLATE),
+            no_input=True,
+            extra_context={"project_slug": "our-app", **answers},
+            output_dir=tempfile.mkdtemp(dir=directory),
+            default_config={"replay_dir": str(directory), "cookiecutters_dir": str(directory)},
+        )
+    )
+
+
+def files(project: Path) -> set[str]:
+    return {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
+
+
+def described(project: Path) -> dict[str, str]:
+    """Returns the files, those of the top first, with what each says of itself."""
+    names = sorted(files(project), key=lambda name: ("/" in name, name))
+    return {name: said_by(project / name) for name in names}
+
+
+def said_by(path: Path) -> str:
+    """The first sentence of a module's docstring, a comment or a heading."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        said = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+    elif path.name in SAID_BY_NAME:
+        said = SAID_BY_NAME[path.name]
+    elif text.startswith("# "):
+        said = text.split("\n")[0].removeprefix("# ")
+    else:
+        said = ""
+    return said.partition(". ")[0].rstrip(".")
+
+
+def listed(names: set[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+if __name__ == "__main__":
+    main()

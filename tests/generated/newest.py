@@ -1,0 +1,29 @@
+"""A project on the newest release of each library, whatever its upper bound says."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def lift_bounds(pyproject: Path) -> list[Requirement]:
+    """Takes the upper bounds away, and returns the requirements with them."""
+    text = pyproject.read_text("utf-8")
+    declared = tomllib.loads(text)
+    pyproject.write_text(re.sub(r'(>=[^",<]+),<[^"]+"', r'\1"', text), "utf-8")
+    return [
+        Requirement(each)
+        for each in declared["project"]["dependencies"] + declared["dependency-groups"]["dev"]
+    ]
+
+
+def versions_beyond(requirements: list[Requirement], lock: Path) -> list[str]:
+    """Returns what is locked at a version that its requirement did not allow."""
+    packages = tomllib.loads(lock.read_text("utf-8"))["package"]
+    locked = {each["name"]: each["version"] for each in packages if "version" in each}
+    return [
+        f"{each} became {locked[each.name]}"
+        for each in requirements
+        if not each.specifier.contains(locked[each.name], prereleases=True)
+    ]

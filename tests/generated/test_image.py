@@ -1,0 +1,56 @@
+"""The image of a project, made and run step by step without an engine."""
+
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ..conftest import Render
+from ..faults.nodes import hosts
+from .image import Stage, image
+from .project import START_SECONDS, Project, ask
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("ip"),
+    reason="needs root, for overlays and network namespaces, and Debian's iproute2",
+)
+
+
+def test_the_image_is_small_and_its_user_serves_the_page(
+    render: Render, environment: Path, tmp_path: Path
+) -> None:
+    project = Project(render(deploy="docker"), environment)
+    project.run("uv", "lock")
+    with hosts(1) as [host], image(project.root / "Dockerfile", tmp_path) as stage:
+        assert stage.user == "1000:1000"
+        assert only_what_is_served(stage)
+        address = f"{host.address} {socket.gethostname()}\n"
+        (stage.root / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n{address}")
+        within = stage.within(*host.within)
+        container = replace(project, environment=Path("/app/.venv"), within=within)
+        with container.started(*stage.command) as server:
+            server.wait_for(lambda _: is_healthy(stage, within), START_SECONDS)
+            texts = ask(f"http://{host.address}:8000").texts
+    assert len(texts) == 2
+    assert all(texts)
+
+
+def is_healthy(stage: Stage, within: tuple[str, ...]) -> bool:
+    check = subprocess.run([*within, *stage.health_check], capture_output=True, check=False)
+    return check.returncode == 0
+
+
+def only_what_is_served(stage: Stage) -> bool:
+    """Neither a cache nor a build of PyTorch for GPUs, nor what only the first stage needs."""
+    files = {str(path.relative_to(stage.layer)) for path in stage.layer.glob("**/*")}
+    unwanted = ("root/.cache", "usr/local/bin/uv", "app/src", "app/tests", "app/pyproject.toml")
+    libraries = [name for name in files if "/site-packages/" in name]
+    return (
+        bool(libraries)
+        and files.isdisjoint(unwanted)
+        and not any("/nvidia/" in name or "/triton/" in name for name in libraries)
+    )

@@ -1,0 +1,50 @@
+"""The docs say what their sources say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.write import pages
+
+from .answers import QUESTIONS, TEMPLATE
+
+MARKDOWN = [*TEMPLATE.glob("*.md"), *TEMPLATE.glob("docs/**/*.md")]
+
+
+def test_the_written_pages_are_fresh() -> None:
+    for path, text in pages().items():
+        assert path.read_text("utf-8") == text, "nox -s docs writes it anew"
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_each_question_has_its_reason(question: str) -> None:
+    decisions = (TEMPLATE / "docs" / "design-decisions.md").read_text("utf-8")
+    reasons = decisions.partition("## Questions")[2].partition("\n## ")[0]
+
+    assert f"`{question}`" in reasons
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
+def test_every_link_within_the_repository_leads_to_a_file(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_every_path_of_the_contributors_table_is_there() -> None:
+    page = (TEMPLATE / "CONTRIBUTING.md").read_text("utf-8")
+    table = page.partition("## Where a thing lives")[2].partition("\n## ")[0]
+
+    places = re.findall(r"^\|[^|]+\|([^|]+)\|$", table, re.MULTILINE)
+    assert places
+    for name in re.findall(r"`([a-z{][\w{}./-]+[./][\w{}/-]*)`", "".join(places)):
+        assert (TEMPLATE / name).exists(), name
+
+
+def test_the_updates_page_names_files_of_a_project() -> None:
+    page = (TEMPLATE / "docs" / "updates.md").read_text("utf-8")
+    tree = (TEMPLATE / "docs" / "tree.md").read_text("utf-8")
+
+    owned = re.findall(r"`([\w./-]+\.(?:py|md|toml|yaml))`", page.partition("## Who owns")[2])
+    assert owned
+    assert [name for name in owned if name not in tree and name != "uv.lock"] == []

@@ -1,0 +1,74 @@
+"""One place for the versions that are tested together: the project's pyproject.toml."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from .answers import CHOICES, TEMPLATE
+from .conftest import Render
+from .generated.newest import lift_bounds, versions_beyond
+
+UV = r"(?:astral-sh/uv:|version: )(\d+\.\d+\.\d+)"
+PYTHON = r"(?:python:|python-version: \"|-python)(\d\.\d+)"
+
+
+def test_the_template_wants_the_versions_of_its_projects(render: Render) -> None:
+    ours = requirements(TEMPLATE)
+    theirs = requirements(render())
+
+    assert ours.keys() & theirs.keys()
+    for name in ours.keys() & theirs.keys():
+        assert ours[name] == theirs[name], name
+
+
+@pytest.mark.parametrize("models", CHOICES["models"])
+def test_every_library_of_a_project_has_two_bounds(models: str, render: Render) -> None:
+    for requirement in requirements(render(models=models)).values():
+        assert re.fullmatch(r"<[^,]+,>=[^,]+", str(requirement.specifier)), requirement
+
+
+@pytest.mark.parametrize("pattern", [UV, PYTHON], ids=["uv", "Python"])
+def test_one_version_is_used_everywhere(pattern: str, render: Render) -> None:
+    projects = [render(ci=ci, deploy="kubernetes") for ci in CHOICES["ci"]]
+    found = {
+        version
+        for directory in [*projects, TEMPLATE / ".github"]
+        for path in directory.rglob("*")
+        if path.suffix in {".yml", ".yaml"} or path.name == "Dockerfile"
+        for version in re.findall(pattern, path.read_text("utf-8"))
+    }
+
+    assert len(found) == 1
+
+
+def test_the_bounds_of_a_project_can_be_lifted(render: Render) -> None:
+    pyproject = render() / "pyproject.toml"
+    before = requirements(pyproject.parent)
+    lifted = lift_bounds(pyproject)
+    after = requirements(pyproject.parent)
+
+    assert [str(each) for each in lifted] == [str(each) for each in before.values()]
+    assert after.keys() == before.keys()
+    assert "<" not in "".join(str(each.specifier) for each in after.values())
+
+
+def test_a_version_beyond_its_bound_is_named(tmp_path: Path) -> None:
+    lock = tmp_path / "uv.lock"
+    lock.write_text(
+        '[[package]]\nname = "ray"\nversion = "3.0"\n[[package]]\nname = "torch"\nversion = "2.13"\n'
+    )
+
+    beyond = versions_beyond([Requirement("ray>=2,<3"), Requirement("torch>=2,<3")], lock)
+
+    assert beyond == ["ray<3,>=2 became 3.0"]
+
+
+def requirements(project: Path) -> dict[str, Requirement]:
+    declared = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
+    listed = [*declared["project"].get("dependencies", [])]
+    for group in declared["dependency-groups"].values():
+        listed += [each for each in group if isinstance(each, str)]
+    return {each.name: each for each in map(Requirement, listed)}

@@ -1,0 +1,98 @@
+"""The workflows of the template and of its projects, on GitHub and GitLab."""
+
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .answers import CHOICES, TEMPLATE, Answers, every_answer_to, in_words
+from .conftest import Render
+from .tools import run
+
+any_github_project = pytest.mark.parametrize(
+    "answers", every_answer_to("deploy", "accelerator"), ids=in_words
+)
+
+
+def test_the_templates_workflows_are_valid() -> None:
+    check_schema("vendor.github-workflows", *workflows(TEMPLATE))
+    check_schema("vendor.dependabot", TEMPLATE / ".github" / "dependabot.yml")
+
+
+def test_the_templates_workflows_are_safe() -> None:
+    audit(TEMPLATE)
+
+
+@any_github_project
+def test_a_projects_workflows_on_github_are_valid(answers: Answers, render: Render) -> None:
+    project = render(ci="github", **answers)
+
+    check_schema("vendor.github-workflows", *workflows(project))
+    check_schema("vendor.dependabot", project / ".github" / "dependabot.yml")
+
+
+@any_github_project
+def test_a_projects_workflows_on_github_are_safe(answers: Answers, render: Render) -> None:
+    audit(render(ci="github", **answers))
+
+
+@pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
+def test_a_projects_pipeline_on_gitlab_is_valid(accelerator: str, render: Render) -> None:
+    project = render(ci="gitlab", accelerator=accelerator)
+
+    check_schema("vendor.gitlab-ci", project / ".gitlab-ci.yml")
+
+
+def test_github_and_gitlab_check_the_same(render: Render) -> None:
+    [workflow] = workflows(render(ci="github"))
+    steps = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]["check"]["steps"]
+    pipeline = (render(ci="gitlab") / ".gitlab-ci.yml").read_text("utf-8")
+
+    assert [s["run"] for s in steps if "run" in s] == yaml.safe_load(pipeline)["check"]["script"]
+
+
+def test_the_template_and_its_projects_use_the_same_actions(render: Render) -> None:
+    ours = actions(TEMPLATE)
+
+    for name, pins in actions(render(ci="github")).items():
+        assert ours.get(name, pins) == pins
+    assert all(len(pins) == 1 for pins in ours.values())
+
+
+def test_the_templates_workflow_runs_what_nox_runs() -> None:
+    noxfile = (TEMPLATE / "noxfile.py").read_text("utf-8")
+    [ran] = re.findall(r"nox\.options\.sessions = \[(.*)\]", noxfile)
+    text = "".join(path.read_text("utf-8") for path in workflows(TEMPLATE))
+    [whole] = re.findall(r"session: \[(.*)\]", text)
+    named = set(whole.split(", ")) | set(
+        chain(*(line.split(" -- ")[0].split()[2:] for line in re.findall(r"nox -s .*", text)))
+    )
+
+    assert {name.strip('"') for name in ran.split(", ")} <= named
+
+
+def workflows(project: Path) -> list[Path]:
+    found = sorted((project / ".github" / "workflows").glob("*.yml"))
+    assert found
+    return found
+
+
+def actions(project: Path) -> dict[str, set[str]]:
+    """Returns the pins of each action, with the version in their comment."""
+    pins: dict[str, set[str]] = {}
+    for path in workflows(project):
+        for name, pin in re.findall(r"uses: (\S+)@(\S+ # \S+)", path.read_text("utf-8")):
+            pins.setdefault(name, set()).add(pin)
+    assert pins
+    return pins
+
+
+def check_schema(schema: str, *files: Path) -> None:
+    run("check-jsonschema", "--builtin-schema", schema, *files)
+
+
+def audit(project: Path) -> None:
+    """Looks for wide permissions, unpinned actions and text that is run as code."""
+    run("zizmor", "--offline", "--no-config", project / ".github")

@@ -1,0 +1,62 @@
+"""Models that answer as a test needs, and the page before them, without Ray."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from {{ cookiecutter.__package }}.answers import Piece
+from {{ cookiecutter.__package }}.page import CSS, THEME, build_page
+from {{ cookiecutter.__package }}.settings import (
+    GenerationOptions,
+    Limits,
+    Settings,
+)
+
+
+@dataclass
+class StandIn:
+    """Yields its pieces with a pause before each, and then fails if it has a failure."""
+
+    name: str
+    pieces: list[str]
+    pause: float = 0.0
+    failure: Exception | None = None
+    asked: list[tuple[str, GenerationOptions]] = field(default_factory=list)
+    left: int = 0
+
+    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[Piece, None]:
+        self.asked.append((prompt, options))
+        try:
+            for piece in self.pieces:
+                await asyncio.sleep(self.pause)
+                yield Piece(piece, 1)
+            if self.failure:
+                raise self.failure
+        finally:
+            self.left += 1
+
+
+def fast() -> StandIn:
+    return StandIn("fast", ["one ", "two ", "three"])
+
+
+def slow() -> StandIn:
+    return StandIn("slow", [f"{number} " for number in range(300)], pause=0.1)
+
+
+def broken() -> StandIn:
+    return StandIn("broken", ["half "], failure=RuntimeError("secret path /srv/model"))
+
+
+@contextmanager
+def page_of(*models: StandIn, title: str = "Words", running_requests: int = 32) -> Iterator[str]:
+    """Yields the address of the page before these models."""
+    limits = Limits(prompt_characters=1000, running_requests=running_requests)
+    settings = Settings(title=title, limits=limits)
+    page = build_page(settings, models)
+    page.launch(prevent_thread_lock=True, quiet=True, theme=THEME, css=CSS, footer_links=["api"])
+    try:
+        yield page.local_url
+    finally:
+        page.close()
