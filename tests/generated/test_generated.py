@@ -22,10 +22,15 @@ from .project import (
     serve_import_path,
 )
 
-ASKED_BY_PAGES = ("task", "parallel_models")
-ASKED_BY_PYTHON = (*ASKED_BY_PAGES, "models")
-"""The other answers choose files that few tests read."""
-TESTS_OF_FILES = ("test_config.py", "test_monitoring.py", "test_rayservice.py")
+ASKED_BY_PYTHON = ("task", "parallel_models", "models")
+TESTS_OF_ANSWERS = (
+    "test_app.py",
+    "test_config.py",
+    "test_monitoring.py",
+    "test_rayservice.py",
+    "test_settings.py",
+)
+"""What reads the files that the answers choose; the others read what every project has."""
 
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
@@ -87,17 +92,10 @@ def check_as_a_commit(project: Project) -> None:
 
 
 def which_tests(choice: Answers, tests: Path) -> list[str]:
-    """Those that an earlier project did not run on the same files; each is served in any case."""
-    if choice in with_every_answer(ASKED_BY_PAGES):
+    """All where an answer is new, else those of the answers; each project is served besides."""
+    if choice in with_every_answer(ASKED_BY_PYTHON):
         return []
-    same_python = [
-        other
-        for other in every_pair_of_answers()
-        if all(other[question] == choice[question] for question in ASKED_BY_PYTHON)
-    ]
-    if choice == same_python[0]:
-        return ["-m", "not served and not browser"]
-    files = [f"tests/{name}" for name in TESTS_OF_FILES if (tests / name).exists()]
+    files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
     return ["-m", "not served", *files]
 
 

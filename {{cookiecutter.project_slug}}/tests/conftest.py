@@ -11,7 +11,7 @@ from .servers import Served, config_of, free_port, served
 from .tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
 
 # A browser beside other work may take longer than Playwright's five seconds.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -59,7 +59,8 @@ def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
         "name": "chat",
         "route_prefix": "/chat",
         "import_path": "tests.chat_page:build",
-        "args": {},
+        # Its own models would be looked for on the hub.
+        "args": {"models": application["args"]["models"]},
         "deployments": [{**page, "num_replicas": 1}],
     }
     application["args"]["mcp"] = True

@@ -36,7 +36,8 @@ def config_of(source: Path | str, port: int) -> dict[str, Any]:
     config["http_options"]["port"] = port
     models = [{"name": model.name, "source": str(source)} for model in default_models()]
     for application in config["applications"]:
-        application["args"] = {"models": models}
+        # A tiny model is done before an eye could follow.
+        application["args"] = {"models": models, "limits": {"update_seconds": 0}}
         for deployment in application["deployments"]:
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
     return config

@@ -1,7 +1,7 @@
 """Models that answer as a test needs, and the page before them, without Ray."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -47,6 +47,15 @@ def slow() -> StandIn:
 
 def broken() -> StandIn:
     return StandIn("broken", ["half "], failure=RuntimeError("secret path /srv/model"))
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Waits for a minute at most."""
+    for _ in range(600):
+        if happened():
+            return
+        await asyncio.sleep(0.1)
+    raise TimeoutError
 
 
 @contextmanager

@@ -26,15 +26,17 @@ from {{ cookiecutter.__package }}.settings import (
 @pytest.fixture
 async def tiny(tiny_decoder: Path) -> AsyncGenerator[RemoteModel, None]:
     model = ModelSettings(name="tiny", source=str(tiny_decoder))
-    application = TextGenerationModel.options(name=model.name).bind(model, Limits())
+    application = TextGenerationModel.options(name=model.name).bind(model, Limits(update_seconds=0))
     handle = serve.run(application, name="tiny", _local_testing_mode=True)
     yield RemoteModel(model.name, handle)
     handle.shutdown()
 
 
 async def test_a_deployed_model_streams_its_text(tiny: RemoteModel) -> None:
-    pieces = [piece async for piece in tiny.stream("The whale", GenerationOptions())]
+    options = GenerationOptions(min_new_tokens=50, max_new_tokens=50)
+    pieces = [piece async for piece in tiny.stream("The whale", options)]
     assert len(pieces) > 1
+    assert sum(piece.tokens for piece in pieces) == 50
 
 
 async def test_a_prompt_error_reaches_the_page_as_itself(tiny: RemoteModel) -> None:

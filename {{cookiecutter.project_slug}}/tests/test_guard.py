@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-import time
+import threading
 from collections.abc import Iterator
 from unittest.mock import AsyncMock
 
@@ -133,12 +133,14 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
 def test_a_full_queue_says_when_to_come_back() -> None:
     web = FastAPI()
     guard(web, Settings())
+    refused = threading.Event()
     with gr.Blocks() as blocks:
-        gr.Button("Wait").click(lambda: time.sleep(3), api_name="wait")
+        gr.Button("Wait").click(lambda: refused.wait(60), api_name="wait")
     gr.mount_gradio_app(web, blocks.queue(max_size=1), path="/", ssr_mode=False)
     with TestClient(web) as page:
         call = {"data": [], "fn_index": 0, "session_hash": "me"}
         answers = [page.post("/gradio_api/queue/join", json=call) for _ in range(4)]
+        refused.set()
     assert answers[0].status_code == 200
     assert answers[-1].status_code == 429
     assert int(answers[-1].headers["retry-after"]) > 0

@@ -21,7 +21,7 @@ from {{ cookiecutter.__package }}.settings import (
     default_models,
 )
 
-from .stand_ins import StandIn, broken, fast, slow
+from .stand_ins import StandIn, broken, fast, slow, until
 
 
 @contextmanager
@@ -123,13 +123,12 @@ async def test_who_leaves_stops_the_models() -> None:
     model = slow()
     with tools_of(model) as url:
         async with Client(url) as client:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1):
-                    await client.call_tool("generate", {"prompt": "Hi"})
-        for _ in range(50):
-            if not model.left:
-                await asyncio.sleep(0.1)
-    assert model.left == 1
+            call = asyncio.create_task(client.call_tool("generate", {"prompt": "Hi"}))
+            await until(lambda: bool(model.asked))
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        await until(lambda: model.left == 1)
 
 
 async def shout(text: str) -> str:

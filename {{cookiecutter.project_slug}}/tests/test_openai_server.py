@@ -25,6 +25,8 @@ from {{ cookiecutter.__package }}.settings import (
     ModelSettings,
 )
 
+from .stand_ins import until
+
 KEY = "a key of the tests"
 OPTIONS = GenerationOptions(min_new_tokens=0, max_new_tokens=7, temperature=0.3)
 
@@ -122,10 +124,7 @@ async def test_leaving_the_stream_closes_the_connection(
     loopback.pause = 0.2
     async with aclosing(model.stream("Hello", OPTIONS)) as pieces:
         await anext(pieces)
-    for _ in range(50):
-        if not loopback.left:
-            await asyncio.sleep(0.1)
-    assert loopback.left == 1
+    await until(lambda: loopback.left == 1)
 
 
 @pytest.mark.parametrize(

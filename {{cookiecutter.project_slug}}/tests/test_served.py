@@ -13,7 +13,6 @@ from {{ cookiecutter.__package }}.task import BUTTON, PROMPT_LABEL
 pytestmark = pytest.mark.served
 
 SHORT = {"min_new_tokens": 5, "max_new_tokens": 10}
-# A tiny model writes a space, which ends a piece, only every few tokens.
 LONG = {"min_new_tokens": 100, "max_new_tokens": 100}
 
 

@@ -105,6 +105,8 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
                     locate(model)
     print("Starting Ray", flush=True)
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # A second model that fails while Serve ends for the first would print its traceback.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
