@@ -1,4 +1,5 @@
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from {{ cookiecutter.__package }} import encoder_decoders
+from {{ cookiecutter.__package }} import engine as engine_module
 from {{ cookiecutter.__package }}.attention import attend_by_rows
+from {{ cookiecutter.__package }}.decoders import DecoderBatch
 from {{ cookiecutter.__package }}.encoder_decoders import Group
 from {{ cookiecutter.__package }}.engine import Engine
 from {{ cookiecutter.__package }}.errors import (
@@ -23,6 +26,8 @@ from {{ cookiecutter.__package }}.settings import (
     Limits,
     ModelSettings,
 )
+
+from .tiny_models import save_tiny_bart
 
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
 LONG = GenerationOptions(temperature=0, min_new_tokens=200, max_new_tokens=200)
@@ -121,6 +126,21 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
     await asyncio.sleep(0.5)
     assert steps - when_left <= 2
     assert steps < LONG.max_new_tokens
+
+
+async def test_answers_that_were_stopped_leave_nothing_in_the_batch(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_decoder)
+    for _ in range(20):
+        stream = engine.stream("The whale", LONG)
+        await anext(stream)
+        await stream.aclose()
+    assert isinstance(engine._batch, DecoderBatch)
+    router = engine._batch._manager.output_router
+    assert not router.result_handlers
+    # What a step delivers after the last of them.
+    assert router.output_queue.qsize() <= 2
 
 
 def test_a_model_that_needs_its_own_attention_keeps_it(tiny_decoder: Path) -> None:
@@ -225,6 +245,25 @@ async def test_a_prompt_longer_than_the_context_is_refused(
 ) -> None:
     with pytest.raises(PromptError, match=r"too long for tiny: .* it reads at most 244"):
         await answer(engine_of(tiny_decoder), "whale " * 300)
+
+
+async def test_a_model_that_learned_its_positions_writes_no_further(
+    tmp_path: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(save_tiny_bart(tmp_path))
+    longest = GREEDY.model_copy(update={"min_new_tokens": 64, "max_new_tokens": 64})
+    assert await answer(engine, "The whale", longest)
+    with pytest.raises(PromptError, match="tiny writes at most 64 tokens"):
+        await answer(engine, "The whale", LONG)
+
+
+def test_a_container_bounds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CGROUP", tmp_path)
+    assert engine_module._container_memory() == math.inf
+    (tmp_path / "memory.max").write_text("max\n")
+    assert engine_module._container_memory() == math.inf
+    (tmp_path / "memory.max").write_text("640000\n")
+    assert engine_module._free_memory(torch.device("cpu")) == 10_000
 
 
 async def test_more_requests_than_the_limits_allow_are_refused(

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from {{ cookiecutter.__package }}.sampling import (
@@ -46,6 +47,15 @@ def test_each_row_is_sampled_with_its_own_options() -> None:
     assert {int(row[0]) for row in rows} == {1}
     assert {int(row[1]) for row in rows} == {3}
     assert len({int(row[2]) for row in rows}) > 1
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1e-40, 1), (0.009, 1), (1, 1e-50)])
+def test_options_that_are_almost_0_take_the_likeliest_token(
+    temperature: float, top_p: float
+) -> None:
+    sampling = Sampling(temperature, top_p, min_new_tokens=0, max_new_tokens=9)
+    tokens = choose(100 * SCORES.repeat(20, 1), [sampling] * 20, 3, [])
+    assert set(tokens.tolist()) == {1}
 
 
 def test_a_vocabulary_smaller_than_top_k_is_whole() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -58,6 +60,29 @@ def save_tiny_encoder_decoder(directory: Path) -> Path:
     return _save(T5ForConditionalGeneration, config, tokenizer, directory)
 
 
+def save_tiny_bart(directory: Path) -> Path:
+    """Writes a BART, which has learned 64 positions."""
+    tokenizer = _tokenizer()
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        init_std=VARIETY,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=None,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return _save(BartForConditionalGeneration, config, tokenizer, directory)
+
+
 def _tokenizer() -> PreTrainedTokenizerFast:
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([CORPUS], vocab_size=400, special_tokens=[END])
@@ -71,7 +96,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def _save(
     model_class: type[PreTrainedModel],
-    config: GPT2Config | T5Config,
+    config: GPT2Config | T5Config | BartConfig,
     tokenizer: PreTrainedTokenizerFast,
     directory: Path,
 ) -> Path:

@@ -1,8 +1,10 @@
 """Batches of requests for decoders: Llama, Qwen, GPT-2 and their like."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from itertools import count
 
 import torch
@@ -87,8 +89,9 @@ class DecoderBatch:
         name = self._running.pop(request, None)
         if name is not None:
             self._manager.cancel_request(name)
-            # Nothing is delivered after a cancellation, so the manager would keep it.
+            # No end is delivered after a cancellation, so the manager would keep it.
             self._manager.output_router.result_handlers.pop(name, None)
+            self._drop_unread()
 
     def is_running(self) -> bool:
         running: bool = self._manager.is_running()
@@ -105,6 +108,12 @@ class DecoderBatch:
             if reason is not None or time.monotonic() > deadline:
                 raise GenerationError(f"continuous batching does not start: {reason}")
             time.sleep(0.01)
+
+    def _drop_unread(self) -> None:
+        """The step that ran during a cancellation delivers to a queue which nobody reads."""
+        with suppress(queue.Empty):
+            while True:
+                self._manager.output_router.output_queue.get_nowait()
 
     def _deliver(self, request: Request, output: GenerationOutput) -> None:
         new = output.generated_tokens[request.received :]

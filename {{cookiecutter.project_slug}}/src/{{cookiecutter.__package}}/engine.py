@@ -1,5 +1,6 @@
 """Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
 
+import math
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -32,6 +33,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 # several models share a machine, and one or two of them a GPU.
 CACHE_SHARE = 1 / 64
 GPU_CACHE_SHARE = 1 / 4
+CGROUP = Path("/sys/fs/cgroup")
 
 
 class Engine:
@@ -113,6 +115,7 @@ class Engine:
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._end = _end_tokens(self._model)
         self._context = _context(self._model, self._tokenizer.model_max_length)
+        self._longest_answer = _longest_answer(self._model)
 
     def _make_batch(self) -> Batch:
         running = self._limits.running_requests
@@ -143,6 +146,10 @@ class Engine:
             raise PromptError(
                 f"The text is too long for {self.name}: {len(tokens)} tokens, and it reads at "
                 f"most {room}. Shorten the text or ask for fewer new tokens."
+            )
+        if options.max_new_tokens > self._longest_answer:
+            raise PromptError(
+                f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
             )
         return tokens
 
@@ -180,6 +187,18 @@ def _context(model: PreTrainedModel, tokenizer_says: int) -> int:
     return min(tokenizer_says, getattr(model.config, "max_position_embeddings", tokenizer_says))
 
 
+def _longest_answer(model: PreTrainedModel) -> float:
+    """Tokens for which the model has positions: BART learned some, T5 counts without end.
+
+    A decoder writes into its context, which is checked with the prompt.
+    """
+    config = model.config
+    if not config.is_encoder_decoder:
+        return math.inf
+    names = ("max_decoder_position_embeddings", "max_position_embeddings")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), math.inf)
+
+
 def _bytes_per_token(model: PreTrainedModel) -> int:
     """What the keys and values of one token take."""
     config = model.config.get_text_config()
@@ -193,4 +212,13 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * GPU_CACHE_SHARE)
-    return int(psutil.virtual_memory().available * CACHE_SHARE)
+    return int(min(psutil.virtual_memory().available, _container_memory()) * CACHE_SHARE)
+
+
+def _container_memory() -> float:
+    """Bytes that the container may use; outside of one there is no such bound."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = CGROUP / name
+        if limit.is_file() and (text := limit.read_text("ascii").strip()).isdecimal():
+            return int(text)
+    return math.inf

@@ -7,6 +7,8 @@ import torch
 
 TOP_K = 50
 """The default of transformers' sampling, which the Ray guide's pipelines used."""
+LEAST_TEMPERATURE = 0.01
+"""Below it only the likeliest token is left, and scores divided by it may leave float32."""
 
 
 @dataclass(frozen=True)
@@ -14,18 +16,18 @@ class Sampling:
     """How the tokens of one request are chosen."""
 
     temperature: float
-    """0 always takes the likeliest token."""
+    """0, or less than `LEAST_TEMPERATURE`, always takes the likeliest token."""
     top_p: float
     min_new_tokens: int
     max_new_tokens: int
 
     @property
     def top_k(self) -> int:
-        return TOP_K if self.temperature > 0 else 1
+        return TOP_K if self.temperature >= LEAST_TEMPERATURE else 1
 
     @property
     def divisor(self) -> float:
-        return self.temperature or 1.0
+        return self.temperature if self.temperature >= LEAST_TEMPERATURE else 1.0
 
 
 def choose(
@@ -71,7 +73,7 @@ def draw(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     best = scores.topk(min(TOP_K, scores.shape[1]), dim=-1)
     probabilities = best.values.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    # The best token stays, however small top_p is.
-    before[:, 0] = 0
+    # The best token stays, however small top_p is: as a float32 it may be 0.
+    before[:, 0] = -1
     probabilities = probabilities.masked_fill(before >= top_p[:, None], 0)
     return best.indices.gather(1, torch.multinomial(probabilities, 1))[:, 0]
