@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.errors import LoginError
-from {{ cookiecutter.__package }}.guard import BodyLimit, guard
+from {{ cookiecutter.__package }}.guard import BodyLimit, guard, refuse_files
 from {{ cookiecutter.__package }}.settings import Limits, Settings
 
 PASSWORD = "a wet whale"  # noqa: S105
@@ -74,6 +74,29 @@ def test_a_login_without_a_password_is_refused_at_the_start(
     monkeypatch.delenv("PAGE_PASSWORD", raising=False)
     with pytest.raises(LoginError, match="PAGE_PASSWORD is not set"):
         guard(FastAPI(), Settings(login_user="ada"))
+
+
+@pytest.mark.parametrize("sender", ["cross-site", "same-site"])
+def test_another_site_can_send_nothing(sender: str) -> None:
+    page = page_behind(Settings())
+    files = {"files": ("a.txt", b"abc")}
+    assert page.post("/echo", files=files, headers={"sec-fetch-site": sender}).status_code == 403
+    assert page.post("/echo", headers={"sec-fetch-site": "same-origin"}).status_code == 200
+
+
+@pytest.mark.parametrize(("component", "status"), [(gr.Textbox, 404), (gr.File, 200)])
+def test_a_page_takes_files_only_where_it_has_a_place_for_them(
+    component: type[gr.Textbox] | type[gr.File], status: int
+) -> None:
+    web = FastAPI()
+    with gr.Blocks() as blocks:
+        component()
+        gr.Button()
+    refuse_files(web, blocks)
+    gr.mount_gradio_app(web, blocks, path="/", ssr_mode=False)
+    with TestClient(web) as page:
+        answer = page.post("/gradio_api/upload", files={"files": ("a.txt", b"abc")})
+    assert answer.status_code == status
 
 
 def in_parts(number: int) -> Iterator[bytes]:

@@ -2,9 +2,12 @@
 
 import asyncio
 
+import gradio as gr
 from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
-from gradio.route_utils import FnIndexInferError
+from gradio.components import Component
+from gradio.route_utils import API_PREFIX, FnIndexInferError
+from gradio_client.utils import value_is_file
 from httpx import InvalidURL
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -27,12 +30,44 @@ def guard(web: FastAPI, settings: Settings) -> None:
     """
     # With no origin allowed; Gradio itself would allow all of them.
     web.add_middleware(CORSMiddleware)
+    web.add_middleware(OwnSite)
     web.add_middleware(Unprocessable)
     web.add_middleware(QueueLimit)
     web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
         web.add_middleware(Login, credentials=read_credentials(settings.login_user))
     web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
+
+
+def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
+    """Answers 404 to an upload where no component of the page takes one.
+
+    Gradio would keep what anybody sends, as long as the process runs.
+    """
+    blocks = page.blocks.values()
+    taking = [block for block in blocks if isinstance(block, Component) and not block.skip_api]
+    if not any(value_is_file(component.api_info()) for component in taking):
+        refusal = JSONResponse({"detail": "This page takes no files."}, 404)
+        web.add_route(f"{API_PREFIX}/upload", lambda _: refusal, methods=["POST"])
+
+
+class OwnSite:
+    """Refuses with 403 what a browser says another site sends, beyond what it asks about first.
+
+    Browsers send a form, with a file say, to any site without asking. Over plain HTTP they do
+    not say where it comes from, except to their own machine.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = Headers(scope=scope).get("sec-fetch-site") if scope["type"] == "http" else None
+        if sender in ("cross-site", "same-site") and scope["method"] not in ("GET", "HEAD"):
+            detail = "Another site may not send this."
+            await JSONResponse({"detail": detail}, 403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

@@ -12,7 +12,7 @@ from ray.serve.gradio_integrations import GradioIngress
 from ray.serve.handle import DeploymentHandle
 
 from .disconnects import LeftStreams, ProxyLoss
-from .guard import RETRY_SECONDS, guard
+from .guard import RETRY_SECONDS, guard, refuse_files
 from .page import CSS, THEME
 from .routing import SessionCookie, SessionRouter
 from .settings import PAGE_DEPLOYMENT, Settings
@@ -45,6 +45,7 @@ class PageIngress(GradioIngress):
         web.add_middleware(LeftStreams)
         web.add_middleware(ProxyLoss)
         page = builder(*models)
+        refuse_files(web, page)
         if settings.mcp:
             # Here, because it takes a second to import.
             from .mcp_server import offer_tools
