@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from ray import serve
+from ray.serve.exceptions import BackPressureError
 
 from {{ cookiecutter.__package }}.answers import Piece
 from {{ cookiecutter.__package }}.deployments import (
@@ -12,6 +14,7 @@ from {{ cookiecutter.__package }}.deployments import (
     TextGenerationModel,
 )
 from {{ cookiecutter.__package }}.errors import (
+    BusyError,
     GenerationError,
     InterruptionError,
     PromptError,
@@ -84,6 +87,15 @@ async def test_a_replica_lost_half_way_is_not_asked_twice_for_the_same_text() ->
     assert [(await anext(stream)).text, (await anext(stream)).text] == ["0 ", "1 "]
     with pytest.raises(InterruptionError, match="flaky was interrupted"):
         await anext(stream)
+
+
+async def test_who_finds_the_queue_full_is_refused_and_counted() -> None:
+    handle, answers = MagicMock(), MagicMock()
+    full = handle.options.return_value.stream.remote.return_value
+    full.__aiter__.side_effect = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    with pytest.raises(BusyError, match="Try again"):
+        await anext(RemoteModel("full", handle, answers).stream("Hi", GenerationOptions()))
+    answers.inc.assert_called_once_with(tags={"model": "full", "outcome": "refused"})
 
 
 async def test_a_stream_can_be_left(tiny: RemoteModel) -> None:

@@ -36,6 +36,8 @@ class Loopback:
     """Answers with three words, or as its fields say."""
 
     status: int = 200
+    param: str | None = None
+    """What the server does not take."""
     pause: float = 0
     breaks: bool = False
     asked: list[dict[str, object]] = field(default_factory=list)
@@ -50,7 +52,8 @@ class Loopback:
             if request.headers["authorization"] != f"Bearer {KEY}":
                 return JSONResponse({"error": {"message": "wrong key"}}, 401)
             if self.status != 200:
-                return JSONResponse({"error": {"message": "/srv/secret"}}, self.status)
+                error = {"message": "/srv/secret", "param": self.param}
+                return JSONResponse({"error": error}, self.status)
             self.asked.append(await request.json())
             return StreamingResponse(self.chunks(), media_type="text/event-stream")
 
@@ -144,6 +147,17 @@ async def test_an_error_of_the_server_is_one_that_a_pane_shows(
     with pytest.raises(kind, match=reason) as caught:
         await anext(model.stream("Hello", OPTIONS))
     assert "secret" not in str(caught.value)
+
+
+async def test_an_option_that_the_server_does_not_take_is_named_and_logged(
+    model: OpenAIServer, loopback: Loopback, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "ray.serve")
+    loopback.status, loopback.param = 400, "max_tokens"
+    with pytest.raises(InterruptionError, match="whale does not take the option max_tokens"):
+        await anext(model.stream("Hello", OPTIONS))
+    assert "BadRequestError: None, max_tokens" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_wrong_key_names_the_variable_to_set(

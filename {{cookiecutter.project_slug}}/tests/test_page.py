@@ -13,7 +13,12 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
 from {{ cookiecutter.__package }}.errors import PromptError
-from {{ cookiecutter.__package }}.settings import GenerationOptions
+from {{ cookiecutter.__package }}.page import build_page
+from {{ cookiecutter.__package }}.settings import (
+    GenerationOptions,
+    Limits,
+    Settings,
+)
 from {{ cookiecutter.__package }}.task import BUTTON, EXAMPLES, PROMPT_LABEL
 
 from .stand_ins import StandIn, broken, fast, page_of, slow
@@ -24,6 +29,11 @@ def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> N
         job = Client(url, verbose=False).submit("Hello", api_name="/generate")
         assert job.result(timeout=30) == ("ab", "one two three")
         assert ("a", "one two three") in job.outputs()
+
+
+def test_the_page_has_a_worker_for_each_answer_that_may_run() -> None:
+    page = build_page(Settings(limits=Limits(running_requests=64)), [fast()])
+    assert page._queue.max_thread_count > 64
 
 
 def test_one_model_returns_one_text() -> None:

@@ -17,7 +17,9 @@ def build(settings: Settings) -> Application:
     """Returns the application that a Serve config describes with its `args:`."""
     models = [
         TextGenerationModel.options(
-            name=model.name, max_ongoing_requests=settings.limits.running_requests
+            name=model.name,
+            max_ongoing_requests=settings.limits.running_requests,
+            max_queued_requests=settings.limits.waiting_requests,
         ).bind(model, settings.limits, log_prompts=settings.log_prompts)
         for model in settings.models
         if model.base_url is None

@@ -2,18 +2,19 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter
 
 from .answers import Piece
 from .errors import BusyError, GenerationError, InterruptionError
 from .logs import request_id
 from .settings import GenerationOptions, Limits, ModelSettings
-from .telemetry import Metered
+from .telemetry import Metered, answers_counter
 
 
 class ModelReplica:
@@ -53,6 +54,8 @@ class RemoteModel:
 
     name: str
     handle: DeploymentHandle
+    answers: Counter = field(default_factory=answers_counter)
+    """Of the refused ones, which no replica hears of."""
 
     async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[Piece, None]:
         """Yields the answer piece by piece; leaving the loop ends the generation.
@@ -86,6 +89,7 @@ class RemoteModel:
         except RayTaskError as error:
             raise error.cause from error
         except BackPressureError as error:
+            self.answers.inc(tags={"model": self.name, "outcome": "refused"})
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.") from error
         finally:
             response.cancel()

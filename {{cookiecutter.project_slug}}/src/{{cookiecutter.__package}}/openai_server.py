@@ -7,11 +7,13 @@ import openai
 
 from .answers import Piece
 from .errors import BusyError, InterruptionError, PromptError
+from .logs import logger, request_id
 from .settings import GenerationOptions, ModelSettings
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """The longest that a server may take for its next piece."""
+OPTIONS = ("max_tokens", "temperature", "top_p")
 
 
 class OpenAIServer:
@@ -56,11 +58,24 @@ class OpenAIServer:
                     if chunk.choices and (text := chunk.choices[0].delta.content):
                         yield Piece(text, 1)
         except openai.OpenAIError as error:
+            self._log(error)
             raise self._explained(error) from error
+
+    def _log(self, error: openai.OpenAIError) -> None:
+        match error:
+            case openai.BadRequestError() | openai.UnprocessableEntityError():
+                # What a server says of it may repeat the prompt.
+                reason = f"{error.code}, {error.param}"
+            case _:
+                reason = str(error)
+        facts = {"request": request_id.get(), "model": self.name}
+        logger.warning("%s: %s: %s", self.name, type(error).__name__, reason, extra=facts)
 
     def _explained(self, error: openai.OpenAIError) -> Exception:
         name, own = self.name, self._settings
         match error:
+            case openai.BadRequestError(param=str(option)) if option in OPTIONS:
+                return InterruptionError(f"{name} does not take the option {option}.")
             case openai.RateLimitError():
                 return BusyError(f"{name} has too much to do. Try again in a moment.")
             case openai.BadRequestError() | openai.UnprocessableEntityError():
@@ -69,7 +84,7 @@ class OpenAIServer:
                 remedy = f"Set {own.api_key_variable} where Ray starts."
                 return InterruptionError(f"{name} does not accept its key. {remedy}")
             case openai.NotFoundError():
-                return InterruptionError(f"{own.base_url} has no {own.source}. Correct the source.")
+                return InterruptionError(f"Its server has no {own.source}. Correct the source.")
             case openai.APITimeoutError():
                 return InterruptionError(f"{name} did not answer in time. Run again.")
             case openai.APIConnectionError():

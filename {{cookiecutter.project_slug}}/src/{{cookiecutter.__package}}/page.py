@@ -42,6 +42,9 @@ footer .divider { display: none }
 # A choice, because Gradio's number field cannot be empty: it shows and sends 0.
 OWN = "each model's own"
 
+# Gradio's workers beyond those that answer, so that what else is clicked has no need to wait.
+OTHER_WORKERS = 8
+
 SESSION_LOST_WARNING = (
     "The server that held this page's history is gone. The page goes on with another one."
 )
@@ -213,6 +216,7 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
             concurrency_id="answers",
         )
         fill_at_start(page, controls, panes)
+    page.max_threads = limits.running_requests + OTHER_WORKERS
     # A direct call would pass the queue by, and get the first words alone.
     return page.queue(max_size=limits.waiting_requests, api_open=False)
 

@@ -19,6 +19,10 @@ SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 RATES = [1, 2, 5, 10, 20, 50, 100, 200, 500]
 
 
+def answers_counter() -> Counter:
+    return Counter("model_answers", "Answers that ended.", ("model", "outcome"))
+
+
 class Metered:
     """A model, whose answers are counted by their outcome.
 
@@ -31,7 +35,7 @@ class Metered:
         self._model = model
         self._log_prompts = log_prompts
         self._waiting_now = self._running_now = 0
-        self._answers = Counter("model_answers", "Answers that ended.", ("model", "outcome"))
+        self._answers = answers_counter()
         self._tokens = Counter("model_tokens", "Tokens that were generated.", MODEL)
         self._first_text = Histogram(
             "model_first_text_seconds", "Seconds to the first text of an answer.", SECONDS, MODEL
