@@ -88,6 +88,32 @@ def test_the_ingress_is_one_that_kubernetes_takes_and_leads_to_the_page(
     assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
 
 
+@pytest.mark.parametrize("slug", ["our_app", "our.app", "a" * 47])
+def test_the_network_policy_is_one_that_kubernetes_takes_and_is_for_every_pod(
+    slug: str, render: Render
+) -> None:
+    project = render(deploy="kubernetes", project_slug=slug)
+    path = project / "deploy" / "kubernetes" / "network-policy.yaml"
+    policy = yaml.safe_load(path.read_text("utf-8"))["spec"]
+    cluster = rayservice(project)["spec"]["rayClusterConfig"]
+
+    run("kubernetes-validate", "--strict", path)
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == policy["podSelector"]["matchLabels"]
+    own, anybody, operator = policy["ingress"]
+    assert own == {"from": [{"podSelector": policy["podSelector"]}]}
+    assert "from" not in anybody
+    assert [port["port"] for port in anybody["ports"]] == [8000, 8080]
+    assert [port["port"] for port in operator["ports"]] == [8265]
+
+
+def test_the_rayservice_needs_no_feature_that_the_operator_has_off(render: Render) -> None:
+    cluster = rayservice(render(deploy="kubernetes"))["spec"]["rayClusterConfig"]
+
+    # KubeRay 1.7 refuses it, where RayClusterNetworkPolicy is not switched on.
+    assert "networkPolicy" not in cluster
+
+
 def test_the_rayservice_runs_the_ray_that_the_project_requires(render: Render) -> None:
     project = render(deploy="kubernetes")
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]

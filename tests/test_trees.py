@@ -47,7 +47,11 @@ BROUGHT: dict[str, dict[str | bool, set[str]]] = {
         "local": set(),
         "docker": IMAGE,
         "kubernetes": IMAGE
-        | {"deploy/kubernetes/ingress.yaml", "deploy/kubernetes/rayservice.yaml"}
+        | {
+            "deploy/kubernetes/ingress.yaml",
+            "deploy/kubernetes/network-policy.yaml",
+            "deploy/kubernetes/rayservice.yaml",
+        }
         | {"tests/test_rayservice.py"},
     },
     "ci": {
