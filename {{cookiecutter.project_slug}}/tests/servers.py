@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import yaml
 
-from {{ cookiecutter.__package }}.settings import default_models
+from {{ cookiecutter.__package }}.settings import ModelSettings, Settings
 
 LOCAL_CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
 START_SECONDS = 180
@@ -30,16 +30,30 @@ def free_port() -> int:
     return port
 
 
+def local_models() -> list[ModelSettings]:
+    """Returns the models of config/local.yaml, in the order of their panes."""
+    [application] = _local_config()["applications"]
+    return list(Settings.model_validate(application["args"]).models)
+
+
 def config_of(source: Path | str, port: int) -> dict[str, Any]:
     """Returns config/local.yaml with every model from one source, fit for any machine."""
-    config: dict[str, Any] = yaml.safe_load(LOCAL_CONFIG.read_text(encoding="utf-8"))
+    config = _local_config()
     config["http_options"]["port"] = port
-    models = [{"name": model.name, "source": str(source)} for model in default_models()]
+    models = [{"name": model.name, "source": str(source)} for model in local_models()]
     for application in config["applications"]:
         # A tiny model is done before an eye could follow.
-        application["args"] = {"models": models, "limits": {"update_seconds": 0}}
+        application["args"] = {"limits": {"update_seconds": 0}, "models": models}
+        if not models:
+            # A page of a team's own may ask none.
+            del application["args"]["models"]
         for deployment in application["deployments"]:
             deployment["ray_actor_options"] = {"num_cpus": 0.1}
+    return config
+
+
+def _local_config() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(LOCAL_CONFIG.read_text(encoding="utf-8"))
     return config
 
 
@@ -57,10 +71,14 @@ def served(
 ) -> Iterator[Served]:
     """Starts the application and waits for its pages; leaves no process behind."""
     path, log = directory / "config.yaml", directory / "log"
+    metrics_port = str(free_port())
     path.write_text(yaml.safe_dump(config))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "{{ cookiecutter.__package }}", str(path)],
+            [
+                *(sys.executable, "-m", "{{ cookiecutter.__package }}", str(path)),
+                *("--metrics-port", metrics_port),
+            ],
             env={**os.environ, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -69,6 +87,7 @@ def served(
         addresses = _addresses(process, log, len(config["applications"]))
         places = re.search(r"Ray's logs are in (.+), its metrics at (\S+)", log.read_text())
         assert places
+        assert places[2].endswith(f":{metrics_port}/metrics")
         yield Served(addresses, Path(places[1]), places[2])
     finally:
         alive = process.poll() is None

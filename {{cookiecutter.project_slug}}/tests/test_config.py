@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli
 
+from {{ cookiecutter.__package }} import app
 from {{ cookiecutter.__package }}.app import build
 from {{ cookiecutter.__package }}.settings import Settings
 
@@ -15,6 +16,13 @@ CONFIGS = sorted((Path(__file__).parents[1] / "config").glob("*.yaml"))
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.name)
 def config(request: pytest.FixtureRequest) -> ServeDeploySchema:
     return ServeDeploySchema.model_validate(yaml.safe_load(request.param.read_text("utf-8")))
+
+
+@pytest.fixture
+def settings(config: ServeDeploySchema) -> Settings:
+    """The arguments that the application takes."""
+    [application] = config.applications
+    return Settings.model_validate(application.args)
 
 
 def deployments_of_the_code(directory: Path) -> set[str]:
@@ -32,14 +40,17 @@ def test_both_configs_are_there() -> None:
 
 
 def test_a_config_names_the_deployments_that_the_code_makes(
-    config: ServeDeploySchema, tmp_path: Path
+    config: ServeDeploySchema,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(app, "app", build(settings))
     [application] = config.applications
     named = {deployment.name for deployment in application.deployments}
     assert named == deployments_of_the_code(tmp_path)
 
 
-def test_a_config_has_arguments_that_the_application_takes(config: ServeDeploySchema) -> None:
+def test_a_config_names_the_builder_of_the_application(config: ServeDeploySchema) -> None:
     [application] = config.applications
     assert application.import_path == f"{build.__module__}:{build.__name__}"
-    assert build(Settings.model_validate(application.args))

@@ -4,7 +4,7 @@ import psutil
 import pytest
 from gradio_client import Client
 
-from {{ cookiecutter.__package }}.settings import default_models
+from .servers import local_models
 
 pytestmark = pytest.mark.served
 
@@ -26,8 +26,8 @@ def title_of(process: psutil.Process) -> str:
 
 def test_a_call_after_the_only_replica_of_a_model_died_waits_for_the_next(words: str) -> None:
     client = Client(words, verbose=False)
-    [replica] = replicas_of(default_models()[0].name)
+    [replica] = replicas_of(local_models()[0].name)
     replica.kill()
     texts = client.submit("The whale", 5, 10, api_name="/generate").result(timeout=60)
-    assert len(texts) == len(default_models())
+    assert len(texts) == len(local_models())
     assert all(text and "⚠" not in text for text in texts)

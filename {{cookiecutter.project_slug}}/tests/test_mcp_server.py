@@ -18,9 +18,9 @@ from {{ cookiecutter.__package }}.page import build_page
 from {{ cookiecutter.__package }}.settings import (
     Limits,
     Settings,
-    default_models,
 )
 
+from .servers import local_models
 from .stand_ins import StandIn, broken, fast, slow, until
 
 
@@ -168,5 +168,5 @@ async def test_on_serve_each_call_of_a_session_is_answered(words: str) -> None:
         for _ in range(4):
             result = await client.call_tool("generate", {"prompt": "The whale"})
             assert not result.is_error
-            assert len(texts(result)) == len(default_models())
+            assert len(texts(result)) == len(local_models())
             assert all(texts(result))

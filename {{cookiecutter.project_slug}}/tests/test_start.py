@@ -12,7 +12,12 @@ import pytest
 import ray
 import yaml
 
-from {{ cookiecutter.__package }}.__main__ import StartError, start_ray
+from {{ cookiecutter.__package }}.__main__ import (
+    StartError,
+    choose_port,
+    read_config,
+    start_ray,
+)
 
 from .loopback_hub import loopback_hub
 from .servers import config_of, free_port
@@ -71,6 +76,14 @@ def test_a_port_that_cannot_be(tmp_path: Path) -> None:
     assert "port 99999 is out of range" in start(config, "--port", "99999")
 
 
+def test_a_port_is_chosen_also_where_the_config_names_none(tmp_path: Path) -> None:
+    config = config_of(tmp_path, free_port())
+    del config["http_options"]
+    read = read_config(written(tmp_path, config))
+    choose_port(read, 8123)
+    assert read.model_dump(exclude_unset=True)["http_options"] == {"port": 8123}
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -99,6 +112,20 @@ def test_a_port_in_use(tmp_path: Path, tiny_decoder: Path) -> None:
         port = other.getsockname()[1]
         config = written(tmp_path, config_of(tiny_decoder, port))
         assert f"port {port} is in use. Stop what uses it" in start(config)
+
+
+def test_a_port_for_metrics_that_is_in_use(tmp_path: Path, tiny_decoder: Path) -> None:
+    with create_server(("0.0.0.0", 0)) as other:  # noqa: S104
+        port = str(other.getsockname()[1])
+        config = written(tmp_path, config_of(tiny_decoder, free_port()))
+        assert "or add --metrics-port with a free one" in start(config, "--metrics-port", port)
+
+
+def test_a_port_for_the_metrics_of_a_cluster(tmp_path: Path, tiny_decoder: Path) -> None:
+    config = written(tmp_path, config_of(tiny_decoder, free_port()))
+    cluster = {"RAY_ADDRESS": "127.0.0.1:6379"}
+    line = start(config, "--metrics-port", "8080", env=cluster)
+    assert "ray start --metrics-export-port" in line
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def main() -> int:
     # A process that a script starts in the background would ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run(arguments.config, arguments.port, arguments.wait)
+        run(arguments.config, arguments.port, arguments.metrics_port, arguments.wait)
     except (StartError, ModelError, LoginError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -78,12 +78,15 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, help="another port than the config's")
     parser.add_argument(
+        "--metrics-port", type=int, help="where Prometheus finds Ray's metrics (one that is free)"
+    )
+    parser.add_argument(
         "--wait", type=float, default=600, metavar="SECONDS", help="for the page (600)"
     )
     return parser.parse_args()
 
 
-def run(path: Path, port: int | None, wait_seconds: float) -> None:
+def run(path: Path, port: int | None, metrics_port: int | None, wait_seconds: float) -> None:
     """Serves what the config describes until it is interrupted.
 
     Raises:
@@ -91,11 +94,18 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
     """
     config = read_config(path)
     if port is not None:
-        config.http_options.port = port
+        choose_port(config, port)
     settings = read_settings(config, path)
-    check_port(config.http_options.host, config.http_options.port)
+    check_port(config.http_options.host, config.http_options.port, "--port")
     # On a cluster, files and resources may be elsewhere, or come later.
     alone = "RAY_ADDRESS" not in os.environ
+    if metrics_port is not None:
+        if not alone:
+            raise StartError(
+                "the metrics of a cluster have a port already. Leave --metrics-port out, or name "
+                "it where the cluster starts: ray start --metrics-export-port."
+            )
+        check_port(EVERY_ADDRESS[0], metrics_port, "--metrics-port")
     if alone:
         for application in settings:
             if application.login_user is not None:
@@ -111,7 +121,7 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
-    cluster = start_ray(alone)
+    cluster = start_ray(alone, metrics_port)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
         if alone:
@@ -128,12 +138,17 @@ def run(path: Path, port: int | None, wait_seconds: float) -> None:
         ray.shutdown()
 
 
-def start_ray(alone: bool) -> Cluster:
+def start_ray(alone: bool, metrics_port: int | None = None) -> Cluster:
     """Returns a cluster of its own, or the one that RAY_ADDRESS names."""
     if not alone:
         check_cluster(os.environ["RAY_ADDRESS"])
     try:
-        context = ray.init("local" if alone else None, log_to_driver=False, logging_level="WARNING")
+        context = ray.init(
+            "local" if alone else None,
+            log_to_driver=False,
+            logging_level="WARNING",
+            _metrics_export_port=metrics_port,
+        )
     # A node that takes too long to start is a bare Exception to Ray.
     except Exception as error:
         remedy = "see its logs" if alone else "look at RAY_ADDRESS and RAY_AUTH_TOKEN"
@@ -216,8 +231,13 @@ def _reason(detail: ErrorDetails) -> str:
     return detail["msg"].removeprefix("Value error, ")
 
 
-def check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
+def choose_port(config: ServeDeploySchema, port: int) -> None:
+    # Set as a whole, because what a config does not set is left out for `serve run`.
+    config.http_options = config.http_options.model_copy(update={"port": port})
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -227,7 +247,7 @@ def check_port(host: str, port: int) -> None:
             if error.errno != errno.EADDRINUSE:
                 raise StartError(f"{host}:{port} cannot be used: {error.strerror}") from error
             raise StartError(
-                f"port {port} is in use. Stop what uses it, or add --port with a free one."
+                f"port {port} is in use. Stop what uses it, or add {option} with a free one."
             ) from error
 
 
