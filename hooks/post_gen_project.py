@@ -95,6 +95,8 @@ def remove_unwanted(project: Path) -> None:
 
 
 def next_steps() -> str:
+    # What else would bring gigabytes of CUDA.
+    small = "\nOn Linux, its README.md tells first how to get PyTorch without CUDA."
     return f"""
 {ANSWERS["project_name"]} is in {ANSWERS["project_slug"]}/. Next:
 
@@ -102,7 +104,8 @@ def next_steps() -> str:
     git init
     uv run python -m {{ cookiecutter.__package }}
 
-and open http://127.0.0.1:8000 when it says that the page is up."""
+and open http://127.0.0.1:8000 when it says that the page is up.\
+{small if ANSWERS["accelerator"] == "cpu" else ""}"""
 
 
 if __name__ == "__main__":

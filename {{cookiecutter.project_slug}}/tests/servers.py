@@ -71,14 +71,11 @@ def served(
 ) -> Iterator[Served]:
     """Starts the application and waits for its pages; leaves no process behind."""
     path, log = directory / "config.yaml", directory / "log"
-    metrics_port = str(free_port())
+    module, metrics_port = "{{ cookiecutter.__package }}", str(free_port())
     path.write_text(yaml.safe_dump(config))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "{{ cookiecutter.__package }}", str(path)),
-                *("--metrics-port", metrics_port),
-            ],
+            [sys.executable, "-m", module, str(path), "--metrics-port", metrics_port],
             env={**os.environ, **variables},
             stdout=output,
             stderr=subprocess.STDOUT,

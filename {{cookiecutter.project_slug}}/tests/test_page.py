@@ -316,8 +316,9 @@ def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser:
         page.get_by_role("button", name=BUTTON, exact=True).click()
         expect(pane(page, "slow")).not_to_have_value("")
         page.get_by_role("button", name="Stop").click()
-        while not model.left:
-            page.wait_for_timeout(100)
+        for _ in range(600):
+            if not model.left:
+                page.wait_for_timeout(100)
         page.wait_for_timeout(500)
         stopped = pane(page, "slow").input_value()
         page.wait_for_timeout(500)
