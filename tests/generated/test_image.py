@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from ..conftest import Render
@@ -35,6 +36,9 @@ def test_the_image_is_small_and_its_user_serves_the_page(
         with container.started(*stage.command) as server:
             server.wait_for(lambda _: is_healthy(stage, within), START_SECONDS)
             texts = ask(f"http://{host.address}:8000").texts
+            metrics = f"http://{host.address}:8080/metrics"
+            counted = "ray_model_answers_total"
+            server.wait_for(lambda _: counted in httpx2.get(metrics).text, START_SECONDS)
     assert len(texts) == 2
     assert all(texts)
 
