@@ -22,12 +22,9 @@ from .settings import GenerationOptions, Settings
 ENGINE_VARIABLE = "PREVIEW_ENGINE"
 WORDS_PER_SECOND = 50
 LOAD_ANEW = """<script>
-    let started
     setInterval(async () => {
         const answer = await fetch("started").catch(() => null)
-        const latest = answer?.ok && await answer.text()
-        if (started && latest && latest !== started) location.reload()
-        started = latest || started
+        if (answer?.ok && await answer.text() !== '"STARTED"') location.reload()
     }, 500)
 </script>"""
 
@@ -78,7 +75,7 @@ def web() -> FastAPI:
         css=CSS,
         ssr_mode=False,
         footer_links=["api"],
-        head=LOAD_ANEW,
+        head=LOAD_ANEW.replace("STARTED", started),
     )
     print("The page is up, and follows each change.", flush=True)
     return app
