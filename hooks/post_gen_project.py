@@ -95,7 +95,7 @@ def remove_unwanted(project: Path) -> None:
 
 
 def next_steps() -> str:
-    # What else would bring gigabytes of CUDA.
+    # With CUDA, the first run would fetch some gigabytes.
     small = "\nOn Linux, its README.md tells first how to get PyTorch without CUDA."
     return f"""
 {ANSWERS["project_name"]} is in {ANSWERS["project_slug"]}/. Next:

@@ -28,6 +28,12 @@ def test_the_graph_has_the_page_for_ingress(settings: Settings) -> None:
     assert handle.deployment_name == "GradioServer"
 
 
+def test_as_many_wait_for_a_model_as_the_limits_say(settings: Settings) -> None:
+    _, _, *models = build(settings)._bound_deployment.init_args
+    waiting = [model._bound_deployment.max_queued_requests for model in models]
+    assert waiting == [settings.limits.waiting_requests] * 2
+
+
 def test_the_page_asks_the_deployment_of_each_model(settings: Settings) -> None:
     handles = [
         serve.run(

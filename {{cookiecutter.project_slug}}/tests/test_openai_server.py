@@ -135,7 +135,7 @@ async def test_leaving_the_stream_closes_the_connection(
     [
         (400, PromptError, "does not take this text"),
         (403, InterruptionError, "Set WHALE_KEY where Ray starts"),
-        (404, InterruptionError, "has no whale-7b. Correct the source"),
+        (404, InterruptionError, "whale's server has no whale-7b. Correct it"),
         (429, BusyError, "Try again in a moment"),
         (500, InterruptionError, "interrupted by its server. Run again"),
     ],
@@ -154,7 +154,7 @@ async def test_an_option_that_the_server_does_not_take_is_named_and_logged(
 ) -> None:
     caplog.set_level("WARNING", "ray.serve")
     loopback.status, loopback.param = 400, "max_tokens"
-    with pytest.raises(InterruptionError, match="whale does not take the option max_tokens"):
+    with pytest.raises(InterruptionError, match="whale does not take max_tokens"):
         await anext(model.stream("Hello", OPTIONS))
     assert "BadRequestError: None, max_tokens" in caplog.text
     assert "secret" not in caplog.text

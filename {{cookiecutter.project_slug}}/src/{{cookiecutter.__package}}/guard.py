@@ -52,10 +52,10 @@ def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
 
 
 class OwnSite:
-    """Refuses with 403 what a browser says another site sends, beyond what it asks about first.
+    """Refuses with 403 what comes from another site, as browsers say.
 
-    Browsers send a form, with a file say, to any site without asking. Over plain HTTP they do
-    not say where it comes from, except to their own machine.
+    They send a form, with a file say, to any site without asking it first. Over plain HTTP they
+    do not say where it comes from, except to their own machine.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -75,7 +75,7 @@ class OpenAIServer:
         name, own = self.name, self._settings
         match error:
             case openai.BadRequestError(param=str(option)) if option in OPTIONS:
-                return InterruptionError(f"{name} does not take the option {option}.")
+                return InterruptionError(f"{name} does not take {option}. Name another server.")
             case openai.RateLimitError():
                 return BusyError(f"{name} has too much to do. Try again in a moment.")
             case openai.BadRequestError() | openai.UnprocessableEntityError():
@@ -84,7 +84,7 @@ class OpenAIServer:
                 remedy = f"Set {own.api_key_variable} where Ray starts."
                 return InterruptionError(f"{name} does not accept its key. {remedy}")
             case openai.NotFoundError():
-                return InterruptionError(f"Its server has no {own.source}. Correct the source.")
+                return InterruptionError(f"{name}'s server has no {own.source}. Correct it.")
             case openai.APITimeoutError():
                 return InterruptionError(f"{name} did not answer in time. Run again.")
             case openai.APIConnectionError():
