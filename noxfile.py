@@ -83,7 +83,7 @@ def pictures(session: nox.Session) -> None:
     project = make_project(session, "pictures")
     directory = project.parents[1] / "states"
     with session.chdir(project):
-        session.run(str(python_of(project)), "-m", "tests.pictures", str(directory), external=True)
+        session.run(str(python_of(project)), "-m", "tests.support.pictures", str(directory), external=True)
     shutil.copy(directory / "writing-wide-light.png", TEMPLATE / "docs" / "page.png")
 
 

@@ -1,7 +1,7 @@
 """Keeps the files that the answers ask for and says what to do next.
 
-A file of which there are several has the answer in its name, as in `task.summarization.py`;
-the chosen one loses it. Cookiecutter runs this file in the rendered project.
+A file of which there are several has the answers in its name, as in `app.parallel.py`; the
+chosen one loses them. Cookiecutter runs this file in the rendered project.
 """
 
 import json
@@ -13,48 +13,32 @@ from pathlib import Path
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 PACKAGE = "src/{{ cookiecutter.__package }}"
 
-CHOSEN: dict[str, dict[object, dict[str, str]]] = {
-    "task": {
-        "text-generation": {f"{PACKAGE}/task.text-generation.py": f"{PACKAGE}/task.py"},
-        "summarization": {f"{PACKAGE}/task.summarization.py": f"{PACKAGE}/task.py"},
-    },
-    "parallel_models": {
-        True: {
-            f"{PACKAGE}/app.parallel.py": f"{PACKAGE}/app.py",
-            "tests/test_app.parallel.py": "tests/test_app.py",
-        },
-        False: {
-            f"{PACKAGE}/app.wrap.py": f"{PACKAGE}/app.py",
-            "tests/test_app.wrap.py": "tests/test_app.py",
-        },
-    },
-    "license": {
-        "MIT": {"LICENSE.MIT": "LICENSE"},
-        "Apache-2.0": {"LICENSE.Apache-2.0": "LICENSE"},
-        "BSD-3-Clause": {"LICENSE.BSD-3-Clause": "LICENSE"},
-        "Proprietary": {"LICENSE.Proprietary": "LICENSE"},
-    },
+LAYOUT = "parallel" if ANSWERS["parallel_models"] else "wrap"
+
+CHOSEN = {
+    f"{PACKAGE}/app.{LAYOUT}.py": f"{PACKAGE}/app.py",
+    f"{PACKAGE}/models.{ANSWERS['models']}.{ANSWERS['task']}.{LAYOUT}.py": f"{PACKAGE}/models.py",
+    f"tests/test_app.{LAYOUT}.py": "tests/test_app.py",
+    f"LICENSE.{ANSWERS['license']}": "LICENSE",
 }
+"""The files of which there are several, and the names that the chosen ones get."""
 
 UNWANTED: dict[str, dict[object, list[str]]] = {
     "parallel_models": {
         True: [],
-        False: [
-            f"{PACKAGE}/deployments.py",
-            "tests/test_deployments.py",
-            "tests/test_faults.py",
-        ],
+        False: ["tests/serving/deployments/test_faults.py"],
     },
     "models": {
         "bundled": [],
-        "hub": [f"{PACKAGE}/bundled.py", "tests/test_bundled.py"],
+        "hub": [f"{PACKAGE}/serving/engine/bundled.py", "tests/serving/engine/test_bundled.py"],
     },
     "deploy": {
         "local": [
             *("Dockerfile", ".dockerignore", "deploy"),
-            *("tests/test_monitoring.py", "tests/test_rayservice.py"),
+            "tests/serving/telemetry/test_monitoring.py",
+            "tests/serving/test_rayservice.py",
         ],
-        "docker": ["deploy/kubernetes", "tests/test_rayservice.py"],
+        "docker": ["deploy/kubernetes", "tests/serving/test_rayservice.py"],
         "kubernetes": [],
     },
     "ci": {
@@ -75,13 +59,12 @@ def main() -> None:
 
 
 def choose(project: Path) -> None:
-    for question, variants in CHOSEN.items():
-        for answer, files in variants.items():
-            for variant, name in files.items():
-                if answer == ANSWERS[question]:
-                    (project / variant).replace(project / name)
-                else:
-                    (project / variant).unlink()
+    for chosen, name in CHOSEN.items():
+        (project / chosen).replace(project / name)
+        # What is left has another answer in its name.
+        stem, _, suffix = name.rpartition(".") if name.endswith(".py") else (name, "", "")
+        for other in project.glob(f"{stem}.*.{suffix}" if suffix else f"{stem}.*"):
+            other.unlink()
 
 
 def remove_unwanted(project: Path) -> None:

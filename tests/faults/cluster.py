@@ -184,7 +184,7 @@ def applications(
             {
                 "name": COUNTING,
                 "route_prefix": f"/{COUNTING}",
-                "import_path": "tests.counting_page:build",
+                "import_path": "tests.support.counting_page:build",
                 "runtime_env": {"env_vars": {"PYTHONPATH": str(cluster.project.root)}},
                 "args": {"title": title},
                 "deployments": [

@@ -135,7 +135,7 @@ def ray_directory(logs: Path) -> Iterator[str]:
 @contextmanager
 def loopback_hub(project: Project, cache: Path) -> Iterator[Project]:
     """Serves tiny models under the true names, and yields a project that downloads them."""
-    with project.started("python", "-m", "tests.loopback_hub") as hub:
+    with project.started("python", "-m", "tests.support.loopback_hub") as hub:
         log = hub.wait_for(lambda log: "HF_ENDPOINT=" in log, START_SECONDS)
         endpoint = log.partition("HF_ENDPOINT=")[2].strip()
         variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}

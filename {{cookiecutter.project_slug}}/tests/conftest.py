@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from .counting_page import PAGE_REPLICAS, PASSWORD, USER
-from .servers import Served, config_of, free_port, served
-from .tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
+from .support.counting_page import PAGE_REPLICAS, PASSWORD, USER
+from .support.servers import Served, config_of, free_port, served
+from .support.tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
 
 # A browser beside other work may take longer than Playwright's five seconds.
 expect.set_options(timeout=60_000)
@@ -49,7 +49,7 @@ def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
         **application,
         "name": "counting",
         "route_prefix": "/counting",
-        "import_path": "tests.counting_page:build",
+        "import_path": "tests.support.counting_page:build",
         "args": {**application["args"], "login_user": USER},
         "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(import_path)}},
         "deployments": [page],
@@ -58,7 +58,7 @@ def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
         **counting,
         "name": "chat",
         "route_prefix": "/chat",
-        "import_path": "tests.chat_page:build",
+        "import_path": "tests.support.chat_page:build",
         # Its own models would be looked for on the hub.
         "args": {"models": application["args"]["models"]},
         "deployments": [{**page, "num_replicas": 1}],

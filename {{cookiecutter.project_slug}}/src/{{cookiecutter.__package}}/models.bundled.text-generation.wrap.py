@@ -1,0 +1,12 @@
+"""The models, and how each is asked. A Serve config may name others, under `args:`."""
+
+from .serving import ModelSettings
+
+MODELS = (
+    ModelSettings(
+        name="smollm2-focused",
+        source="bundled:SmolLM2-135M-Instruct",
+        temperature=0.4,
+        top_p=0.9,
+    ),
+)

@@ -1,0 +1,18 @@
+"""The models, and how each is asked. A Serve config may name others, under `args:`."""
+
+from .serving import ModelSettings
+
+MODELS = (
+    ModelSettings(
+        name="t5-small",
+        source="t5-small",
+        prompt="summarize: {prompt}",
+        temperature=0.5,
+    ),
+    ModelSettings(
+        name="flan-t5-small",
+        source="google/flan-t5-small",
+        prompt="summarize: {prompt}",
+        temperature=0.5,
+    ),
+)

@@ -1,0 +1,137 @@
+"""What several models answer to the same messages, and how far each is.
+
+Knows neither Ray nor Gradio nor torch.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .protocol import (
+    BusyError,
+    End,
+    GenerationOptions,
+    InterruptionError,
+    Message,
+    Model,
+    Piece,
+    PromptError,
+)
+from .telemetry.logs import logger, request_id
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    WRITING = "writing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass
+class Answer:
+    """How far one model is."""
+
+    text: str = ""
+    tokens: int = 0
+    state: State = State.WAITING
+    failure: str = ""
+    """Why it failed, for the person in front of the page."""
+    end: End | None = None
+    _asked: float = field(default_factory=time.monotonic)
+    _first: tuple[float, int] | None = None
+    """When the first piece came, and with how many tokens."""
+    _last: float = 0
+
+    @property
+    def first_text_seconds(self) -> float | None:
+        return None if self._first is None else self._first[0] - self._asked
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the tokens that followed the first piece."""
+        if self._first is None or self._last <= self._first[0]:
+            return None
+        return (self.tokens - self._first[1]) / (self._last - self._first[0])
+
+    @property
+    def whole(self) -> str:
+        """The text and, in a line of its own, the failure."""
+        return f"{self.text}\n\n⚠ {self.failure}".lstrip() if self.failure else self.text
+
+    def add(self, piece: Piece | End) -> None:
+        if isinstance(piece, End):
+            self.end = piece
+            return
+        self._last = time.monotonic()
+        if self._first is None:
+            self._first = (self._last, piece.tokens)
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.state = State.WRITING
+
+    def fail(self, reason: str) -> None:
+        self.failure = reason
+        self.state = State.FAILED
+
+
+async def fan_out(
+    models: Sequence[Model],
+    messages: Sequence[Message],
+    options: GenerationOptions,
+    pause: Callable[[], float],
+    answer_seconds: float,
+) -> AsyncGenerator[list[Answer], None]:
+    """Asks all models at once and yields every model's answer so far when any of them changed.
+
+    What changes within a pause after an update is shown with the next: an eye follows no more.
+    A model that fails says so in its own answer. Closing the iterator stops all models.
+    """
+    answers = [Answer() for _ in models]
+    changed = asyncio.Event()
+    running = len(models)
+
+    async def read(answer: Answer, model: Model) -> None:
+        nonlocal running
+        try:
+            async with (
+                asyncio.timeout(answer_seconds),
+                aclosing(model.stream(messages, options)) as pieces,
+            ):
+                async for piece in pieces:
+                    answer.add(piece)
+                    changed.set()
+            answer.state = State.DONE
+        except Exception as error:
+            answer.fail(_explain(model, error))
+        finally:
+            running -= 1
+            changed.set()
+
+    readers = [
+        asyncio.create_task(read(answer, model))
+        for answer, model in zip(answers, models, strict=True)
+    ]
+    try:
+        while running or changed.is_set():
+            await changed.wait()
+            changed.clear()
+            yield answers
+            if running:
+                await asyncio.sleep(pause())
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+def _explain(model: Model, error: Exception) -> str:
+    if isinstance(error, PromptError | BusyError | InterruptionError):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return f"{model.name} was stopped, because it took too long. Ask for fewer tokens."
+    facts = {"request": request_id.get(), "model": model.name}
+    logger.error("%s failed", model.name, exc_info=error, extra=facts)
+    return f"{model.name} failed to answer. Run again; if it stays so, look at the server's log."

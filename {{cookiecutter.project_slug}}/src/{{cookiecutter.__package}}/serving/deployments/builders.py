@@ -1,0 +1,62 @@
+"""Gives a page its models, wherever each runs. Knows nothing of Gradio."""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from ray.serve.handle import DeploymentHandle
+
+from ..protocol import Model
+from ..telemetry.metrics import Metered
+from .handles import RemoteModel
+from .settings import ModelSettings, ModelsSettings
+
+S = TypeVar("S", bound=ModelsSettings)
+P = TypeVar("P")
+
+
+class PageOfModels(Generic[S, P]):
+    """A page's builder, which `GradioServer` calls in its replica.
+
+    A model of the settings is asked by the handle of its deployment, where it has one; on its
+    server, where the settings name one; else in the process of the page. A deployment that the
+    settings do not name, one of your own say, comes after theirs.
+    """
+
+    def __init__(self, settings: S, build_page: Callable[[S, Sequence[Model]], P]) -> None:
+        self.settings = settings
+        self.build_page = build_page
+        self._healthy: list[Callable[[], None]] = []
+
+    def __call__(self, *handles: DeploymentHandle) -> P:
+        deployed: dict[str, Model] = {
+            handle.deployment_name: RemoteModel(handle.deployment_name, handle)
+            for handle in handles
+        }
+        named = [
+            deployed.pop(model.name) if model.name in deployed else self._own(model)
+            for model in self.settings.models
+        ]
+        return self.build_page(self.settings, [*named, *deployed.values()])
+
+    def __reduce__(self) -> tuple[type["PageOfModels[S, P]"], tuple[object, ...]]:
+        # Serve pickles a replica's arguments once more when it has started; engines cannot be.
+        return PageOfModels, (self.settings, self.build_page)
+
+    def check_health(self) -> None:
+        for check in self._healthy:
+            check()
+
+    def _own(self, model: ModelSettings) -> Model:
+        served: Model
+        if model.base_url:
+            # Here, because its client takes most of a second to import.
+            from .openai_client import OpenAIClient
+
+            served = OpenAIClient(model)
+        else:
+            # Here, so that a process which asks deployments alone does without torch.
+            from ..engine.engine import Engine
+
+            served = Engine(model, self.settings.limits)
+            self._healthy.append(served.check_health)
+        return Metered(served, log_prompts=self.settings.log_prompts)

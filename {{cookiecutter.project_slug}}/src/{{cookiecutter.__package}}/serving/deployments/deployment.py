@@ -1,0 +1,59 @@
+"""Models as Serve deployments. Knows nothing of Gradio."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from ray import serve
+from ray.serve import Application
+
+from ..engine.settings import EngineSettings, ModelLimits
+from ..protocol import End, GenerationOptions, Message, Piece
+from ..telemetry.logs import request_id
+from ..telemetry.metrics import Metered
+from .settings import ModelsSettings
+
+
+class ModelReplica:
+    """One model in a process of its own."""
+
+    def __init__(
+        self, model: EngineSettings, limits: ModelLimits, *, log_prompts: bool = False
+    ) -> None:
+        # Here, so that a process which only binds the graph does without torch.
+        from ..engine.engine import Engine
+
+        self._engine = Engine(model, limits)
+        self._metered = Metered(self._engine, log_prompts=log_prompts)
+
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions, request: str = ""
+    ) -> AsyncGenerator[Piece | End, None]:
+        request_id.set(request)
+        async with aclosing(self._metered.stream(messages, options)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        self._engine.check_health()
+
+
+TextGenerationModel = serve.deployment(
+    ModelReplica,
+    # A model that cannot be loaded is no different the second time.
+    max_constructor_retry_count=1,
+    ray_actor_options={"num_cpus": 0.8},
+)
+
+
+def deployments_of(settings: ModelsSettings) -> list[Application]:
+    """Returns a deployment for each model that is on no other server, named after it."""
+    return [
+        TextGenerationModel.options(
+            name=model.name,
+            max_ongoing_requests=settings.limits.running_requests,
+            max_queued_requests=settings.limits.waiting_requests,
+        ).bind(model, settings.limits, log_prompts=settings.log_prompts)
+        for model in settings.models
+        if model.base_url is None
+    ]

@@ -1,0 +1,108 @@
+"""A model on a server that speaks OpenAI's protocol: ray.serve.llm, vLLM, a provider."""
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+
+import openai
+
+from ..protocol import (
+    BusyError,
+    End,
+    GenerationOptions,
+    InterruptionError,
+    Message,
+    Piece,
+    PromptError,
+)
+from ..telemetry.logs import logger, request_id
+from .settings import ModelSettings
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 60.0
+"""The longest that a server may take for its next piece."""
+OPTIONS = ("max_tokens", "temperature", "top_p")
+
+
+class OpenAIClient:
+    """One model of a server, asked by the official client.
+
+    The key is in the environment, under the name that the settings give. A server of one's own
+    may need none.
+    """
+
+    def __init__(self, model: ModelSettings) -> None:
+        self.name = model.name
+        self._settings = model
+        self._client = openai.AsyncOpenAI(
+            base_url=model.base_url,
+            api_key=os.environ.get(model.api_key_variable) or "none",
+            timeout=openai.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+            max_retries=1,
+        )
+
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        """Yields the answer piece by piece; leaving the loop closes the connection.
+
+        The protocol knows no least number of tokens, so that option has no effect.
+
+        Raises:
+            PromptError: the server does not take this prompt.
+            BusyError: it has too much to do.
+            InterruptionError: it cannot be reached, or does not answer.
+        """
+        own = self._settings
+        try:
+            async with await self._client.chat.completions.create(
+                model=own.source,
+                messages=[
+                    {
+                        "role": "user",
+                        "content": own.prompt.replace("{prompt}", messages[-1].content),
+                    }
+                ],
+                max_tokens=options.max_new_tokens,
+                temperature=own.temperature if options.temperature is None else options.temperature,
+                top_p=own.top_p if options.top_p is None else options.top_p,
+                stream=True,
+            ) as chunks:
+                async for chunk in chunks:
+                    # Servers send a chunk for each token.
+                    if chunk.choices and (text := chunk.choices[0].delta.content):
+                        yield Piece(text, 1)
+            yield End("stop")
+        except openai.OpenAIError as error:
+            self._log(error)
+            raise self._explained(error) from error
+
+    def _log(self, error: openai.OpenAIError) -> None:
+        match error:
+            case openai.BadRequestError() | openai.UnprocessableEntityError():
+                # What a server says of it may repeat the prompt.
+                reason = f"{error.code}, {error.param}"
+            case _:
+                reason = str(error)
+        facts = {"request": request_id.get(), "model": self.name}
+        logger.warning("%s: %s: %s", self.name, type(error).__name__, reason, extra=facts)
+
+    def _explained(self, error: openai.OpenAIError) -> Exception:
+        name, own = self.name, self._settings
+        match error:
+            case openai.BadRequestError(param=str(option)) if option in OPTIONS:
+                return InterruptionError(f"{name} does not take {option}. Name another server.")
+            case openai.RateLimitError():
+                return BusyError(f"{name} has too much to do. Try again in a moment.")
+            case openai.BadRequestError() | openai.UnprocessableEntityError():
+                return PromptError(f"{name} does not take this text. Shorten it, or ask for less.")
+            case openai.AuthenticationError() | openai.PermissionDeniedError():
+                remedy = f"Set {own.api_key_variable} where Ray starts."
+                return InterruptionError(f"{name} does not accept its key. {remedy}")
+            case openai.NotFoundError():
+                return InterruptionError(f"{name}'s server has no {own.source}. Correct it.")
+            case openai.APITimeoutError():
+                return InterruptionError(f"{name} did not answer in time. Run again.")
+            case openai.APIConnectionError():
+                return InterruptionError(f"{name} cannot be reached. See whether its server runs.")
+            case _:
+                return InterruptionError(f"{name} was interrupted by its server. Run again.")

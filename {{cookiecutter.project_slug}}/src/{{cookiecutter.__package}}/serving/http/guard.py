@@ -1,0 +1,199 @@
+"""What every request passes before it reaches the page. `SECURITY.md` says what it promises."""
+
+import asyncio
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.exceptions import HTTPException
+from gradio.components import Component
+from gradio.route_utils import API_PREFIX, FnIndexInferError
+from gradio_client.utils import value_is_file
+from httpx import InvalidURL
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..telemetry.logs import logger
+from .login import Login, read_credentials
+from .settings import HttpSettings
+
+RETRY_SECONDS = 5
+BODY_SECONDS = 15.0
+
+
+def guard(web: FastAPI, settings: HttpSettings) -> None:
+    """Puts the guards before the page; the last one added meets a request first.
+
+    Raises:
+        LoginError: a login is asked for, and the environment holds no password.
+    """
+    # With no origin allowed; Gradio itself would allow all of them.
+    web.add_middleware(CORSMiddleware)
+    web.add_middleware(OwnSite)
+    web.add_middleware(Unprocessable)
+    web.add_middleware(QueueLimit)
+    web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
+    if settings.login_user is not None:
+        web.add_middleware(Login, credentials=read_credentials(settings.login_user))
+    web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
+
+
+def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
+    """Answers 404 to an upload where no component of the page takes one.
+
+    Gradio would keep what anybody sends, as long as the process runs.
+    """
+    blocks = page.blocks.values()
+    taking = [block for block in blocks if isinstance(block, Component) and not block.skip_api]
+    if not any(value_is_file(component.api_info()) for component in taking):
+        refusal = JSONResponse({"detail": "This page takes no files."}, 404)
+        web.add_route(f"{API_PREFIX}/upload", lambda _: refusal, methods=["POST"])
+
+
+class OwnSite:
+    """Refuses with 403 what comes from another site, as browsers say.
+
+    They send a form, with a file say, to any site without asking it first. Over plain HTTP they
+    do not say where it comes from, except to their own machine.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sender = Headers(scope=scope).get("sec-fetch-site") if scope["type"] == "http" else None
+        if sender in ("cross-site", "same-site") and scope["method"] not in ("GET", "HEAD"):
+            detail = "Another site may not send this."
+            await JSONResponse({"detail": detail}, 403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies over the limit with 413, those of unknown length while they arrive.
+
+    Who leaves off in the middle of a body gets 408 after `BODY_SECONDS`.
+    """
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = f"A request may have {self._limit:,} bytes. Send less."
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._limit:
+            await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
+            return
+        received = 0
+        complete = False
+
+        async def receive_up_to_the_limit() -> Message:
+            nonlocal received, complete
+            while True:
+                try:
+                    async with asyncio.timeout(None if complete else BODY_SECONDS):
+                        message = await receive()
+                    break
+                except TimeoutError:
+                    # Who waits for the client to leave is not the one who read the body.
+                    if not complete:
+                        reason = "The rest of the request did not come."
+                        raise HTTPException(408, reason) from None
+            received += len(message.get("body", b""))
+            complete = complete or not message.get("more_body", False)
+            if received > self._limit:
+                raise HTTPException(413, refusal)
+            return message
+
+        await self._app(scope, receive_up_to_the_limit, send)
+
+
+class QueueLimit:
+    """Says with 429 that Gradio's queue is full, and when to come back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = False
+
+        async def send_or_refuse(message: Message) -> None:
+            nonlocal refused
+            # Gradio answers 503 only where its queue takes no more.
+            if message["type"] == "http.response.start" and message["status"] == 503:
+                refused = True
+                detail = "Too many requests are waiting. Try again in a few seconds."
+                headers = {"retry-after": str(RETRY_SECONDS)}
+                await JSONResponse({"detail": detail}, 429, headers)(scope, receive, send)
+            elif not refused:
+                await send(message)
+
+        await self._app(scope, receive, send_or_refuse)
+
+
+class Unprocessable:
+    """Says with 422 that a request makes no sense, where Gradio fails over it with 500.
+
+    Its routes look up what a request names without asking whether it is there. Of a direct
+    call that fails, Gradio does not tell whether the input or the function is at fault.
+    """
+
+    ERRORS = (
+        *(AttributeError, LookupError, OSError, TypeError, ValueError),
+        *(FnIndexInferError, InvalidURL),
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failure: list[Message] = []
+
+        async def send_or_hold(message: Message) -> None:
+            if failure or (message["type"] == "http.response.start" and message["status"] == 500):
+                failure.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_or_hold)
+        except self.ERRORS as error:
+            if not failure:
+                raise
+            logger.warning("%s %r makes no sense: %r", scope["method"], scope["path"], error)
+            detail = "The page has nothing of that name, or cannot read what it was sent."
+            await JSONResponse({"detail": detail}, 422)(scope, receive, send)
+        except Exception:
+            for message in failure:
+                await send(message)
+            raise
+        else:
+            for message in failure:
+                await send({**message, "status": 422} if "status" in message else message)
+
+
+class SecurityHeaders:
+    def __init__(self, app: ASGIApp, embedded_in: tuple[str, ...]) -> None:
+        self._app = app
+        ancestors = " ".join(["'self'", *embedded_in])
+        self._headers = {
+            "content-security-policy": (
+                f"frame-ancestors {ancestors}; base-uri 'self'; form-action 'self'; "
+                "object-src 'none'"
+            ),
+            "referrer-policy": "same-origin",
+            "x-content-type-options": "nosniff",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

@@ -1,0 +1,79 @@
+"""Serves the page over HTTP as the application's ingress deployment."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import gradio as gr
+from ray import serve
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
+from ray.serve.gradio_integrations import GradioIngress
+from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
+
+from ..protocol import PAGE_DEPLOYMENT
+from .disconnects import LeftStreams, ProxyLoss
+from .guard import RETRY_SECONDS
+from .launch import Launch
+from .mount import mount
+from .sessions import SessionCookie, SessionRouter
+from .settings import HttpSettings
+
+
+@runtime_checkable
+class HasHealth(Protocol):
+    def check_health(self) -> None: ...
+
+
+class PageIngress(GradioIngress):
+    """The page that `builder` makes, called with a handle for each of `models`.
+
+    The builder runs in the replica, because Gradio's objects cannot be pickled.
+
+    Args:
+        launch: what Gradio's `launch()` would be given.
+        middleware: ASGI middleware of your own; it meets a request that the guards let pass.
+        routes: routes of your own beside the page.
+    """
+
+    def __init__(
+        self,
+        settings: HttpSettings,
+        builder: Callable[..., gr.Blocks],
+        *models: DeploymentHandle,
+        launch: Launch = Launch(),  # noqa: B008 - it is frozen
+        middleware: Sequence[Middleware] = (),
+        routes: Sequence[BaseRoute] = (),
+    ) -> None:
+        self._builder = builder
+        # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
+        os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+        os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
+        web = mount(builder(*models), settings, launch, middleware, routes)
+        web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
+        web.add_middleware(LeftStreams)
+        web.add_middleware(ProxyLoss)
+        # GradioIngress would serve the Blocks alone, with no theme and no queue; its
+        # parent takes the mounted app, which starts both.
+        super(GradioIngress, self).__init__(web)
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises, as the builder's own may."""
+        if isinstance(self._builder, HasHealth):
+            self._builder.check_health()
+
+
+GradioServer = serve.deployment(
+    PageIngress,
+    name=PAGE_DEPLOYMENT,
+    request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
+    # Every open tab holds one request for as long as it is open, and a second while it
+    # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
+    max_ongoing_requests=1000,
+    # Room for many who open the page at once: each asks for a dozen files.
+    max_queued_requests=1000,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
+    max_constructor_retry_count=1,
+    ray_actor_options={"num_cpus": 0.4},
+)

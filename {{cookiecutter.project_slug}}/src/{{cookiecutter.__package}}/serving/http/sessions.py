@@ -1,0 +1,192 @@
+"""Keeps each session with the page replica that began it.
+
+A session of Gradio lives in one process: its queue, its `gr.State`, its files. The replica
+names itself in a cookie, which the router in Serve's HTTP proxy reads.
+"""
+
+import pickle
+import re
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from itertools import count
+from secrets import token_hex
+from typing import Protocol
+
+from ray import serve
+from ray.serve.request_router import (
+    PendingRequest,
+    ReplicaID,
+    RequestRouter,
+    RunningReplica,
+)
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..protocol import SESSION_LOST
+
+ABOUT_AS_FEW = 3
+"""Requests by which two replicas may differ from one moment to the next."""
+
+LEAVING_SECONDS = 10.0
+"""How long a replica that leaves is asked for what it has begun."""
+
+REMEMBERED = 10_000
+"""Sessions of which a router knows who has begun their last call."""
+
+FOLLOWS_A_CALL = re.compile("/gradio_api/(queue/data|cancel|reset|file=|call/[^/]+/.)")
+"""Paths that ask for what the session's last call has begun."""
+
+
+class SessionRouter(RequestRouter):
+    """Sends a request to the replica that its cookie names, while that one is there.
+
+    A session whose replica is gone gets another, the same for all of its requests: a client may
+    go on sending the old cookie. A request without a cookie goes to the replica with the
+    fewest requests in hand, and those with about as few take turns.
+
+    A call of Gradio takes two requests: one puts it into the queue, the other reads its answer.
+    A replica that leaves between them still answers: Serve waits for the second one.
+    """
+
+    def initialize_state(self) -> None:
+        self._turns = count(1)
+        self._last_turn: dict[ReplicaID, int] = {}
+        self._began: dict[str, RunningReplica] = {}
+        self._leaving: dict[ReplicaID, float] = {}
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Takes the replicas that stay, and keeps those that leave for a moment."""
+        now = time.monotonic()
+        left = self.curr_replicas.keys() - {replica.replica_id for replica in replicas}
+        until = {name: self._leaving.get(name, now + LEAVING_SECONDS) for name in left}
+        self._leaving = {name: end for name, end in until.items() if end > now}
+        super().update_replicas([*replicas, *(self.curr_replicas[name] for name in self._leaving)])
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        request = _http_request(pending_request)
+        cookie = request and request.cookies.get(cookie_name(self.app_name))
+        staying = [
+            replica for replica in candidate_replicas if replica.replica_id not in self._leaving
+        ]
+        if request is None or not cookie:
+            return [[self._next(staying)]] if staying else []
+        if FOLLOWS_A_CALL.search(request.scope["path"]):
+            began = self._began.get(cookie)
+            replica = began if began in candidate_replicas else _named(cookie, candidate_replicas)
+            if replica is not None:
+                return [[replica]]
+        if not staying:
+            return []
+        replica = _named(cookie, staying) or _hashed(cookie, staying)
+        self._remember(cookie, replica)
+        return [[replica]]
+
+    def _next(self, replicas: list[RunningReplica]) -> RunningReplica:
+        in_hand = {
+            replica: self.replica_queue_len_cache.get(replica.replica_id) or 0
+            for replica in replicas
+        }
+        fewest = min(in_hand.values())
+        replica = min(
+            (replica for replica in replicas if in_hand[replica] <= fewest + ABOUT_AS_FEW),
+            key=lambda replica: self._last_turn.get(replica.replica_id, 0),
+        )
+        self._last_turn[replica.replica_id] = next(self._turns)
+        return replica
+
+    def _remember(self, cookie: str, replica: RunningReplica) -> None:
+        self._began.pop(cookie, None)
+        self._began[cookie] = replica
+        if len(self._began) > REMEMBERED:
+            del self._began[next(iter(self._began))]
+
+
+def _http_request(request: PendingRequest | None) -> HTTPConnection | None:
+    if request is None or not request.metadata.is_http_request:
+        return None
+    # Serve's proxy pickles the request for the replica, without its body.
+    scope: Scope = pickle.loads(request.args[0]).asgi_scope  # noqa: S301
+    return HTTPConnection(scope)
+
+
+def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None:
+    name = replica_of(cookie)
+    return next((replica for replica in replicas if replica.replica_id.unique_id == name), None)
+
+
+def _hashed(cookie: str, replicas: list[RunningReplica]) -> RunningReplica:
+    """Rendezvous hashing: every proxy finds the same replica, and few change with another."""
+
+    def weight(replica: RunningReplica) -> bytes:
+        return blake2b(f"{cookie} {replica.replica_id.unique_id}".encode()).digest()
+
+    return max(replicas, key=weight)
+
+
+def cookie_name(application: str) -> str:
+    """Applications on one host need a cookie each."""
+    return f"replica-{re.sub('[^A-Za-z0-9]', '-', application)}"
+
+
+def replica_of(cookie: str) -> str:
+    """A cookie has the name of the replica and one of the session, with a dot between."""
+    return cookie.partition(".")[0]
+
+
+class Replica(Protocol):
+    @property
+    def app_name(self) -> str: ...
+
+    @property
+    def replica_tag(self) -> str: ...
+
+
+class SessionCookie:
+    """ASGI middleware of a page replica, which names it in a cookie.
+
+    A cookie that names another replica is replaced, and its request marked with `SESSION_LOST`:
+    the router would have honoured it, so that replica is gone.
+
+    Args:
+        embedded: the page is shown in frames of other sites, over HTTPS.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        embedded: bool,
+        context: Callable[[], Replica] = serve.get_replica_context,
+    ) -> None:
+        self._app = app
+        self._context = context
+        self._scope = "SameSite=None; Secure; Partitioned" if embedded else "SameSite=Lax"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        replica = self._context()
+        name = cookie_name(replica.app_name)
+        cookie = HTTPConnection(scope).cookies.get(name)
+        if cookie is not None and replica_of(cookie) == replica.replica_tag:
+            await self._app(scope, receive, send)
+            return
+        path = scope.get("root_path") or "/"
+        value = f"{replica.replica_tag}.{token_hex(8)}"
+
+        async def send_with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).append(
+                    "set-cookie", f"{name}={value}; Path={path}; HttpOnly; {self._scope}"
+                )
+            await send(message)
+
+        if cookie is not None:
+            scope = {**scope, "headers": [*scope["headers"], (SESSION_LOST.encode(), b"1")]}
+        await self._app(scope, receive, send_with_cookie)

@@ -1,0 +1,28 @@
+"""What a request may be, and who may send it."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from ..protocol import Strict
+
+Origin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
+
+
+class RequestLimits(Strict):
+    """What one HTTP request may hold."""
+
+    request_bytes: int = Field(default=2**20, ge=1024)
+    """Size of one HTTP request, and of one file where a page takes files."""
+
+
+class HttpSettings(Strict):
+    """How the page is reached."""
+
+    limits: RequestLimits = RequestLimits()
+    login_user: str | None = Field(default=None, min_length=1, pattern="^[^:]+$")
+    """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`."""
+    mcp: bool = False
+    """Whether clients of the Model Context Protocol find the page's function at `/mcp`."""
+    embedded_in: tuple[Origin, ...] = ()
+    """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""

@@ -1,0 +1,101 @@
+"""The controls for how a prompt is answered, and what they say."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import ValidationError
+
+from ..protocol import GenerationOptions
+from .prompt import refusal
+from .settings import PageSettings
+
+# A choice, because Gradio's number field cannot be empty: it shows and sends 0.
+OWN = "each model's own"
+
+
+@dataclass(frozen=True)
+class OptionControls:
+    min_new_tokens: gr.Slider
+    max_new_tokens: gr.Slider
+    temperature: gr.Dropdown
+    top_p: gr.Dropdown
+
+    def named(self) -> dict[str, Component]:
+        """In the order in which `read_options` takes what they say."""
+        return dict(vars(self))
+
+
+def option_controls(settings: PageSettings) -> OptionControls:
+    """Makes the controls where it is called: in a `gr.Row`, say."""
+    most, defaults = settings.limits.new_tokens, settings.options
+    return OptionControls(
+        min_new_tokens=gr.Slider(
+            0,
+            most,
+            value=defaults.min_new_tokens,
+            step=1,
+            label="At least, tokens",
+            info="A token is about three quarters of a word.",
+        ),
+        max_new_tokens=gr.Slider(
+            1,
+            most,
+            value=defaults.max_new_tokens,
+            step=1,
+            label="At most, tokens",
+            info="The answer is cut off here.",
+        ),
+        temperature=gr.Dropdown(
+            [OWN, "0", "0.3", "0.7", "1", "1.5"],
+            value=shown(defaults.temperature),
+            allow_custom_value=True,
+            label="Temperature",
+            info="0 always takes the likeliest token, 2 is wild.",
+        ),
+        top_p=gr.Dropdown(
+            [OWN, "0.5", "0.8", "0.9", "0.95", "1"],
+            value=shown(defaults.top_p),
+            allow_custom_value=True,
+            label="Top p",
+            info="Samples from the likeliest tokens of this probability.",
+        ),
+    )
+
+
+def read_options(
+    min_new_tokens: int,
+    max_new_tokens: int,
+    temperature: str | float,
+    top_p: str | float,
+    defaults: GenerationOptions,
+) -> GenerationOptions:
+    """Returns the defaults with what the controls say.
+
+    Raises gr.Error with the reason when an option is out of range.
+    """
+    if min_new_tokens == defaults.min_new_tokens:
+        # A caller who names the most tokens alone has not chosen the least.
+        min_new_tokens = min(min_new_tokens, max_new_tokens)
+    said = {
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+        "temperature": None if temperature == OWN else temperature,
+        "top_p": None if top_p == OWN else top_p,
+    }
+    try:
+        return GenerationOptions.model_validate(defaults.model_dump() | said)
+    except ValidationError as error:
+        raise refusal("; ".join(_reasons(error))) from error
+
+
+def shown(option: float | None) -> str:
+    return OWN if option is None else f"{option:g}"
+
+
+def _reasons(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        named = ".".join(str(part) for part in detail["loc"])
+        reason = detail["msg"].removeprefix("Value error, ")
+        yield f"{named}: {reason}" if named else reason

@@ -1,0 +1,107 @@
+"""Counts, times and logs what a model answers, with Ray's metrics.
+
+`deploy/monitoring` shows them, where there is one. Ray adds the deployment and the replica.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from ..answers import Answer, State
+from ..protocol import BusyError, End, GenerationOptions, Message, Model, Piece, PromptError
+from .logs import logger, request_id
+
+MODEL = ("model",)
+SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+RATES = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+
+
+def answers_counter() -> Counter:
+    return Counter("model_answers", "Answers that ended.", ("model", "outcome"))
+
+
+class Metered:
+    """A model, whose answers are counted by their outcome.
+
+    `done`; `cancelled` when the reader left; `refused` when too many wait; `unreadable` when
+    the prompt does not fit; `failed` when the model gave up.
+    """
+
+    def __init__(self, model: Model, *, log_prompts: bool) -> None:
+        self.name = model.name
+        self._model = model
+        self._log_prompts = log_prompts
+        self._waiting_now = self._running_now = 0
+        self._answers = answers_counter()
+        self._tokens = Counter("model_tokens", "Tokens that were generated.", MODEL)
+        self._first_text = Histogram(
+            "model_first_text_seconds", "Seconds to the first text of an answer.", SECONDS, MODEL
+        )
+        self._speed = Histogram(
+            "model_tokens_per_second", "Tokens per second of an answer.", RATES, MODEL
+        )
+        self._waiting = Gauge("model_requests_waiting", "Requests without text yet.", MODEL)
+        self._running = Gauge("model_requests_running", "Requests that are being written.", MODEL)
+        for metric in (self._tokens, self._first_text, self._speed, self._waiting, self._running):
+            metric.set_default_tags({"model": self.name})
+
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        answer, asked, outcome = Answer(), time.monotonic(), "cancelled"
+        self._count(waiting=1)
+        try:
+            async with aclosing(self._model.stream(messages, options)) as pieces:
+                async for piece in pieces:
+                    if answer.state is State.WAITING and isinstance(piece, Piece):
+                        self._count(waiting=-1, running=1)
+                    answer.add(piece)
+                    yield piece
+            outcome = "done"
+        except BusyError:
+            outcome = "refused"
+            raise
+        except PromptError:
+            outcome = "unreadable"
+            raise
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            waiting = answer.state is State.WAITING
+            self._count(waiting=-waiting, running=-(not waiting))
+            self._record(answer, outcome)
+            self._log(answer, outcome, time.monotonic() - asked, messages)
+
+    def _count(self, *, waiting: int = 0, running: int = 0) -> None:
+        self._waiting_now += waiting
+        self._running_now += running
+        self._waiting.set(self._waiting_now)
+        self._running.set(self._running_now)
+
+    def _record(self, answer: Answer, outcome: str) -> None:
+        self._answers.inc(tags={"model": self.name, "outcome": outcome})
+        if answer.tokens:
+            self._tokens.inc(answer.tokens)
+        if answer.first_text_seconds is not None:
+            self._first_text.observe(answer.first_text_seconds)
+        if answer.tokens_per_second is not None:
+            self._speed.observe(answer.tokens_per_second)
+
+    def _log(
+        self, answer: Answer, outcome: str, seconds: float, messages: Sequence[Message]
+    ) -> None:
+        first = answer.first_text_seconds
+        facts: dict[str, object] = {
+            "request": request_id.get(),
+            "model": self.name,
+            "outcome": outcome,
+            "tokens": answer.tokens,
+            "seconds": round(seconds, 3),
+            "first_text_seconds": None if first is None else round(first, 3),
+        }
+        if self._log_prompts:
+            facts["messages"] = [vars(message) for message in messages]
+        logger.info("answer", extra=facts)

@@ -1,0 +1,103 @@
+"""The models as deployments, in Serve's local testing mode: no cluster, one process."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+
+from {{ cookiecutter.__package }}.serving.deployments.deployment import TextGenerationModel
+from {{ cookiecutter.__package }}.serving.deployments.handles import RemoteModel
+from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.protocol import (
+    BusyError,
+    GenerationError,
+    GenerationOptions,
+    InterruptionError,
+    Piece,
+    PromptError,
+)
+
+from ...support.stand_ins import user
+
+
+@pytest.fixture
+async def tiny(tiny_decoder: Path) -> AsyncGenerator[RemoteModel, None]:
+    model = ModelSettings(name="tiny", source=str(tiny_decoder))
+    application = TextGenerationModel.options(name=model.name).bind(model, Limits(update_seconds=0))
+    handle = serve.run(application, name="tiny", _local_testing_mode=True)
+    yield RemoteModel(model.name, handle)
+    handle.shutdown()
+
+
+async def test_a_deployed_model_streams_its_text(tiny: RemoteModel) -> None:
+    options = GenerationOptions(min_new_tokens=50, max_new_tokens=50)
+    pieces = [piece async for piece in tiny.stream(user("The whale"), options)]
+    assert len(pieces) > 1
+    assert sum(piece.tokens for piece in pieces) == 50
+
+
+async def test_a_prompt_error_reaches_the_page_as_itself(tiny: RemoteModel) -> None:
+    with pytest.raises(PromptError, match="too long for tiny"):
+        await anext(tiny.stream("whale " * 300, GenerationOptions()))
+
+
+class Flaky:
+    """Gives up as often as it is told, after as many pieces."""
+
+    def __init__(self, failures: int, pieces: int) -> None:
+        self._failures = failures
+        self._pieces = pieces
+
+    async def stream(
+        self,
+        prompt: str,  # noqa: ARG002
+        options: GenerationOptions,  # noqa: ARG002
+        request: str,  # noqa: ARG002
+    ) -> AsyncGenerator[Piece, None]:
+        failing = self._failures > 0
+        self._failures -= 1
+        for number in range(self._pieces if failing else 3):
+            yield Piece(f"{number} ", 1)
+        if failing:
+            raise GenerationError("the model is lost")
+
+
+def flaky(failures: int, pieces: int) -> RemoteModel:
+    deployment = serve.deployment(Flaky, name="flaky")
+    application = deployment.bind(failures, pieces)
+    return RemoteModel("flaky", serve.run(application, name="flaky", _local_testing_mode=True))
+
+
+async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
+    once = flaky(failures=1, pieces=0)
+    pieces = [piece async for piece in once.stream(user(""), GenerationOptions())]
+    assert "".join(piece.text for piece in pieces) == "0 1 2 "
+    with pytest.raises(InterruptionError, match="Run again"):
+        await anext(flaky(failures=2, pieces=0).stream(user(""), GenerationOptions()))
+
+
+async def test_a_replica_lost_half_way_is_not_asked_twice_for_the_same_text() -> None:
+    stream = flaky(failures=1, pieces=2).stream(user(""), GenerationOptions())
+    assert [(await anext(stream)).text, (await anext(stream)).text] == ["0 ", "1 "]
+    with pytest.raises(InterruptionError, match="flaky was interrupted"):
+        await anext(stream)
+
+
+async def test_who_finds_the_queue_full_is_refused_and_counted() -> None:
+    handle, answers = MagicMock(), MagicMock()
+    full = handle.options.return_value.stream.remote.return_value
+    full.__aiter__.side_effect = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    with pytest.raises(BusyError, match="Try again"):
+        await anext(RemoteModel("full", handle, answers).stream(user("Hi"), GenerationOptions()))
+    answers.inc.assert_called_once_with(tags={"model": "full", "outcome": "refused"})
+
+
+async def test_a_stream_can_be_left(tiny: RemoteModel) -> None:
+    stream = tiny.stream(user("The whale"), GenerationOptions())
+    assert await anext(stream)
+    await stream.aclose()
+    assert await anext(tiny.stream(user("The lamp"), GenerationOptions()))

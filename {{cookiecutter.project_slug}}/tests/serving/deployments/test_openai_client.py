@@ -1,0 +1,188 @@
+"""A model on a server that speaks OpenAI's protocol, before a loopback server that does."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from {{ cookiecutter.__package }}.serving.deployments.openai_client import OpenAIClient
+from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.protocol import (
+    BusyError,
+    GenerationOptions,
+    InterruptionError,
+    PromptError,
+)
+
+from ...support.stand_ins import until, user
+
+KEY = "a key of the tests"
+OPTIONS = GenerationOptions(min_new_tokens=0, max_new_tokens=7, temperature=0.3)
+
+
+@dataclass
+class Loopback:
+    """Answers with three words, or as its fields say."""
+
+    status: int = 200
+    param: str | None = None
+    """What the server does not take."""
+    pause: float = 0
+    breaks: bool = False
+    asked: list[dict[str, object]] = field(default_factory=list)
+    left: int = 0
+    url: str = ""
+
+    def web(self) -> FastAPI:
+        web = FastAPI()
+
+        @web.post("/v1/chat/completions")
+        async def complete(request: Request) -> Response:
+            if request.headers["authorization"] != f"Bearer {KEY}":
+                return JSONResponse({"error": {"message": "wrong key"}}, 401)
+            if self.status != 200:
+                error = {"message": "/srv/secret", "param": self.param}
+                return JSONResponse({"error": error}, self.status)
+            self.asked.append(await request.json())
+            return StreamingResponse(self.chunks(), media_type="text/event-stream")
+
+        return web
+
+    async def chunks(self) -> AsyncGenerator[str, None]:
+        try:
+            for word in ("one ", "two ", "three"):
+                await asyncio.sleep(self.pause)
+                yield self.chunk(word)
+                if self.breaks:
+                    raise RuntimeError("the server dies")
+            yield "data: [DONE]\n\n"
+        finally:
+            self.left += 1
+
+    def chunk(self, word: str) -> str:
+        choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+        kind = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "whale"}
+        return f"data: {json.dumps({**kind, 'choices': [choice]})}\n\n"
+
+
+@pytest.fixture
+def loopback() -> Iterator[Loopback]:
+    loopback = Loopback()
+    config = uvicorn.Config(loopback.web(), log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    loopback.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield loopback
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def model(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> OpenAIClient:
+    monkeypatch.setenv("WHALE_KEY", KEY)
+    return model_at(loopback.url)
+
+
+def model_at(url: str) -> OpenAIClient:
+    return OpenAIClient(
+        ModelSettings(
+            name="whale",
+            source="whale-7b",
+            base_url=url,
+            api_key_variable="WHALE_KEY",
+            prompt="In short: {prompt}",
+        )
+    )
+
+
+async def test_the_answer_streams_and_what_was_asked_arrives(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    pieces = [piece async for piece in model.stream(user("Hello"), OPTIONS)]
+    assert [piece.text for piece in pieces] == ["one ", "two ", "three"]
+    assert [piece.tokens for piece in pieces] == [1, 1, 1]
+    [asked] = loopback.asked
+    assert asked["model"] == "whale-7b"
+    assert asked["messages"] == [{"role": "user", "content": "In short: Hello"}]
+    assert (asked["max_tokens"], asked["temperature"], asked["top_p"]) == (7, 0.3, 1.0)
+
+
+async def test_leaving_the_stream_closes_the_connection(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    loopback.pause = 0.2
+    async with aclosing(model.stream(user("Hello"), OPTIONS)) as pieces:
+        await anext(pieces)
+    await until(lambda: loopback.left == 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason"),
+    [
+        (400, PromptError, "does not take this text"),
+        (403, InterruptionError, "Set WHALE_KEY where Ray starts"),
+        (404, InterruptionError, "whale's server has no whale-7b. Correct it"),
+        (429, BusyError, "Try again in a moment"),
+        (500, InterruptionError, "interrupted by its server. Run again"),
+    ],
+)
+async def test_an_error_of_the_server_is_one_that_a_pane_shows(
+    status: int, kind: type[Exception], reason: str, model: OpenAIClient, loopback: Loopback
+) -> None:
+    loopback.status = status
+    with pytest.raises(kind, match=reason) as caught:
+        await anext(model.stream(user("Hello"), OPTIONS))
+    assert "secret" not in str(caught.value)
+
+
+async def test_an_option_that_the_server_does_not_take_is_named_and_logged(
+    model: OpenAIClient, loopback: Loopback, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "ray.serve")
+    loopback.status, loopback.param = 400, "max_tokens"
+    with pytest.raises(InterruptionError, match="whale does not take max_tokens"):
+        await anext(model.stream(user("Hello"), OPTIONS))
+    assert "BadRequestError: None, max_tokens" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_wrong_key_names_the_variable_to_set(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WHALE_KEY", raising=False)
+    with pytest.raises(InterruptionError, match="Set WHALE_KEY"):
+        await anext(model_at(loopback.url).stream(user("Hello"), OPTIONS))
+
+
+async def test_a_server_that_is_not_there_is_told() -> None:
+    with pytest.raises(InterruptionError, match="whale cannot be reached"):
+        await anext(model_at("http://127.0.0.1:9/v1").stream(user("Hello"), OPTIONS))
+
+
+async def test_a_server_that_stays_silent_is_left(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHALE_KEY", KEY)
+    monkeypatch.setattr(openai_client, "SILENCE_SECONDS", 0.3)
+    loopback.pause = 5
+    with pytest.raises(InterruptionError, match="did not answer in time"):
+        await anext(model_at(loopback.url).stream(user("Hello"), OPTIONS))
+
+
+async def test_a_server_that_dies_half_way_is_told(model: OpenAIClient, loopback: Loopback) -> None:
+    loopback.breaks = True
+    stream = model.stream(user("Hello"), OPTIONS)
+    assert (await anext(stream)).text == "one "
+    with pytest.raises(InterruptionError):
+        await anext(stream)

@@ -1,0 +1,314 @@
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.engine import encoder_decoders
+from {{ cookiecutter.__package }}.serving.engine import engine as engine_module
+from {{ cookiecutter.__package }}.serving.engine.attention import attend_by_rows
+from {{ cookiecutter.__package }}.serving.engine.decoders import DecoderBatch
+from {{ cookiecutter.__package }}.serving.engine.encoder_decoders import Group
+from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+from {{ cookiecutter.__package }}.serving.engine.generation import Request
+from {{ cookiecutter.__package }}.serving.engine.sampling import Sampling
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.protocol import (
+    BusyError,
+    GenerationError,
+    GenerationOptions,
+    ModelError,
+    PromptError,
+)
+
+from ...support.stand_ins import user
+from ...support.tiny_models import save_tiny_bart
+
+GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
+LONG = GenerationOptions(temperature=0, min_new_tokens=200, max_new_tokens=200)
+PROMPTS = [
+    "The whale",
+    "Far out the mist above the water turned to silver",
+    "A lamp",
+    "灯台",
+    "Before dawn",
+    "Side by side",
+]
+EVERY_KIND = pytest.mark.parametrize("kind", ["tiny_decoder", "tiny_encoder_decoder"])
+
+request_tokens = Request.tokens
+
+EngineOf = Callable[..., Engine]
+
+
+@pytest.fixture
+def engine_of() -> Iterator[EngineOf]:
+    """Makes engines, and stops them at the end of the test."""
+    engines: list[Engine] = []
+
+    def make(directory: Path, limits: Limits | None = None, **settings: object) -> Engine:
+        model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
+        # A piece for each token, where a test does not say otherwise.
+        limits = limits or Limits(update_seconds=0)
+        engines.append(Engine(ModelSettings.model_validate(model), limits))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.stop()
+
+
+async def answer(engine: Engine, prompt: str, options: GenerationOptions = GREEDY) -> str:
+    return "".join([piece.text async for piece in engine.stream(user(prompt), options)])
+
+
+def generated(directory: Path, prompt: str, *, decoder: bool) -> str:
+    """Returns the text of transformers' own `generate`."""
+    loader = AutoModelForCausalLM if decoder else AutoModelForSeq2SeqLM
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = loader.from_pretrained(directory, dtype=torch.float32)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    tokens = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=12)[0]
+    new = tokens[inputs["input_ids"].shape[1] :] if decoder else tokens[1:]
+    text: str = tokenizer.decode(new, skip_special_tokens=True)
+    # What is cut off in the middle of a character is never shown.
+    return text.rstrip("�")
+
+
+@EVERY_KIND
+async def test_requests_that_run_together_each_get_the_text_of_generate(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    directory: Path = request.getfixturevalue(kind)
+    engine = engine_of(directory)
+    texts = await asyncio.gather(*(answer(engine, prompt) for prompt in PROMPTS))
+    expected = [generated(directory, p, decoder=kind == "tiny_decoder") for p in PROMPTS]
+    assert texts == expected
+    # Else the rows could be mixed up and nobody would see it.
+    assert len(set(expected)) >= len(PROMPTS) - 1
+
+
+@EVERY_KIND
+async def test_a_request_joins_while_another_runs(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    directory: Path = request.getfixturevalue(kind)
+    engine = engine_of(directory)
+    first = engine.stream(user("The whale"), LONG)
+    await anext(first)
+    text = await asyncio.wait_for(answer(engine, "A lamp"), timeout=60)
+    assert text == generated(directory, "A lamp", decoder=kind == "tiny_decoder")
+    assert await anext(first)
+    await first.aclose()
+
+
+@EVERY_KIND
+async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    engine = engine_of(request.getfixturevalue(kind))
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    engine._model.register_forward_hook(count)
+    stream = engine.stream(user("The whale"), LONG)
+    await anext(stream)
+    await stream.aclose()
+    when_left = steps
+    await asyncio.sleep(0.5)
+    assert steps - when_left <= 2
+    assert steps < LONG.max_new_tokens
+
+
+async def test_answers_that_were_stopped_leave_nothing_in_the_batch(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_decoder)
+    for _ in range(20):
+        stream = engine.stream(user("The whale"), LONG)
+        await anext(stream)
+        await stream.aclose()
+    assert isinstance(engine._batch, DecoderBatch)
+    router = engine._batch._manager.output_router
+    assert not router.result_handlers
+    # What a step delivers after the last of them.
+    assert router.output_queue.qsize() <= 2
+
+
+def test_a_model_that_needs_its_own_attention_keeps_it(tiny_decoder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_decoder, attn_implementation="eager")
+    attend_by_rows(model)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_group_that_cannot_start_ends_its_requests(
+    tiny_encoder_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    engine = engine_of(tiny_encoder_decoder)
+    monkeypatch.setattr(encoder_decoders, "Group", fail)
+    with pytest.raises(GenerationError, match="out of memory"):
+        await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
+
+
+async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_encoder_decoder)
+    short, long = (Request([5, 6, 7], Sampling(0, 1, count, count)) for count in (2, 5))
+    group = Group(model, frozenset(), [short, long])
+    rows = []
+    while group.requests:
+        rows.append(len(group.requests))
+        group.step()
+    assert rows == [2, 2, 1, 1, 1]
+    assert [short.received, long.received] == [2, 5]
+
+
+async def test_pieces_are_whole_characters(
+    tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "灯台 and 🐋 très loin"
+    tokens = AutoTokenizer.from_pretrained(tiny_decoder)(text)["input_ids"]
+    engine = engine_of(tiny_decoder)
+
+    class Dictation:
+        """A batch that gives every request the tokens of the text, one at a time."""
+
+        def start(self, request: Request) -> None:
+            for position, token in enumerate(tokens, start=1):
+                request.add([token], ended=position == len(tokens))
+
+        def cancel(self, request: Request) -> None:
+            assert request.left
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_batch", Dictation())
+        patched.setattr(Request, "tokens", one_at_a_time)
+        pieces = [piece async for piece in engine.stream(user("The whale"), GREEDY)]
+    assert "".join(piece.text for piece in pieces) == text
+    assert sum(piece.tokens for piece in pieces) == len(tokens)
+    assert len(tokens) > len(pieces) > 5
+    assert not any("�" in piece.text for piece in pieces)
+
+
+async def one_at_a_time(
+    request: Request, pause: Callable[[], float]
+) -> AsyncGenerator[list[int], None]:
+    async for tokens in request_tokens(request, pause):
+        for token in tokens:
+            yield [token]
+
+
+async def test_pieces_that_come_soon_after_one_another_are_one(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_decoder, Limits(update_seconds=5))
+    pieces = [piece async for piece in engine.stream(user("The whale"), LONG)]
+    assert len(pieces) <= 3
+
+
+@EVERY_KIND
+async def test_the_settings_sample_unless_the_request_says_otherwise(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    engine = engine_of(request.getfixturevalue(kind), temperature=2)
+    own = await asyncio.gather(
+        *(answer(engine, "The whale", GenerationOptions()) for _ in range(4))
+    )
+    greedy = await asyncio.gather(*(answer(engine, "The whale") for _ in range(4)))
+    assert len(set(own)) > 1
+    assert len(set(greedy)) == 1
+
+
+async def test_a_cache_for_one_request_serves_them_one_after_another(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_decoder, Limits(update_seconds=0, cache_tokens=64))
+    options = GREEDY.model_copy(update={"min_new_tokens": 40, "max_new_tokens": 40})
+    alone = await answer(engine, "The whale", options)
+    together = await asyncio.gather(*(answer(engine, "The whale", options) for _ in range(4)))
+    assert together == [alone] * 4
+
+
+async def test_a_prompt_longer_than_the_context_is_refused(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    with pytest.raises(PromptError, match=r"too long for tiny: .* it reads at most 244"):
+        await answer(engine_of(tiny_decoder), "whale " * 300)
+
+
+async def test_a_model_that_learned_its_positions_writes_no_further(
+    tmp_path: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(save_tiny_bart(tmp_path))
+    longest = GREEDY.model_copy(update={"min_new_tokens": 64, "max_new_tokens": 64})
+    assert await answer(engine, "The whale", longest)
+    with pytest.raises(PromptError, match="tiny writes at most 64 tokens"):
+        await answer(engine, "The whale", LONG)
+
+
+def test_a_container_bounds_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CGROUP", tmp_path)
+    assert engine_module._container_memory() == math.inf
+    (tmp_path / "memory.max").write_text("max\n")
+    assert engine_module._container_memory() == math.inf
+    (tmp_path / "memory.max").write_text("640000\n")
+    assert engine_module._free_memory(torch.device("cpu")) == 10_000
+
+
+async def test_more_requests_than_the_limits_allow_are_refused(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_decoder, Limits(running_requests=1, waiting_requests=1))
+    first, second = engine.stream(user("The whale"), LONG), engine.stream(user("A lamp"), LONG)
+    await anext(first)
+    waiting = asyncio.create_task(anext(second))
+    await asyncio.sleep(0)
+    with pytest.raises(BusyError, match="Try again"):
+        await answer(engine, "One more")
+    await first.aclose()
+    assert await waiting
+    await second.aclose()
+    assert await answer(engine, "Again")
+
+
+@EVERY_KIND
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_generation_that_fails_ends_its_streams_and_is_not_healthy(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    engine = engine_of(request.getfixturevalue(kind))
+    engine.check_health()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    engine._model.register_forward_pre_hook(fail)
+    with pytest.raises(GenerationError, match="out of memory"):
+        await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
+    await asyncio.sleep(0.2)
+    with pytest.raises(GenerationError):
+        engine.check_health()
+    with pytest.raises(GenerationError):
+        await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
+
+
+def test_damaged_weights_are_named_in_one_line(
+    tiny_decoder: Path, tmp_path: Path, engine_of: EngineOf
+) -> None:
+    for file in tiny_decoder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError) as error:
+        engine_of(tmp_path)
+    assert str(error.value).startswith("Model 'tiny': ")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,170 @@
+"""The page's function as a tool, asked by the protocol's own client."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+
+import gradio as gr
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from mcp.client import Client
+from mcp.types import CallToolResult, TextContent
+
+from {{ cookiecutter.__package }}.app import Settings
+from {{ cookiecutter.__package }}.page import build_page
+from {{ cookiecutter.__package }}.serving.http.mcp_server import offer_tools, offers_of
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+
+from ...support.servers import local_models
+from ...support.stand_ins import StandIn, broken, fast, slow, until
+
+
+@contextmanager
+def tools_of(*models: StandIn) -> Iterator[str]:
+    """Yields the address of the tools of a page before these models."""
+    page = build_page(Settings(limits=Limits(prompt_characters=1000)), models)
+    web = FastAPI()
+    offer_tools(web, page)
+    gr.mount_gradio_app(web, page, path="/", ssr_mode=False)
+    config = uvicorn.Config(web, log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def texts(result: CallToolResult) -> list[str]:
+    return [part.text for part in result.content if isinstance(part, TextContent)]
+
+
+async def test_a_client_finds_the_function_and_what_it_takes() -> None:
+    with tools_of(fast(), slow()) as url:
+        async with Client(url) as client:
+            [tool] = (await client.list_tools()).tools
+    assert tool.name == "generate"
+    assert tool.description
+    assert "Returns: fast, slow." in tool.description
+    assert tool.input_schema["required"] == ["prompt"]
+    assert tool.input_schema["properties"]["max_new_tokens"]["default"] == 100
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_a_call_reports_progress_and_returns_the_text_of_each_model(mode: str) -> None:
+    reported: list[float] = []
+
+    async def report(progress: float, *_: object) -> None:
+        reported.append(progress)
+
+    with tools_of(StandIn("other", ["a", "b"], pause=0.2), fast()) as url:
+        async with Client(url, mode=mode) as client:
+            result = await client.call_tool(
+                "generate", {"prompt": "Hello", "max_new_tokens": 30}, progress_callback=report
+            )
+    assert not result.is_error
+    assert texts(result) == ["ab", "one two three"]
+    assert reported == sorted(set(reported))
+    assert len(reported) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"prompt": " "}, "Write a text first."),
+        ({"prompt": "Hi", "temperature": "hot"}, "temperature: Input should be a valid number"),
+        (
+            {"prompt": "Hi", "temperature": 3},
+            "temperature: Input should be less than or equal to 2",
+        ),
+        ({"prompt": "Hi", "max_new_tokens": 513}, "513 is greater than the maximum of 512"),
+        ({"prompt": "Hi", "max_tokens": 5}, "max_tokens"),
+        ({}, "'prompt' is a required property"),
+    ],
+)
+async def test_bad_input_is_refused_with_the_reason(
+    arguments: dict[str, object], reason: str
+) -> None:
+    model = fast()
+    with tools_of(model) as url:
+        async with Client(url) as client:
+            result = await client.call_tool("generate", arguments)
+    assert result.is_error
+    assert reason in "".join(texts(result))
+    assert model.asked == []
+
+
+async def test_a_tool_that_there_is_not_is_an_error_that_names_those_there_are() -> None:
+    with tools_of(fast()) as url:
+        async with Client(url) as client:
+            result = await client.call_tool("summon", {})
+    assert result.is_error
+    assert texts(result) == ["There is no tool summon. There are: generate."]
+
+
+async def test_a_model_that_fails_is_an_error_that_tells_no_path() -> None:
+    with tools_of(broken()) as url:
+        async with Client(url) as client:
+            result = await client.call_tool("generate", {"prompt": "Hi"})
+    assert result.is_error
+    assert "broken failed to answer" in "".join(texts(result))
+    assert "/srv" not in "".join(texts(result))
+
+
+async def test_who_leaves_stops_the_models() -> None:
+    model = slow()
+    with tools_of(model) as url:
+        async with Client(url) as client:
+            call = asyncio.create_task(client.call_tool("generate", {"prompt": "Hi"}))
+            await until(lambda: bool(model.asked))
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        await until(lambda: model.left == 1)
+
+
+async def shout(text: str) -> str:
+    return text.upper()
+
+
+async def remember(text: str, before: str) -> AsyncGenerator[str, None]:
+    yield before + text
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [(shout, ["text"]), (remember, ["text", "state"])],
+    ids=["no generator", "a state"],
+)
+def test_a_function_that_cannot_be_a_tool_is_refused_with_a_way_out(
+    function: Callable[..., object], inputs: list[str]
+) -> None:
+    page = gr.Interface(function, inputs, inputs, api_name="speak")
+    with pytest.raises(TypeError, match="speak cannot be a tool"):
+        list(offers_of(page))
+
+
+def test_each_named_function_of_another_page_is_offered() -> None:
+    async def count(text: str) -> AsyncGenerator[str, None]:
+        """Counts the letters."""
+        yield str(len(text))
+
+    page = gr.Interface(count, gr.Textbox(label="Text"), gr.Textbox(label="Letters"))
+    [offer] = offers_of(page)
+    assert offer.tool.description == "Counts the letters. Returns: Letters."
+
+
+@pytest.mark.served
+async def test_on_serve_each_call_of_a_session_is_answered(words: str) -> None:
+    async with Client(f"{words.rstrip('/')}/mcp") as client:
+        for _ in range(4):
+            result = await client.call_tool("generate", {"prompt": "The whale"})
+            assert not result.is_error
+            assert len(texts(result)) == len(local_models())
+            assert all(texts(result))

@@ -1,0 +1,456 @@
+"""The page without Ray, on models that answer as a test needs."""
+
+import re
+import subprocess
+import sys
+from typing import Literal
+
+import httpx2
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
+
+from {{ cookiecutter.__package }}.app import Settings
+from {{ cookiecutter.__package }}.page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, PromptError
+
+from ...support.stand_ins import StandIn, broken, fast, page_of, slow
+
+
+def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> None:
+    with page_of(StandIn("other", ["a", "b"], pause=0.2), fast()) as url:
+        job = Client(url, verbose=False).submit("Hello", api_name="/generate")
+        assert job.result(timeout=30) == ("ab", "one two three")
+        assert ("a", "one two three") in job.outputs()
+
+
+def test_the_page_has_a_worker_for_each_answer_that_may_run() -> None:
+    page = build_page(Settings(limits=Limits(running_requests=64)), [fast()])
+    assert page._queue.max_thread_count > 64
+
+
+def test_one_model_returns_one_text() -> None:
+    with page_of(fast()) as url:
+        assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
+
+
+def test_a_model_that_says_nothing_returns_an_empty_text() -> None:
+    with page_of(StandIn("silent", [])) as url:
+        assert Client(url, verbose=False).predict("Hi", api_name="/generate") == ""
+
+
+def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
+    model = fast()
+    chosen = GenerationOptions(min_new_tokens=1, max_new_tokens=2, temperature=0.5, top_p=0.25)
+    with page_of(model) as url:
+        client = Client(url, verbose=False)
+        client.predict("Hello", api_name="/generate")
+        client.predict("Hello", 1, 2, "0.5", "0.25", api_name="/generate")
+        endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoints) == ["/generate"]
+    assert model.asked == [
+        ("Hello", GenerationOptions()),
+        ("Hello", chosen),
+    ]
+
+
+def test_two_plain_requests_stream_the_texts_to_who_gives_the_prompt_alone() -> None:
+    with page_of(fast()) as url:
+        joined = httpx2.post(f"{url}gradio_api/call/v2/generate", json={"prompt": "Hello"})
+        answer = httpx2.get(f"{url}gradio_api/call/generate/{joined.json()['event_id']}")
+    assert answer.text.endswith('event: complete\ndata: ["one two three"]\n\n')
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "reason"),
+    [
+        ("", {}, "Write a text first"),
+        (" \n\t", {}, "Write a text first"),
+        ("a" * 1001, {}, "has 1,001 characters; shorten it to 1,000"),
+        ("a\x00b", {}, r"Character 2 is the control character U\+0000"),
+        ("\x1b[2J", {}, r"Character 1 is the control character U\+001B"),
+        ("Hi", {"min_new_tokens": 50, "max_new_tokens": 40}, "contradict each other"),
+        ("Hi", {"max_new_tokens": 513}, "greater than maximum value 512"),
+        ("Hi", {"temperature": "-1"}, "temperature: .* greater than or equal to 0"),
+        ("Hi", {"top_p": "0"}, "top_p: .* greater than 0"),
+        ("Hi", {"temperature": "hot"}, "temperature: .* valid number"),
+    ],
+)
+def test_bad_input_is_refused_before_a_model_is_asked(
+    prompt: str, options: dict[str, float | str], reason: str
+) -> None:
+    model = fast()
+    with page_of(model) as url, pytest.raises(AppError, match=reason):
+        Client(url, verbose=False).predict(prompt, **options, api_name="/generate")
+    assert model.asked == []
+
+
+def test_who_asks_for_few_tokens_need_not_lower_the_least_number() -> None:
+    model = fast()
+    with page_of(model) as url:
+        Client(url, verbose=False).predict("Hi", max_new_tokens=5, api_name="/generate")
+    assert model.asked == [("Hi", GenerationOptions(min_new_tokens=5, max_new_tokens=5))]
+
+
+def post(url: str, body: bytes) -> httpx2.Response:
+    headers = {"Content-Type": "application/json"}
+    return httpx2.post(f"{url}gradio_api/call/generate", content=body, headers=headers)
+
+
+def test_half_a_character_is_refused_and_the_page_goes_on() -> None:
+    with page_of(fast()) as url:
+        call = post(url, b'{"data": ["\\ud800", 20, 100, "1", "1"]}').json()["event_id"]
+        answer = httpx2.get(f"{url}gradio_api/call/generate/{call}")
+        assert "Character 1 is half of a character" in answer.text
+        assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
+
+
+def test_a_call_that_would_pass_the_queue_by_is_refused() -> None:
+    model = fast()
+    with page_of(model) as url:
+        body = {"data": ["Hi", 20, 100, "1", "1"]}
+        answer = httpx2.post(f"{url}gradio_api/run/generate", json=body)
+    assert answer.status_code == 404
+    assert "join the queue" in answer.text
+    assert model.asked == []
+
+
+def test_bytes_that_are_no_utf8_are_refused_and_the_page_goes_on() -> None:
+    with page_of(fast()) as url:
+        assert post(url, b'{"data": ["\xff"]}').is_client_error
+        assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
+
+
+def pane(page: Page, model: str) -> Locator:
+    return page.locator(f"#pane-{model} textarea")
+
+
+def test_in_the_browser_both_panes_fill_while_the_slow_one_is_still_writing(
+    browser: Browser,
+) -> None:
+    with page_of(slow(), fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page).to_have_title("Words")
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        expect(pane(page, "slow")).to_have_value(re.compile(r"^0 1 2 "))
+        expect(pane(page, "slow")).not_to_have_value(re.compile(r"299 $"))
+
+
+def state(page: Page, model: str) -> Locator:
+    return page.locator(f"#state-{model} p")
+
+
+def ask(page: Page, prompt: str = "Hello") -> None:
+    page.get_by_label(PROMPT_LABEL).fill(prompt)
+    page.get_by_role("button", name=BUTTON, exact=True).click()
+
+
+def test_in_the_browser_each_pane_says_how_far_it_is(browser: Browser) -> None:
+    with page_of(slow(), fast(), broken()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        figures = r"first text after \d\.\d s · \d+ tokens"
+        expect(state(page, "slow")).to_have_text(
+            re.compile(f"^Writing · {figures} · \\d+ tokens/s$")
+        )
+        expect(state(page, "fast")).to_have_text(re.compile(f"^Done · {figures}"))
+        expect(state(page, "broken")).to_have_text(
+            re.compile("^Failed · .*broken failed to answer")
+        )
+        expect(pane(page, "broken")).to_have_value("half ")
+        page.get_by_role("button", name="Stop").click()
+        expect(state(page, "slow")).to_have_text(re.compile("^Stopped · "))
+        expect(state(page, "fast")).to_have_text(re.compile("^Done · "))
+        page.get_by_role("button", name="Clear", exact=True).click()
+        expect(state(page, "slow")).to_have_count(0)
+
+
+def test_in_the_browser_who_waits_sees_the_place_in_the_queue(browser: Browser) -> None:
+    with (
+        page_of(slow(), running_requests=1) as url,
+        browser.new_page() as page,
+        browser.new_page() as other,
+    ):
+        page.goto(url)
+        ask(page)
+        expect(state(page, "slow")).to_contain_text("Writing")
+        other.goto(url)
+        ask(other)
+        expect(other.locator("#pane-slow").get_by_text("queue: 1/1")).to_be_visible()
+        page.get_by_role("button", name="Stop").click()
+        expect(state(other, "slow")).to_contain_text("Writing")
+
+
+def test_in_the_browser_a_model_that_cannot_answer_says_so_and_the_prompt_stays(
+    browser: Browser,
+) -> None:
+    with page_of(broken()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "broken")).to_have_text(re.compile("Failed · .*Run again"))
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+
+
+def test_in_the_browser_markup_of_a_model_is_shown_as_text(browser: Browser) -> None:
+    markup = "<img src=x onerror=alert(1)>"
+    bad = StandIn("bad", [markup], failure=PromptError(markup))
+    with page_of(bad) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(pane(page, "bad")).to_have_value(markup)
+        expect(state(page, "bad")).to_contain_text(markup)
+        assert page.locator("img[src=x]").count() == 0
+
+
+def test_in_the_browser_enter_runs_and_shift_and_enter_begin_a_line(browser: Browser) -> None:
+    model = fast()
+    with page_of(model) as url, browser.new_page() as page:
+        page.goto(url)
+        prompt = page.get_by_label(PROMPT_LABEL)
+        expect(prompt).to_be_focused()
+        page.keyboard.type("One")
+        page.keyboard.press("Shift+Enter")
+        page.keyboard.type("two")
+        page.keyboard.press("Enter")
+        expect(pane(page, "fast")).to_have_value("one two three")
+        expect(prompt).to_have_value("One\ntwo")
+    assert [asked for asked, _ in model.asked] == ["One\ntwo"]
+
+
+def test_in_the_browser_everything_is_reached_by_keyboard(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_focused()
+        reached = []
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.innerText.trim()"))
+        for name in (BUTTON, "Stop", "Clear", "Copy a link", "Options", EXAMPLES[0][:20]):
+            assert any(text.startswith(name) for text in reached), (name, reached)
+
+
+def open_options(page: Page) -> None:
+    page.get_by_role("button", name="Options").click()
+    expect(page.get_by_label("Temperature")).to_be_visible()
+    # Gradio sets a control that it shows for the first time twice.
+    page.wait_for_timeout(500)
+
+
+def test_in_the_browser_a_link_brings_the_prompt_and_the_options(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page, browser.new_page() as other:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("What is 50% of & + #?")
+        open_options(page)
+        page.get_by_label("Temperature").fill("0.6")
+        page.get_by_label("Temperature").press("Tab")
+        page.get_by_label("number input for At most, tokens").fill("77")
+        page.get_by_label("number input for At most, tokens").press("Tab")
+        page.get_by_role("button", name="Copy a link").click()
+        expect(page.get_by_role("button", name="Link copied")).to_be_visible()
+        other.goto(page.url)
+        expect(other.get_by_label(PROMPT_LABEL)).to_have_value("What is 50% of & + #?")
+        open_options(other)
+        expect(other.get_by_label("Temperature")).to_have_value("0.6")
+        expect(other.get_by_label("number input for At most, tokens")).to_have_value("77")
+
+
+VIEWS = [
+    pytest.param(width, scheme, id=f"{width} pixels, {scheme}")
+    for width in (1280, 390)
+    for scheme in ("light", "dark")
+]
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_in_the_browser_the_page_is_accessible_and_fits(
+    width: int, scheme: Literal["light", "dark"], browser: Browser
+) -> None:
+    viewport: ViewportSize = {"width": width, "height": 900}
+    with (
+        page_of(slow(), fast(), broken()) as url,
+        browser.new_page(viewport=viewport, color_scheme=scheme) as page,
+    ):
+        page.goto(url)
+        open_options(page)
+        assert violations(page) == []
+        ask(page)
+        expect(state(page, "broken")).to_contain_text("Failed")
+        assert violations(page) == []
+        first, second = (pane(page, name).bounding_box() for name in ("slow", "fast"))
+        assert first
+        assert second
+        assert (first["y"] == second["y"]) == (width == 1280)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        dark = page.evaluate("document.body.classList.contains('dark')")
+        assert dark == (scheme == "dark")
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds against WCAG 2.1, levels A and AA."""
+    # Gradio fades what changes, and halfway a text has too little contrast.
+    faded = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
+    page.wait_for_function(faded)
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    found = Axe().run(page, options=rules).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found
+        for node in each["nodes"]
+    ]
+
+
+def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser: Browser) -> None:
+    model = slow()
+    with page_of(model) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "slow")).not_to_have_value("")
+        page.get_by_role("button", name="Stop").click()
+        for _ in range(600):
+            if not model.left:
+                page.wait_for_timeout(100)
+        page.wait_for_timeout(500)
+        stopped = pane(page, "slow").input_value()
+        page.wait_for_timeout(500)
+        assert pane(page, "slow").input_value() == stopped != ""
+        assert page.get_by_label(PROMPT_LABEL).input_value() == "Hello"
+    assert model.left == 1
+
+
+def test_in_the_browser_nothing_covers_an_answer_that_was_stopped(browser: Browser) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        for _ in range(8):
+            ask(page)
+            expect(state(page, "slow")).to_have_text(re.compile("^Writing .* tokens/s"))
+            page.get_by_role("button", name="Stop").click()
+            expect(state(page, "slow")).to_have_text(re.compile("^Stopped .* tokens/s"))
+            page.wait_for_timeout(300)
+            expect(page.get_by_text("Error", exact=True).locator("visible=true")).to_have_count(0)
+            expect(pane(page, "slow")).to_have_value(re.compile("^0 1 "))
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        "line => { line.className = 'state writing'; line.firstChild.data = 'Writing, late' }",
+        "line => { line.outerHTML = '<p class=\"state writing\">Writing, late</p>' }",
+    ],
+    ids=["in place", "a new line"],
+)
+def test_in_the_browser_an_update_on_its_way_does_not_undo_the_mark_of_a_stop(
+    late: str, browser: Browser
+) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "slow")).to_contain_text("Writing")
+        page.get_by_role("button", name="Stop").click()
+        expect(state(page, "slow")).to_contain_text("Stopped")
+        state(page, "slow").evaluate(late)
+        expect(page.get_by_text("Stopped, late")).to_be_visible()
+
+
+def test_in_the_browser_a_run_after_a_stop_is_not_marked(browser: Browser) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "slow")).to_contain_text("Writing")
+        page.get_by_role("button", name="Stop").click()
+        ask(page)
+        expect(state(page, "slow")).to_have_text(re.compile("^Writing"))
+
+
+def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> None:
+    model = fast()
+    with page_of(model) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        open_options(page)
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        page.get_by_label("Temperature").fill("0.6")
+        page.get_by_label("Temperature").press("Tab")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(page.get_by_label("Temperature")).to_have_value("0.6")
+        for _ in range(50):
+            if len(model.asked) < 2:
+                page.wait_for_timeout(100)
+    assert [options.temperature for _, options in model.asked] == [None, 0.6]
+
+
+def test_in_the_browser_an_error_is_shown_and_nothing_is_lost(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "fast")).to_contain_text("Done")
+        page.get_by_label(PROMPT_LABEL).fill("a" * 1001)
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(page.get_by_text("shorten it to 1,000")).to_be_visible()
+        assert len(page.get_by_label(PROMPT_LABEL).input_value()) == 1001
+        expect(pane(page, "fast")).to_have_value("one two three")
+        expect(state(page, "fast")).to_contain_text("Done")
+
+
+def test_in_the_browser_a_refusal_is_shown_and_the_prompt_stays(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.route(
+            "**/queue/join*",
+            lambda route: route.fulfill(status=429, json={"detail": "Try again later."}),
+        )
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(page.get_by_text("Try again later.")).to_be_visible()
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+
+
+def test_in_the_browser_prompt_and_answer_outlive_a_reload(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        page.reload()
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+        expect(pane(page, "fast")).to_have_value("one two three")
+
+
+def test_in_the_browser_an_example_fills_the_prompt_and_clear_empties_the_page(
+    browser: Browser,
+) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_role("button", name=EXAMPLES[0][:20]).click()
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value(EXAMPLES[0])
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        page.get_by_role("button", name="Clear", exact=True).click()
+        expect(pane(page, "fast")).to_have_value("")
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("")
+
+
+def test_in_the_browser_the_code_of_the_api_page_runs(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_role("button", name="Use via API").click()
+        code = page.locator("pre").filter(has_text="client.predict").first.inner_text()
+        command = [sys.executable, "-c", code]
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "one two three" in printed.stdout
+
+
+def test_the_page_fetches_nothing_from_other_hosts(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
+    assert requested
+    assert [other for other in requested if not other.startswith((url, "data:", "blob:"))] == []

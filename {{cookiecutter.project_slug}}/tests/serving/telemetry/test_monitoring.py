@@ -1,0 +1,51 @@
+"""The dashboard and the alerts ask for what Ray's endpoint has."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+import yaml
+
+from ...support.servers import Served
+from .test_telemetry import ask, wait_for_sample
+
+MONITORING = Path(__file__).parents[1] / "deploy" / "monitoring"
+
+
+def names_in(expressions: list[str]) -> set[str]:
+    return set(re.findall(r"ray_\w+", " ".join(expressions)))
+
+
+def panels() -> list[list[dict[str, str]]]:
+    """The queries of each panel of the dashboard."""
+    board = json.loads((MONITORING / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    return [panel["targets"] for panel in board["panels"]]
+
+
+def dashboard() -> set[str]:
+    return names_in([target["expr"] for targets in panels() for target in targets])
+
+
+def alerts() -> set[str]:
+    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))
+    return names_in([rule["expr"] for group in rules["groups"] for rule in group["rules"]])
+
+
+def test_the_lines_of_a_panel_have_names_of_their_own() -> None:
+    assert panels()
+    for targets in panels():
+        names = [target["legendFormat"] for target in targets]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.served
+def test_every_metric_that_is_asked_for_is_there(words: str, served_pages: Served) -> None:
+    # Long enough for several pieces, which an answer's speed is told by.
+    ask(words, min_new_tokens=100, max_new_tokens=100)
+    assert httpx2.get(f"{words}/no/such/page").is_client_error
+    assert dashboard()
+    assert alerts()
+    for name in dashboard() | alerts():
+        wait_for_sample(served_pages.metrics, name)

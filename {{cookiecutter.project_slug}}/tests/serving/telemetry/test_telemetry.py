@@ -1,0 +1,186 @@
+"""Metrics and logs of the served application, where operators look for them."""
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from prometheus_client.parser import text_string_to_metric_families
+
+from {{ cookiecutter.__package }}.serving.protocol import (
+    PAGE_DEPLOYMENT,
+    BusyError,
+    GenerationOptions,
+    PromptError,
+)
+from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
+
+from ...support.servers import Served, local_models
+from ...support.stand_ins import StandIn, broken, fast, user
+
+served = pytest.mark.served
+
+REPORT_SECONDS = 60
+ANSWERED = {"min_new_tokens": 5, "max_new_tokens": 5}
+
+
+async def leave(model: Metered) -> None:
+    async with aclosing(model.stream(user("The whale"), GenerationOptions())) as pieces:
+        await anext(pieces)
+
+
+async def read(model: Metered) -> None:
+    async for _ in model.stream(user("The whale"), GenerationOptions()):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "use", "outcome"),
+    [
+        (fast(), read, "done"),
+        (fast(), leave, "cancelled"),
+        (StandIn("busy", [], failure=BusyError("Later.")), read, "refused"),
+        (StandIn("long", [], failure=PromptError("Shorter.")), read, "unreadable"),
+        (broken(), read, "failed"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+async def test_every_answer_leaves_a_line_with_its_outcome(
+    model: StandIn,
+    use: Callable[[Metered], Awaitable[None]],
+    outcome: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "ray.serve")
+    with suppress(BusyError, PromptError, RuntimeError):
+        await use(Metered(model, log_prompts=False))
+    [line] = [vars(record) for record in caplog.records if record.message == "answer"]
+    assert (line["model"], line["outcome"]) == (model.name, outcome)
+    assert line["tokens"] == {"done": 3, "cancelled": 1, "failed": 1}.get(outcome, 0)
+    assert "prompt" not in line
+
+
+async def test_the_prompt_is_in_the_log_where_the_settings_say_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "ray.serve")
+    await read(Metered(fast(), log_prompts=True))
+    assert [vars(record)["prompt"] for record in caplog.records] == ["The whale"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def samples(metrics: str) -> Iterator[Sample]:
+    for family in text_string_to_metric_families(httpx2.get(metrics).text):
+        for sample in family.samples:
+            yield Sample(sample.name, sample.labels, sample.value)
+
+
+def wait_for_sample(metrics: str, name: str, **labels: str) -> Sample:
+    """Ray reports every few seconds."""
+    deadline = time.monotonic() + REPORT_SECONDS
+    while time.monotonic() < deadline:
+        for sample in samples(metrics):
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return sample
+        time.sleep(1)
+    raise TimeoutError(f"{metrics} has no {name} with {labels}")
+
+
+def ask(url: str, **options: int) -> str:
+    """Returns the id of the request."""
+    request = uuid4().hex
+    client = Client(url, headers={"x-request-id": request}, verbose=False)
+    client.predict("The whale", **options, api_name="/generate")
+    return request
+
+
+@served
+def test_a_prompt_that_does_not_fit_is_counted(words: str, served_pages: Served) -> None:
+    with pytest.raises(AppError):
+        Client(words, verbose=False).predict("whale " * 300, api_name="/generate")
+    sample = wait_for_sample(served_pages.metrics, "ray_model_answers_total", outcome="unreadable")
+    assert sample.value
+
+
+def log_lines(logs: Path, request: str) -> list[dict[str, Any]]:
+    """The lines of this request, in JSON, once every model has written one."""
+    deadline = time.monotonic() + REPORT_SECONDS
+    while time.monotonic() < deadline:
+        lines = [
+            json.loads(line)
+            for path in logs.glob("serve/replica_*.log")
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if request in line
+        ]
+        if len([line for line in lines if line["message"] == "answer"]) == len(local_models()):
+            return lines
+        time.sleep(0.2)
+    raise TimeoutError(f"{request} is in no log of {logs}")
+
+
+@served
+@pytest.mark.parametrize("model", [model.name for model in local_models()])
+def test_every_metric_of_a_model_is_at_rays_endpoint(
+    model: str, words: str, served_pages: Served
+) -> None:
+    ask(words, **ANSWERED)
+    metrics = served_pages.metrics
+    assert wait_for_sample(metrics, "ray_model_answers_total", model=model, outcome="done").value
+    assert wait_for_sample(metrics, "ray_model_tokens_total", model=model).value >= 5
+    assert wait_for_sample(metrics, "ray_model_first_text_seconds_count", model=model).value
+    for name in ("ray_model_requests_waiting", "ray_model_requests_running"):
+        assert wait_for_sample(metrics, name, model=model).value == 0
+
+
+@served
+def test_a_request_is_followed_from_the_page_to_its_models(
+    words: str, served_pages: Served
+) -> None:
+    lines = log_lines(Path(served_pages.logs), ask(words, **ANSWERED))
+    [asked] = [line for line in lines if line["message"] == "asked"]
+    answered = [line for line in lines if line["message"] == "answer"]
+    assert asked["characters"] == len("The whale")
+    assert {line["model"] for line in answered} == {model.name for model in local_models()}
+    for line in answered:
+        assert line["outcome"] == "done"
+        assert line["tokens"] == ANSWERED["max_new_tokens"]
+        assert line["seconds"] >= line["first_text_seconds"] > 0
+
+
+@served
+def test_no_prompt_is_in_a_log(words: str, served_pages: Served) -> None:
+    log_lines(Path(served_pages.logs), ask(words, **ANSWERED))
+    for path in served_pages.logs.glob("serve/*.log"):
+        assert "The whale" not in path.read_text(encoding="utf-8"), path
+
+
+def spans(logs: Path) -> set[str]:
+    """Names of the spans that Serve has written."""
+    return {
+        json.loads(f"{text}}}")["name"]
+        for path in logs.glob("serve/spans/*")
+        for text in path.read_text(encoding="utf-8").split("\n}\n")[:-1]
+    }
+
+
+@served
+def test_a_request_leaves_a_span_of_its_replica_and_one_of_its_route(
+    words: str, served_pages: Served
+) -> None:
+    ask(words, **ANSWERED)
+    route = "POST /behind/a/prefix/gradio_api/queue/join"
+    assert {f"replica_handle_request {PAGE_DEPLOYMENT} __call__", route} <= spans(served_pages.logs)

@@ -1,0 +1,88 @@
+"""Several models asked at once, without Ray and Gradio."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from {{ cookiecutter.__package }}.serving.answers import Answer, State, fan_out
+from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Piece, PromptError
+
+from ..support.stand_ins import StandIn, broken, fast, slow, user
+
+
+def no_pause() -> float:
+    return 0
+
+
+def answers_of(*models: StandIn, answer_seconds: float = 30) -> AsyncGenerator[list[Answer], None]:
+    return fan_out(models, user("Hello"), GenerationOptions(), no_pause, answer_seconds)
+
+
+async def final(*models: StandIn) -> list[str]:
+    return [answer.whole for answer in [update async for update in answers_of(*models)][-1]]
+
+
+async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
+    assert await final(fast(), StandIn("other", ["a", "b"])) == ["one two three", "ab"]
+
+
+async def test_a_fast_pane_does_not_wait_for_a_slow_one() -> None:
+    async with aclosing(answers_of(slow(), fast())) as updates:
+        async for behind, ahead in updates:
+            if ahead.text == "one two three":
+                assert behind.text == ""
+                return
+    pytest.fail("the fast pane was never complete")
+
+
+async def test_a_model_that_fails_leaves_the_other_panes_alone() -> None:
+    failed, whole = await final(broken(), fast())
+    assert whole == "one two three"
+    assert failed.startswith("half")
+    assert "broken failed to answer" in failed
+    assert "secret" not in failed
+
+
+async def test_a_prompt_that_one_model_cannot_read_says_so_in_its_pane() -> None:
+    picky = StandIn("picky", [], failure=PromptError("Too long for picky: shorten it."))
+    assert await final(picky, fast()) == ["⚠ Too long for picky: shorten it.", "one two three"]
+
+
+async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
+    late = StandIn("late", ["in ", "time ", "too late"], pause=0.4)
+    updates = [update async for update in answers_of(fast(), late, answer_seconds=1)]
+    whole, stopped = updates[-1]
+    assert (whole.state, whole.text) == (State.DONE, "one two three")
+    assert (stopped.state, stopped.text) == (State.FAILED, "in time ")
+    assert "late was stopped, because it took too long" in stopped.failure
+    assert late.left == 1
+
+
+async def test_an_answer_says_how_far_it_is() -> None:
+    model = StandIn("steady", ["a ", "b ", "c"], pause=0.1)
+    states, last = [], Answer()
+    async for [answer] in answers_of(model):
+        states.append(answer.state)
+        last = answer
+    assert states[0] is State.WRITING
+    assert last.state is State.DONE
+    assert last.tokens == 3
+    assert last.first_text_seconds == pytest.approx(0.1, abs=0.08)
+    assert last.tokens_per_second == pytest.approx(10, rel=0.5)
+
+
+def test_an_answer_with_no_text_yet_has_no_figures() -> None:
+    answer = Answer()
+    assert answer.state is State.WAITING
+    assert answer.first_text_seconds is answer.tokens_per_second is None
+    answer.add(Piece("at once", 2))
+    assert answer.tokens == 2
+    assert answer.tokens_per_second is None
+
+
+async def test_leaving_the_fan_out_leaves_every_model() -> None:
+    models = [slow(), slow()]
+    async with aclosing(answers_of(*models)) as updates:
+        await anext(updates)
+    assert [model.left for model in models] == [1, 1]

@@ -1,0 +1,50 @@
+import pytest
+from pydantic import ValidationError
+
+from {{ cookiecutter.__package }}.app import Settings
+from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions
+
+
+def test_defaults_are_20_to_100_sampled_tokens() -> None:
+    settings = Settings()
+    assert (settings.options.min_new_tokens, settings.options.max_new_tokens) == (20, 100)
+    assert all(model.temperature > 0 for model in settings.models)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"modles": []}, "modles"),
+        ({"models": []}, "at least 1 item"),
+        ({"models": [{"name": "a", "source": "gpt2", "temprature": 1}]}, "temprature"),
+        ({"models": [{"name": "a", "source": "gpt2", "temperature": 3}]}, "less than or equal"),
+        ({"models": [{"name": "a b", "source": "gpt2"}]}, "match pattern"),
+        ({"models": [{"name": "GradioServer", "source": "gpt2"}]}, "the page's name"),
+        ({"models": [{"name": "a", "source": "gpt2"}] * 2}, "a name of its own"),
+        ({"models": [{"name": "a", "source": "gpt2", "prompt": "Say"}]}, "must contain {prompt}"),
+        ({"options": {"max_new_tokens": 600}}, "over limits.new_tokens"),
+        ({"limits": {"running_requests": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_its_reason(
+    arguments: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        Settings.model_validate(arguments)
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match="contradict each other"):
+        GenerationOptions(min_new_tokens=50, max_new_tokens=40)
+
+
+def test_a_model_needs_no_more_than_a_name_and_a_source() -> None:
+    model = ModelSettings(name="mine", source="org/mine")
+    assert (model.prompt, model.temperature, model.top_p) == ("{prompt}", 1.0, 1.0)
+
+
+def test_updates_get_rarer_as_more_answers_run_but_not_rarer_than_half_a_second() -> None:
+    pauses = [Limits().pause(running) for running in (1, 2, 4, 8, 100)]
+    assert pauses == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.5])

@@ -1,0 +1,21 @@
+"""A chat in the place of the page, as a team that has a Gradio app already would put it there."""
+
+from collections.abc import AsyncIterator
+
+import gradio as gr
+from ray.serve import Application
+
+from {{ cookiecutter.__package }}.app import Settings
+from {{ cookiecutter.__package }}.serving.http.ingress import GradioServer
+
+
+def build(settings: Settings) -> Application:
+    return GradioServer.bind(settings, chat_page)
+
+
+def chat_page() -> gr.ChatInterface:
+    async def shout(message: str, _: list[dict[str, str]]) -> AsyncIterator[str]:
+        for end in range(1, len(message) + 1):
+            yield message[:end].upper()
+
+    return gr.ChatInterface(shout, title="Shouting")

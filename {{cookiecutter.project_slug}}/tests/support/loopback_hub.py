@@ -1,0 +1,123 @@
+"""A model hub on loopback: speaks as much of the hub's protocol as a download needs.
+
+`python -m tests.support.loopback_hub` serves tiny models under the names of the settings until it
+is interrupted or its standard input closes, and prints the HF_ENDPOINT to use.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+from .tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+DECODERS = ["gpt2", "distilgpt2"]
+ENCODER_DECODERS = ["t5-small", "google/flan-t5-small"]
+ROUTE = re.compile(
+    r"^(?:/api/models/(?P<api>.+?)/(?P<listing>revision|tree)/(?P<revision>[^/]+)"
+    r"|/(?P<model>.+?)/resolve/[^/]+/(?P<file>.+))$"
+)
+
+
+@contextmanager
+def loopback_hub(models: Path) -> Iterator[str]:
+    """Serves each directory below `models` under its path and yields the HF_ENDPOINT."""
+
+    class Handler(_Handler):
+        root = models
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def save_tiny_hub(models: Path) -> Path:
+    """Writes a tiny model under each name that the settings may ask for."""
+    for name in DECODERS:
+        save_tiny_decoder(models / name)
+    for name in ENCODER_DECODERS:
+        save_tiny_encoder_decoder(models / name)
+    return models
+
+
+class _Handler(BaseHTTPRequestHandler):
+    root: Path
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def _answer(self, *, with_body: bool) -> None:
+        match = ROUTE.match(unquote(urlsplit(self.path).path))
+        model = self.root / (match["api"] or match["model"]) if match else self.root
+        if match is None or not (model / "config.json").is_file():
+            self._send(HTTPStatus.NOT_FOUND, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
+        elif match["listing"] and match["revision"] not in ("main", COMMIT):
+            self._send(HTTPStatus.NOT_FOUND, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
+        elif match["listing"] == "revision":
+            self._send_json({"id": match["api"], "sha": COMMIT}, with_body)
+        elif match["listing"] == "tree":
+            self._send_json([_entry(file) for file in sorted(model.iterdir())], with_body)
+        elif (model / match["file"]).is_file():
+            content = (model / match["file"]).read_bytes()
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}  # noqa: S324
+            self._send(HTTPStatus.OK, content, headers, with_body)
+        else:
+            self._send(HTTPStatus.NOT_FOUND, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+
+    def _send_json(self, value: object, with_body: bool) -> None:
+        content = json.dumps(value).encode()
+        self._send(HTTPStatus.OK, content, {"Content-Type": "application/json"}, with_body)
+
+    def _send(
+        self, status: HTTPStatus, content: bytes, headers: dict[str, str], with_body: bool
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+
+def _entry(file: Path) -> dict[str, str | int]:
+    content = file.read_bytes()
+    return {
+        "type": "file",
+        "path": file.name,
+        "size": len(content),
+        "oid": hashlib.sha1(content).hexdigest(),  # noqa: S324
+    }
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        loopback_hub(save_tiny_hub(Path(directory))) as endpoint,
+    ):
+        print(f"HF_ENDPOINT={endpoint}", flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
