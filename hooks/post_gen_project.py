@@ -18,16 +18,11 @@ LAYOUT = "parallel" if ANSWERS["parallel_models"] else "wrap"
 CHOSEN = {
     f"{PACKAGE}/app.{LAYOUT}.py": f"{PACKAGE}/app.py",
     f"{PACKAGE}/models.{ANSWERS['models']}.{ANSWERS['task']}.{LAYOUT}.py": f"{PACKAGE}/models.py",
-    f"tests/test_app.{LAYOUT}.py": "tests/test_app.py",
     f"LICENSE.{ANSWERS['license']}": "LICENSE",
 }
 """The files of which there are several, and the names that the chosen ones get."""
 
 UNWANTED: dict[str, dict[object, list[str]]] = {
-    "parallel_models": {
-        True: [],
-        False: ["tests/serving/deployments/test_faults.py"],
-    },
     "models": {
         "bundled": [],
         "hub": [f"{PACKAGE}/serving/engine/bundled.py", "tests/serving/engine/test_bundled.py"],

@@ -14,6 +14,7 @@ from .serving import (
     connect,
     option_controls,
     panes_of,
+    readable,
 )
 
 TITLE = {{ python(cookiecutter.project_name) }}
@@ -47,21 +48,10 @@ EXAMPLES = [
 ]
 {% endif %}
 
-# System fonts: the theme's own would be fetched from another host by every browser.
-THEME = gr.themes.Soft(
-    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(
-    # Darker than the theme's, so that every text has the contrast that WCAG asks for.
-    block_info_text_color="*neutral_600",
-    block_label_text_color="*primary_700",
-    block_title_text_color="*primary_700",
-    body_text_color_subdued="*neutral_600",
-    button_primary_background_fill="*primary_600",
-    button_primary_background_fill_dark="*primary_600",
-    button_primary_background_fill_hover="*primary_700",
-    button_primary_background_fill_hover_dark="*primary_700",
+# System fonts, because every browser would fetch the theme's own from another host.
+THEME = readable(
+    gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 )
-
 LAUNCH = Launch(theme=THEME, css=PANE_STYLES)
 
 

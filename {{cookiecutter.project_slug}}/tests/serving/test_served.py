@@ -7,9 +7,7 @@ import pytest
 from gradio_client import Client
 from playwright.sync_api import Browser, expect
 
-from {{ cookiecutter.__package }}.page import BUTTON, PROMPT_LABEL
-
-from ..support.servers import local_models
+from ..support.compare_page import BUTTON, MODELS, PROMPT_LABEL
 
 pytestmark = pytest.mark.served
 
@@ -32,7 +30,7 @@ def test_page_and_theme_are_there(words: str) -> None:
 def test_a_queued_call_streams_and_finishes_with_a_text_of_each_model(words: str) -> None:
     job = Client(words, verbose=False).submit("The whale", **LONG, api_name="/generate")
     texts = texts_of(job.result(timeout=60))
-    assert len(texts) == len(local_models())
+    assert len(texts) == len(MODELS)
     assert all(texts)
     assert len(job.outputs()) > 1
 
@@ -60,8 +58,8 @@ def test_in_the_browser_every_pane_fills(words: str, browser: Browser) -> None:
         page.goto(words)
         page.get_by_label(PROMPT_LABEL).fill("The whale")
         page.get_by_role("button", name=BUTTON, exact=True).click()
-        for model in local_models():
-            pane = page.locator(f"#pane-{model.name} textarea")
+        for model in MODELS:
+            pane = page.locator(f"#pane-{model} textarea")
             expect(pane).not_to_have_value("", timeout=30_000)
 
 

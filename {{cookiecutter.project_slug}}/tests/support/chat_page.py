@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 import gradio as gr
 from ray.serve import Application
 
-from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.serving.http.ingress import GradioServer
+from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings
 
 
-def build(settings: Settings) -> Application:
+def build(settings: HttpSettings) -> Application:
     return GradioServer.bind(settings, chat_page)
 
 

@@ -5,15 +5,14 @@ import os
 import gradio as gr
 from ray.serve import Application
 
-from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.serving.http.ingress import GradioServer
+from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings
 
 PAGE_REPLICAS = 3
 MISSING_FILE = "/home/ada/whales.txt"
 USER, PASSWORD = "ada", "a wet whale"
 
 
-def build(settings: Settings) -> Application:
+def build(settings: HttpSettings) -> Application:
     return GradioServer.bind(settings, counting_page)
 
 

@@ -11,10 +11,11 @@ from typing import Literal
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.page import BUTTON, EXAMPLES, PROMPT_LABEL
-from {{ cookiecutter.__package }}.serving.protocol import BusyError
+from {{ cookiecutter.__package }}.page import LAUNCH, build_page
+from {{ cookiecutter.__package }}.serving import BusyError
+from {{ cookiecutter.__package }}.serving.http.mount import mount
 
-from .stand_ins import StandIn, page_of
+from .stand_ins import StandIn, in_thread
 
 TEXTS = (
     "Sunlight holds all colours. On its way through the air it meets molecules that are much "
@@ -70,7 +71,8 @@ def models(pause: float) -> list[StandIn]:
 
 
 def take(browser: Browser, picture: Picture, directory: Path) -> Iterator[Path]:
-    with page_of(*picture.models, title=Settings().title) as url:
+    settings = Settings()
+    with in_thread(mount(build_page(settings, picture.models), settings, LAUNCH)) as url:
         for size, width in WIDTHS.items():
             for scheme in SCHEMES:
                 page = browser.new_page(
@@ -85,12 +87,12 @@ def take(browser: Browser, picture: Picture, directory: Path) -> Iterator[Path]:
 
 
 def bring_about(page: Page, picture: Picture) -> None:
-    prompt = page.get_by_label(PROMPT_LABEL)
+    prompt = page.get_by_role("textbox").first
     expect(prompt).to_be_visible()
     if not picture.until:
         return
-    prompt.fill(EXAMPLES[0])
-    page.get_by_role("button", name=BUTTON, exact=True).click()
+    prompt.fill("Why is the sky blue?")
+    prompt.press("Enter")
     state = page.locator(f"#state-{picture.models[0].name}")
     if picture.until == "Stopped":
         expect(state).to_contain_text("16 tokens", timeout=30_000)

@@ -19,7 +19,7 @@ import yaml
 from {{ cookiecutter.__package }}.app import Settings
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 
-LOCAL_CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
+LOCAL_CONFIG = Path(__file__).parents[2] / "config" / "local.yaml"
 START_SECONDS = 180
 STOP_SECONDS = 60
 UP = "The page is up: "
@@ -68,7 +68,7 @@ class Served:
 
 @contextmanager
 def served(
-    config: dict[str, Any], directory: Path, variables: Mapping[str, str]
+    config: dict[str, Any], directory: Path, variables: Mapping[str, str] | None = None
 ) -> Iterator[Served]:
     """Starts the application and waits for its pages; leaves no process behind."""
     path, log = directory / "config.yaml", directory / "log"
@@ -77,7 +77,7 @@ def served(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(path), "--metrics-port", metrics_port],
-            env={**os.environ, **variables},
+            env={**os.environ, **(variables or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -1,14 +1,20 @@
 """Models that answer as a test needs, and the page before them, without Ray."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.page import LAUNCH, build_page
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+import uvicorn
+from starlette.types import ASGIApp
+
+from {{ cookiecutter.__package }}.serving import Limits, ModelSettings, PageSettings
+from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Message, Piece
+
+from .compare_page import LAUNCH, build_page
 
 
 @dataclass
@@ -67,14 +73,34 @@ async def until(happened: Callable[[], bool]) -> None:
     raise TimeoutError
 
 
+def settings_of(title: str = "Words", running_requests: int = 32) -> PageSettings:
+    return PageSettings(
+        title=title,
+        description="",
+        models=(ModelSettings(name="unused", source="unused"),),
+        limits=Limits(prompt_characters=1000, running_requests=running_requests),
+    )
+
+
 @contextmanager
-def page_of(*models: StandIn, title: str = "Words", running_requests: int = 32) -> Iterator[str]:
-    """Yields the address of the page before these models."""
-    limits = Limits(prompt_characters=1000, running_requests=running_requests)
-    settings = Settings(title=title, limits=limits)
-    page = build_page(settings, models)
-    page.launch(prevent_thread_lock=True, quiet=True, **LAUNCH.options())
+def page_of(*models: StandIn, running_requests: int = 32) -> Iterator[str]:
+    """Yields the address of the machinery's page before these models."""
+    settings = settings_of(running_requests=running_requests)
+    with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
+        yield f"{url}/"
+
+
+@contextmanager
+def in_thread(web: ASGIApp) -> Iterator[str]:
+    """Serves on a free port of loopback and yields the address, without a slash at its end."""
+    config = uvicorn.Config(web, log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
     try:
-        yield page.local_url
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        page.close()
+        server.should_exit = True
+        thread.join(10)
+    assert not thread.is_alive()

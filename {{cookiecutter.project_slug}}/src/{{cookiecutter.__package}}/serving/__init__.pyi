@@ -7,12 +7,15 @@ from .deployments.deployment import deployments_of as deployments_of
 from .deployments.settings import ModelSettings as ModelSettings
 from .http.ingress import GradioServer as GradioServer
 from .http.launch import Launch as Launch
+from .http.settings import HttpSettings as HttpSettings
 from .pages.compare import CompareControls as CompareControls
 from .pages.compare import connect as connect
+from .pages.looks import PANE_STYLES as PANE_STYLES
+from .pages.looks import readable as readable
 from .pages.options import option_controls as option_controls
-from .pages.panes import PANE_STYLES as PANE_STYLES
 from .pages.panes import panes_of as panes_of
 from .pages.prompt import check_prompt as check_prompt
+from .pages.settings import Limits as Limits
 from .pages.settings import PageSettings as PageSettings
 from .protocol import BusyError as BusyError
 from .protocol import End as End

@@ -13,15 +13,14 @@ from httpx2 import Headers
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from {{ cookiecutter.__package }}.app import Settings
 from {{ cookiecutter.__package }}.serving.http.guard import BodyLimit, guard, refuse_files
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings, RequestLimits
 from {{ cookiecutter.__package }}.serving.protocol import LoginError
 
 PASSWORD = "a wet whale"  # noqa: S105
 
 
-def page_behind(settings: Settings) -> TestClient:
+def page_behind(settings: HttpSettings) -> TestClient:
     web = FastAPI()
 
     @web.post("/echo")
@@ -40,11 +39,11 @@ def basic(user: str, password: str) -> dict[str, str]:
 @pytest.fixture
 def login(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
-    return page_behind(Settings(login_user="ada"))
+    return page_behind(HttpSettings(login_user="ada"))
 
 
 def test_without_a_login_everybody_may_come() -> None:
-    assert page_behind(Settings()).post("/echo", content=b"abc").json() == 3
+    assert page_behind(HttpSettings()).post("/echo", content=b"abc").json() == 3
 
 
 @pytest.mark.parametrize(
@@ -74,12 +73,12 @@ def test_a_login_without_a_password_is_refused_at_the_start(
 ) -> None:
     monkeypatch.delenv("PAGE_PASSWORD", raising=False)
     with pytest.raises(LoginError, match="PAGE_PASSWORD is not set"):
-        guard(FastAPI(), Settings(login_user="ada"))
+        guard(FastAPI(), HttpSettings(login_user="ada"))
 
 
 @pytest.mark.parametrize("sender", ["cross-site", "same-site"])
 def test_another_site_can_send_nothing(sender: str) -> None:
-    page = page_behind(Settings())
+    page = page_behind(HttpSettings())
     files = {"files": ("a.txt", b"abc")}
     assert page.post("/echo", files=files, headers={"sec-fetch-site": sender}).status_code == 403
     assert page.post("/echo", headers={"sec-fetch-site": "same-origin"}).status_code == 200
@@ -107,7 +106,7 @@ def in_parts(number: int) -> Iterator[bytes]:
 
 
 def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
-    page = page_behind(Settings(limits=Limits(request_bytes=3000)))
+    page = page_behind(HttpSettings(limits=RequestLimits(request_bytes=3000)))
     assert page.post("/echo", content=in_parts(3)).json() == 3000
     assert page.post("/echo", content=bytes(3000)).json() == 3000
     for body in (in_parts(4), bytes(3001)):
@@ -156,7 +155,7 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
 
 def test_a_full_queue_says_when_to_come_back() -> None:
     web = FastAPI()
-    guard(web, Settings())
+    guard(web, HttpSettings())
     refused = threading.Event()
     with gr.Blocks() as blocks:
         gr.Button("Wait").click(lambda: refused.wait(60), api_name="wait")
@@ -175,7 +174,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 def small_page() -> Iterator[TestClient]:
     """A page with a function that divides, and one that fails."""
     web = FastAPI()
-    guard(web, Settings())
+    guard(web, HttpSettings())
     with gr.Blocks() as blocks:
         number = gr.Number()
         gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
@@ -221,13 +220,13 @@ def test_an_error_of_the_server_stays_one() -> None:
     async def fail() -> None:
         raise RuntimeError
 
-    guard(web, Settings())
+    guard(web, HttpSettings())
     web.mount("/", mounted)
     assert TestClient(web, raise_server_exceptions=False).get("/").status_code == 500
 
 
 def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
-    page = page_behind(Settings())
+    page = page_behind(HttpSettings())
     answer = page.post("/echo", headers={"origin": "https://elsewhere.example"})
     assert not [name for name in answer.headers if name.startswith("access-control-allow-origin")]
     assert "frame-ancestors 'self';" in answer.headers["content-security-policy"]
@@ -242,6 +241,6 @@ def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
 
 
 def test_a_site_that_the_settings_name_may_frame_the_page() -> None:
-    page = page_behind(Settings(embedded_in=("https://wiki.example.org",)))
+    page = page_behind(HttpSettings(embedded_in=("https://wiki.example.org",)))
     policy = page.post("/echo").headers["content-security-policy"]
     assert "frame-ancestors 'self' https://wiki.example.org;" in policy

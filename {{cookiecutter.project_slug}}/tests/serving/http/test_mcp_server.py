@@ -1,44 +1,27 @@
 """The page's function as a tool, asked by the protocol's own client."""
 
 import asyncio
-import socket
-import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 import gradio as gr
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from mcp.client import Client
 from mcp.types import CallToolResult, TextContent
 
-from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.page import build_page
-from {{ cookiecutter.__package }}.serving.http.mcp_server import offer_tools, offers_of
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.http.mcp_server import offers_of
+from {{ cookiecutter.__package }}.serving.http.mount import mount
 
-from ...support.servers import local_models
-from ...support.stand_ins import StandIn, broken, fast, slow, until
+from ...support.compare_page import MODELS, build_page
+from ...support.stand_ins import StandIn, broken, fast, in_thread, settings_of, slow, until
 
 
 @contextmanager
 def tools_of(*models: StandIn) -> Iterator[str]:
     """Yields the address of the tools of a page before these models."""
-    page = build_page(Settings(limits=Limits(prompt_characters=1000)), models)
-    web = FastAPI()
-    offer_tools(web, page)
-    gr.mount_gradio_app(web, page, path="/", ssr_mode=False)
-    config = uvicorn.Config(web, log_level="critical", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    settings = settings_of().model_copy(update={"mcp": True})
+    with in_thread(mount(build_page(settings, models), settings)) as url:
+        yield f"{url}/mcp"
 
 
 def texts(result: CallToolResult) -> list[str]:
@@ -166,5 +149,5 @@ async def test_on_serve_each_call_of_a_session_is_answered(words: str) -> None:
         for _ in range(4):
             result = await client.call_tool("generate", {"prompt": "The whale"})
             assert not result.is_error
-            assert len(texts(result)) == len(local_models())
+            assert len(texts(result)) == len(MODELS)
             assert all(texts(result))

@@ -7,17 +7,15 @@ from typing import Literal
 
 import httpx2
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
-from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, PromptError
 
-from ...support.stand_ins import StandIn, broken, fast, page_of, slow
+from ...support.accessibility import violations
+from ...support.compare_page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page
+from ...support.stand_ins import StandIn, broken, fast, page_of, settings_of, slow, user
 
 
 def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> None:
@@ -28,7 +26,7 @@ def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> N
 
 
 def test_the_page_has_a_worker_for_each_answer_that_may_run() -> None:
-    page = build_page(Settings(limits=Limits(running_requests=64)), [fast()])
+    page = build_page(settings_of(running_requests=64), [fast()])
     assert page._queue.max_thread_count > 64
 
 
@@ -52,8 +50,8 @@ def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
         endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert list(endpoints) == ["/generate"]
     assert model.asked == [
-        ("Hello", GenerationOptions()),
-        ("Hello", chosen),
+        (user("Hello"), GenerationOptions()),
+        (user("Hello"), chosen),
     ]
 
 
@@ -92,7 +90,7 @@ def test_who_asks_for_few_tokens_need_not_lower_the_least_number() -> None:
     model = fast()
     with page_of(model) as url:
         Client(url, verbose=False).predict("Hi", max_new_tokens=5, api_name="/generate")
-    assert model.asked == [("Hi", GenerationOptions(min_new_tokens=5, max_new_tokens=5))]
+    assert model.asked == [(user("Hi"), GenerationOptions(min_new_tokens=5, max_new_tokens=5))]
 
 
 def post(url: str, body: bytes) -> httpx2.Response:
@@ -219,7 +217,7 @@ def test_in_the_browser_enter_runs_and_shift_and_enter_begin_a_line(browser: Bro
         page.keyboard.press("Enter")
         expect(pane(page, "fast")).to_have_value("one two three")
         expect(prompt).to_have_value("One\ntwo")
-    assert [asked for asked, _ in model.asked] == ["One\ntwo"]
+    assert [asked for asked, _ in model.asked] == [user("One\ntwo")]
 
 
 def test_in_the_browser_everything_is_reached_by_keyboard(browser: Browser) -> None:
@@ -288,20 +286,6 @@ def test_in_the_browser_the_page_is_accessible_and_fits(
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         dark = page.evaluate("document.body.classList.contains('dark')")
         assert dark == (scheme == "dark")
-
-
-def violations(page: Page) -> list[str]:
-    """What axe finds against WCAG 2.1, levels A and AA."""
-    # Gradio fades what changes, and halfway a text has too little contrast.
-    faded = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
-    page.wait_for_function(faded)
-    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
-    found = Axe().run(page, options=rules).response["violations"]
-    return [
-        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for each in found
-        for node in each["nodes"]
-    ]
 
 
 def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser: Browser) -> None:

@@ -23,7 +23,8 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 )
 from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
 
-from ...support.servers import Served, local_models
+from ...support.compare_page import MODELS
+from ...support.servers import Served
 from ...support.stand_ins import StandIn, broken, fast, user
 
 served = pytest.mark.served
@@ -126,14 +127,14 @@ def log_lines(logs: Path, request: str) -> list[dict[str, Any]]:
             for line in path.read_text(encoding="utf-8").splitlines()
             if request in line
         ]
-        if len([line for line in lines if line["message"] == "answer"]) == len(local_models()):
+        if len([line for line in lines if line["message"] == "answer"]) == len(MODELS):
             return lines
         time.sleep(0.2)
     raise TimeoutError(f"{request} is in no log of {logs}")
 
 
 @served
-@pytest.mark.parametrize("model", [model.name for model in local_models()])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_metric_of_a_model_is_at_rays_endpoint(
     model: str, words: str, served_pages: Served
 ) -> None:
@@ -154,7 +155,7 @@ def test_a_request_is_followed_from_the_page_to_its_models(
     [asked] = [line for line in lines if line["message"] == "asked"]
     answered = [line for line in lines if line["message"] == "answer"]
     assert asked["characters"] == len("The whale")
-    assert {line["model"] for line in answered} == {model.name for model in local_models()}
+    assert {line["model"] for line in answered} == set(MODELS)
     for line in answered:
         assert line["outcome"] == "done"
         assert line["tokens"] == ANSWERED["max_new_tokens"]

@@ -9,16 +9,6 @@ import gradio as gr
 from ..answers import Answer, State
 from ..protocol import Model
 
-PANE_STYLES = """
-.pane { gap: 4px }
-/* Gradio would lay the word Error over an answer that was stopped, or that a refusal left. */
-.pane [data-testid="status-tracker"]:has(.error) { display: none }
-/* The one link of the footer needs nothing that divides it from others. */
-footer .divider { display: none }
-.state { margin: 0; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums }
-.state.failed { color: var(--error-text-color) }
-"""
-
 
 @dataclass(frozen=True)
 class Pane:

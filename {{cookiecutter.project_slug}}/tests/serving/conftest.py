@@ -1,0 +1,85 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..support.compare_page import MODELS
+from ..support.counting_page import PAGE_REPLICAS, PASSWORD, USER
+from ..support.servers import Served, free_port, served
+from ..support.tiny_models import save_tiny_encoder_decoder
+
+# So that a replica finds the pages of the tests.
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_encoder_decoder(tmp_path_factory.mktemp("encoder-decoder"))
+
+
+@pytest.fixture(scope="session")
+def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A page that compares two models, one that counts and has a login, and a chat.
+
+    All are on one cluster and behind a route prefix, where a page has more to get right than at
+    the root.
+    """
+    arguments = {"title": "Words", "description": "", "mcp": True}
+    models = [{"name": name, "source": str(tiny_decoder)} for name in MODELS]
+    # A tiny model is done before an eye could follow.
+    limits = {"update_seconds": 0}
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": free_port()},
+        "logging_config": {"encoding": "JSON"},
+        "tracing_config": {"enabled": True, "sampling_ratio": 1.0},
+        "applications": [
+            application(
+                "compare",
+                "/behind/a/prefix",
+                {**arguments, "models": models, "limits": limits},
+                {"GradioServer": 2} | dict.fromkeys(MODELS, 1),
+            ),
+            application(
+                "counting", "/counting", {"login_user": USER}, {"GradioServer": PAGE_REPLICAS}
+            ),
+            application("chat", "/chat", {}, {"GradioServer": 1}),
+        ],
+    }
+    directory, variables = tmp_path_factory.mktemp("served"), {"PAGE_PASSWORD": PASSWORD}
+    with served(config, directory, variables) as pages:
+        yield pages
+
+
+def application(
+    name: str, prefix: str, arguments: dict[str, Any], replicas: dict[str, int]
+) -> dict[str, Any]:
+    """Returns the application of `tests/support/NAME_page.py`, fit for any machine."""
+    return {
+        "name": name,
+        "route_prefix": prefix,
+        "import_path": f"tests.support.{name}_page:build",
+        "runtime_env": {"env_vars": {"PYTHONPATH": PYTHONPATH}},
+        "args": arguments,
+        "deployments": [
+            {"name": each, "num_replicas": number, "ray_actor_options": {"num_cpus": 0.1}}
+            for each, number in replicas.items()
+        ],
+    }
+
+
+@pytest.fixture
+def words(served_pages: Served) -> str:
+    """Address of the page that compares."""
+    return served_pages.addresses[0]
+
+
+@pytest.fixture
+def counting(served_pages: Served) -> str:
+    return served_pages.addresses[1]
+
+
+@pytest.fixture
+def chat(served_pages: Served) -> str:
+    return served_pages.addresses[2]

@@ -1,0 +1,94 @@
+"""The names that a team's files import, and what comes along with them."""
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from {{ cookiecutter.__package }} import serving
+
+from ..support.compare_page import MODELS
+from ..support.processes import replicas_of
+
+PACKAGE = "{{ cookiecutter.__package }}"
+NAMES = [
+    "Answer",
+    "BusyError",
+    "CompareControls",
+    "End",
+    "GenerationError",
+    "GenerationOptions",
+    "GradioServer",
+    "HttpSettings",
+    "Launch",
+    "Limits",
+    "Message",
+    "Model",
+    "ModelError",
+    "ModelSettings",
+    "PANE_STYLES",
+    "PageOfModels",
+    "PageSettings",
+    "Piece",
+    "PromptError",
+    "StartError",
+    "State",
+    "TextGenerationModel",
+    "check_prompt",
+    "connect",
+    "deployments_of",
+    "fan_out",
+    "main",
+    "option_controls",
+    "panes_of",
+    "readable",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(serving.__all__) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_public_name_is_there(name: str) -> None:
+    assert getattr(serving, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("module", "left_out"),
+    [
+        ("serving", {"gradio", "ray", "torch", "transformers"}),
+        ("serving.protocol", {"gradio", "ray", "torch", "transformers"}),
+        ("serving.answers", {"gradio", "ray", "torch", "transformers"}),
+        ("serving.engine.engine", {"gradio", "ray"}),
+        ("serving.deployments.deployment", {"gradio", "torch", "transformers"}),
+        ("app", {"torch", "transformers"}),
+    ],
+)
+def test_a_module_is_imported_without_what_it_does_not_need(
+    module: str, left_out: set[str]
+) -> None:
+    code = f"import sys, {PACKAGE}.{module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert left_out & set(loaded.stdout.split()) == set()
+
+
+@pytest.mark.served
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
+def test_on_ray_no_page_has_torch_and_no_model_has_gradio(words: str) -> None:
+    assert words
+    pages, models = replicas_of("GradioServer"), replicas_of(MODELS[0])
+    assert pages
+    assert models
+    assert not any(has_mapped("/torch/lib/", each) for each in pages)
+    assert all(has_mapped("/torch/lib/", each) for each in models)
+    # Gradio has no library of its own to map, but brings one that nothing else here does.
+    assert all(has_mapped("/orjson/", each) for each in pages)
+    assert not any(has_mapped("/orjson/", each) for each in models)
+
+
+def has_mapped(library: str, process: psutil.Process) -> bool:
+    return any(library in each.path for each in process.memory_maps())

@@ -1,0 +1,18 @@
+"""Looks for what keeps somebody from using a page."""
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds against WCAG 2.1, levels A and AA."""
+    # Gradio fades what changes, and halfway a text has too little contrast.
+    faded = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
+    page.wait_for_function(faded)
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    found = Axe().run(page, options=rules).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found
+        for node in each["nodes"]
+    ]

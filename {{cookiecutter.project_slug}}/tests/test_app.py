@@ -1,0 +1,30 @@
+"""The application: its graph, and its page on Ray as users ask it. Change it with `app.py`."""
+
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+from ray import serve
+
+from {{ cookiecutter.__package }}.app import Settings, build
+
+from .support.servers import config_of, free_port, served
+
+
+def test_the_page_is_what_requests_meet() -> None:
+    handle = serve.run(build(Settings()), name="graph", _local_testing_mode=True)
+    assert handle.deployment_name == "GradioServer"
+
+
+@pytest.mark.served
+def test_on_ray_the_page_answers_with_a_text_of_each_model(
+    tiny_decoder: Path, tmp_path: Path
+) -> None:
+    """With tiny models in the place of those of `models.py`, which answer with nonsense."""
+    with served(config_of(tiny_decoder, free_port()), tmp_path) as pages:
+        answer = Client(pages.addresses[0], verbose=False).predict(
+            "The whale", max_new_tokens=30, api_name="/generate"
+        )
+    texts = [answer] if isinstance(answer, str) else answer
+    assert len(texts) == len(Settings().models)
+    assert all(texts)

@@ -1,0 +1,28 @@
+"""The models and how they are asked. Change it with `models.py`."""
+
+from pathlib import Path
+
+import pytest
+
+from {{ cookiecutter.__package }}.models import MODELS
+from {{ cookiecutter.__package }}.serving import GenerationOptions, Limits, ModelSettings
+from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+
+from .support.stand_ins import pieces_of, user
+
+
+def test_each_model_has_a_name_of_its_own() -> None:
+    assert len({model.name for model in MODELS}) == len(MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+async def test_a_model_answers_the_way_it_is_asked(
+    model: ModelSettings, tiny_decoder: Path
+) -> None:
+    """With tiny weights in the place of its own, which answer with nonsense at once."""
+    engine = Engine(model.model_copy(update={"source": str(tiny_decoder)}), Limits())
+    options = GenerationOptions(max_new_tokens=30)
+    pieces = await pieces_of(engine.stream(user("The whale"), options))
+    engine.stop()
+    assert "".join(piece.text for piece in pieces)
+    assert sum(piece.tokens for piece in pieces) <= 30
