@@ -133,7 +133,7 @@ def benchmark(session: nox.Session) -> None:
     install(session, "benchmark")
     project = make_project(session, "benchmark")
     package = package_of(project)
-    weights = f"from {package}.bundled import bundled_weights; print(bundled_weights())"
+    weights = f"from {package}.serving.engine.bundled import bundled_weights; print(bundled_weights())"
     python = str(python_of(project))
     printed = session.run(python, "-c", weights, external=True, silent=True) or ""
     [*_, model] = printed.splitlines()

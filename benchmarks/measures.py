@@ -239,7 +239,7 @@ def second_start(rendered: Project, rounds: int) -> Start:
     imports = (
         f"{package}.__main__, {package}.app",
         f"{package}.app",
-        f"{package}.deployments, {package}.engine",
+        f"{package}.serving.deployments.deployment, {package}.serving.engine.engine",
     )
     ray = "from ray import serve", "serve.start()"
     return Start(

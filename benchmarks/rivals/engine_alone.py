@@ -22,16 +22,17 @@ PACKAGE = os.environ["BENCHMARK_PACKAGE"]
 
 
 def main(begin: float, requests: int, rounds: int, *, with_generate: bool) -> None:
-    settings = importlib.import_module(f"{PACKAGE}.settings")
-    engine_module = importlib.import_module(f"{PACKAGE}.engine")
-    model = settings.ModelSettings(
+    serving = importlib.import_module(f"{PACKAGE}.serving")
+    engine_module = importlib.import_module(f"{PACKAGE}.serving.engine.engine")
+    model = serving.ModelSettings(
         name="alone", source=MODEL, dtype=DTYPE, temperature=0.7, top_p=0.9
     )
-    engine = engine_module.Engine(model, settings.Limits())
-    options = settings.GenerationOptions(min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+    engine = engine_module.Engine(model, serving.Limits())
+    options = serving.GenerationOptions(min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
 
     async def answer(number: int) -> None:
-        async for _ in engine.stream(f"{PROMPT} ({number})", options):
+        asked = [serving.Message("user", f"{PROMPT} ({number})")]
+        async for _ in engine.stream(asked, options):
             pass
 
     async def run() -> float:

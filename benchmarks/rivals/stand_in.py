@@ -5,13 +5,10 @@ import importlib
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from functools import partial
 
-import gradio as gr
 from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
 PACKAGE = os.environ["BENCHMARK_PACKAGE"]
 PIECES = 8
@@ -34,15 +31,16 @@ class StandIn:
 
     async def stream(
         self,
-        prompt: str,  # noqa: ARG002
+        messages: object,  # noqa: ARG002
         options: object,  # noqa: ARG002
         request: str,  # noqa: ARG002
     ) -> AsyncGenerator[object, None]:
         """Writes the id of its process again and again."""
-        answers = importlib.import_module(f"{PACKAGE}.answers")
+        protocol = importlib.import_module(f"{PACKAGE}.serving.protocol")
         for _ in range(PIECES):
             await asyncio.sleep(self._seconds / PIECES)
-            yield answers.Piece(f"{os.getpid()} ", 1)
+            yield protocol.Piece(f"{os.getpid()} ", 1)
+        yield protocol.End("stop")
 
 
 class Arguments(BaseModel):
@@ -54,7 +52,8 @@ class Arguments(BaseModel):
 
 
 def build(args: Arguments) -> Application:
-    ingress = importlib.import_module(f"{PACKAGE}.ingress")
+    page = importlib.import_module(f"{PACKAGE}.page")
+    serving = importlib.import_module(f"{PACKAGE}.serving")
     deployments = [
         StandIn.options(
             name=model.name,
@@ -64,18 +63,15 @@ def build(args: Arguments) -> Application:
         ).bind(model.seconds)
         for model in args.models
     ]
-    names = [model.name for model in args.models]
-    package = importlib.import_module(f"{PACKAGE}.settings")
-    limits = package.Limits(
-        running_requests=args.running_requests, waiting_requests=args.waiting_requests
+    settings = serving.PageSettings(
+        title="Stand-ins",
+        description="",
+        models=[serving.ModelSettings(name=model.name, source="none") for model in args.models],
+        limits=serving.Limits(
+            running_requests=args.running_requests, waiting_requests=args.waiting_requests
+        ),
+        login_user=args.login_user,
     )
-    settings = package.Settings(limits=limits, login_user=args.login_user)
-    server = ingress.GradioServer.options(num_replicas=args.page_replicas)
-    return server.bind(settings, partial(page_of, settings, names), *deployments)
-
-
-def page_of(settings: object, names: list[str], *handles: DeploymentHandle) -> gr.Blocks:
-    deployments = importlib.import_module(f"{PACKAGE}.deployments")
-    page = importlib.import_module(f"{PACKAGE}.page")
-    models = [deployments.RemoteModel(*model) for model in zip(names, handles, strict=True)]
-    return page.build_page(settings, models)
+    builder = serving.PageOfModels(settings, page.build_page)
+    server = serving.GradioServer.options(num_replicas=args.page_replicas)
+    return server.bind(settings, builder, *deployments, launch=page.LAUNCH)

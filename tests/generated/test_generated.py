@@ -24,11 +24,9 @@ from .project import (
 
 ASKED_BY_PYTHON = ("task", "parallel_models", "models")
 TESTS_OF_ANSWERS = (
-    "test_app.py",
-    "test_config.py",
-    "test_monitoring.py",
-    "test_rayservice.py",
-    "test_settings.py",
+    *("test_app.py", "test_models.py", "test_page.py"),
+    *("serving/test_config.py", "serving/test_rayservice.py", "serving/test_settings.py"),
+    "serving/telemetry/test_monitoring.py",
 )
 """What reads the files that the answers choose; the others read what every project has."""
 

@@ -56,7 +56,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
 
 def test_finding_the_converted_weights_imports_no_torch() -> None:
     code = (
-        "import sys; from {{ cookiecutter.__package }}.bundled import bundled_weights; "
+        "import sys; from {{ cookiecutter.__package }}.serving.engine.bundled import bundled_weights; "
         "bundled_weights(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
