@@ -80,6 +80,14 @@ def test_a_name_of_any_length_changes_no_line(answers: Answers, slug: str, rende
     check_with_ruff(render(project_slug=slug, **answers))
 
 
+def test_the_machinerys_tests_know_neither_the_teams_page_nor_its_models(render: Render) -> None:
+    project = render()
+    theirs = re.compile(r"gradio_on_ray\.(page|models)\b|gradio_on_ray import (page|models)\b")
+
+    for path in project.glob("tests/serving/**/*.py"):
+        assert not theirs.search(path.read_text("utf-8")), path
+
+
 @any_answers
 def test_yaml_and_toml_can_be_read(answers: Answers, render: Render) -> None:
     for name, text in texts(render(**answers)).items():

@@ -46,6 +46,8 @@ def test_a_project_is_installed_checked_tested_and_served(
         project = Project(render(**choice), environment, variables)
         install(project, newest)
         check_as_a_commit(project)
+        if choice == every_pair_of_answers()[0]:
+            check_a_page_without_types(project)
         project.run(
             "uv",
             "run",
@@ -87,6 +89,52 @@ def check_as_a_commit(project: Project) -> None:
     # What is in the tree is what was added.
     project.run("git", "diff", "--exit-code")
     project.run("sh", "-c", 'test -z "$(git ls-files --others --exclude-standard)"')
+
+
+def check_a_page_without_types(project: Project) -> None:
+    """A team's own page, as most Gradio apps are written, passes the project's checks."""
+    page = project.root / "src" / project.package / "page.py"
+    ours = page.read_text("utf-8")
+    page.write_text(PAGE_WITHOUT_TYPES, "utf-8")
+    project.run("uv", "run", "ruff", "check")
+    project.run("uv", "run", "lint-imports")
+    # The team's own tests go with its page.
+    project.run("uv", "run", "mypy", "src", "tests/serving", "tests/support")
+    page.write_text(ours, "utf-8")
+
+
+PAGE_WITHOUT_TYPES = """\
+import os
+import random
+
+import gradio as gr
+
+from .serving import Launch
+
+TITLE = "Ours"
+DESCRIPTION = "A page from before there was Ray."
+LAUNCH = Launch()
+seen = {}
+
+
+def greet(name, intensity, history):
+    if name in seen:
+        return "Again!"
+    else:
+        seen[name] = open(os.path.join("greetings", "first.txt")).read()
+    return "Hello, " + name + "!" * int(intensity) + random.choice(seen[name])
+
+
+shout = lambda text: text.upper()
+
+
+def build_page(settings, models):
+    with gr.Blocks() as demo:
+        input = gr.Textbox()
+        gr.Button().click(greet, [input, input, input], input)
+        gr.Button().click(shout, input, input)
+    return demo
+"""
 
 
 def which_tests(choice: Answers, tests: Path) -> list[str]:
