@@ -2,19 +2,27 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import nox
 
+TEMPLATE = Path(__file__).parent
+sys.path.insert(0, str(TEMPLATE))
+
+import programs  # noqa: E402
+
 nox.needs_version = ">=2026"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "tests", "update", "faults", "generated"]
+nox.options.sessions = ["prepare", "lint", "tests", "update", "faults", "generated"]
 
-TEMPLATE = Path(__file__).parent
-CODE = ["noxfile.py", "benchmarks", "docs", "hooks", "tests"]
+CODE = ["noxfile.py", "programs.py", "benchmarks", "docs", "hooks", "tests"]
 GRACE_SECONDS = 90
 # A project mostly waits for Ray to start, so two cores carry two at a time.
 WORKERS = "2"
+WITHOUT_DEMO = "--ignore=tests/test_demo.py"
+# Each of many processes would compile the libraries again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @nox.session
@@ -29,6 +37,15 @@ def demo(session: nox.Session) -> None:
         interrupt_timeout=GRACE_SECONDS,
         terminate_timeout=GRACE_SECONDS,
     )
+
+
+@nox.session(venv_backend="none")
+def prepare(_: nox.Session) -> None:
+    """Brings the programs that the checks need, or says which to install before anything starts.
+
+    Each session brings its own; this is for all that `nox` runs.
+    """
+    programs.bring(*nox.options.sessions or ())
 
 
 @nox.session
@@ -169,6 +186,9 @@ def python_of(project: Path) -> Path:
 
 def install(session: nox.Session, *groups: str) -> None:
     use_pip_settings(session)
+    # In `tests`, the demo alone opens a browser.
+    if session.name != "tests" or WITHOUT_DEMO not in session.posargs:
+        programs.bring(session.name)
     session.install(*nox.project.dependency_groups(nox.project.load_toml(), *groups))
 
 

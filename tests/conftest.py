@@ -18,10 +18,28 @@ from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from programs import can_make_networks
+
 from .answers import QUESTIONS, TEMPLATE
 
 # Tests share two cores with a Ray that starts.
 expect.set_options(timeout=30_000)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "makes_networks: needs Linux and root")
+
+
+def pytest_report_header() -> list[str]:
+    return [] if can_make_networks() else ["left out: tests that make networks, as root on Linux"]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not can_make_networks():
+        left_out = [item for item in items if item.get_closest_marker("makes_networks")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 class Render(Protocol):

@@ -70,7 +70,8 @@ def test_the_templates_workflow_runs_what_nox_runs() -> None:
         chain(*(line.split(" -- ")[0].split()[2:] for line in re.findall(r"nox -s .*", text)))
     )
 
-    assert {name.strip('"') for name in ran.split(", ")} <= named
+    # Each session brings the programs that it needs.
+    assert {name.strip('"') for name in ran.split(", ")} - {"prepare"} <= named
 
 
 def workflows(project: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Two Ray nodes on one machine, each with an address of its own, and HAProxy before them.
 
-Needs root, for network namespaces, and Debian's packages iproute2 and haproxy.
+Needs root, for network namespaces.
 """
 
 import os

@@ -1,7 +1,5 @@
 """A proxy, or a whole node, is lost behind a load balancer while 20 users ask."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +12,7 @@ from .nodes import TwoNodes, two_nodes
 
 NOTICED_SECONDS = 15
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("haproxy", "ip"))),
-    reason="needs root, for network namespaces, and Debian's iproute2 and haproxy",
-)
+pytestmark = pytest.mark.makes_networks
 
 
 @pytest.fixture(scope="module")

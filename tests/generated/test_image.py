@@ -1,7 +1,5 @@
 """The image of a project, made and run step by step without an engine."""
 
-import os
-import shutil
 import socket
 import subprocess
 from dataclasses import replace
@@ -15,10 +13,7 @@ from ..faults.nodes import hosts
 from .image import Stage, image
 from .project import START_SECONDS, Project, ask
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("ip"),
-    reason="needs root, for overlays and network namespaces, and Debian's iproute2",
-)
+pytestmark = pytest.mark.makes_networks
 
 
 def test_the_image_is_small_and_its_user_serves_the_page(
