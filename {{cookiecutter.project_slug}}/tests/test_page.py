@@ -39,6 +39,14 @@ def test_in_the_browser_a_pane_shows_each_answer(browser: Browser) -> None:
         expect(page.locator("#state-broken")).to_contain_text("Failed")
 
 
+def test_in_the_browser_enter_runs(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_label(PROMPT_LABEL).press("Enter")
+        expect(page.locator("#pane-fast textarea")).to_have_value("one two three")
+
+
 def test_in_the_browser_an_example_fills_the_prompt(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)

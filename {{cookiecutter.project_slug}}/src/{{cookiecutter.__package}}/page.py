@@ -63,9 +63,9 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
             label=PROMPT_LABEL,
             placeholder=PROMPT_PLACEHOLDER,
             info="Enter runs it, Shift and Enter begin a line.",
-            lines=3,
             max_lines=12,
             autofocus=True,
+            elem_classes="prompt",
         )
         with gr.Row():
             run = gr.Button(BUTTON, variant="primary", min_width=140)

@@ -3,6 +3,8 @@
 import gradio as gr
 
 PANE_STYLES = """
+/* With more than one line of its own, Enter would begin another one and not submit. */
+.prompt textarea { min-height: 4.5em }
 .pane { gap: 4px }
 /* Gradio would lay the word Error over an answer that was stopped, or that a refusal left. */
 .pane [data-testid="status-tracker"]:has(.error) { display: none }
