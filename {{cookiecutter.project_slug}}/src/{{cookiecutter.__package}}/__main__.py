@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+if sys.platform == "win32":
+    sys.exit("error: Ray Serve is not meant for Windows: start this in WSL, Windows' own Linux.")
+
 import ray
 import yaml
 from pydantic import ValidationError
