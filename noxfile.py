@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2026"
 nox.options.default_venv_backend = "uv"
@@ -15,6 +19,8 @@ CODE = ["noxfile.py", "benchmarks", "docs", "hooks", "tests"]
 GRACE_SECONDS = 90
 # A project mostly waits for Ray to start, so two cores carry two at a time.
 WORKERS = "2"
+# Named in the project's pyproject.toml; a test compares.
+PYTORCH_INDEX = ("pytorch-cpu", "https://download.pytorch.org/whl/cpu")
 
 
 @nox.session
@@ -153,8 +159,20 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
     )
     [project] = output.iterdir()
     environment = {"UV_PROJECT_ENVIRONMENT": str(project / ".venv")}
+    if "UV_INDEX" in session.env:
+        # For which the machine's wheels are.
+        environment["UV_PYTHON"] = sys.executable
     with session.chdir(project):
-        session.run("uv", "sync", external=True, env=environment)
+        try:
+            session.run("uv", "sync", external=True, env=environment)
+        except CommandFailed:
+            _, index = PYTORCH_INDEX
+            if is_reachable(index):
+                raise
+            session.error(
+                f"{index} is out of reach, where PyTorch comes from on Linux. Say `export "
+                "UV_NO_SOURCES=1` to take it from the package index, with some gigabytes of CUDA."
+            )
     return project
 
 
@@ -174,5 +192,31 @@ def install(session: nox.Session, *groups: str) -> None:
 
 def use_pip_settings(session: nox.Session) -> None:
     """uv does not read where pip is told to look for wheels, PyTorch's CPU build say."""
-    if "PIP_FIND_LINKS" in os.environ:
-        session.env.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+    if "PIP_FIND_LINKS" not in os.environ:
+        return
+    session.env.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+    folders = [Path(place) for place in os.environ["PIP_FIND_LINKS"].split()]
+    if wheels := [wheel.resolve() for each in folders for wheel in each.glob("torch-*.whl")]:
+        # In place of PyTorch's own index, which is then not asked, for projects with CUDA neither.
+        name, _ = PYTORCH_INDEX
+        index = write_index(session.cache_dir.resolve() / name, wheels)
+        session.env["UV_INDEX"] = f"{name}={index.as_uri()} {os.environ.get('UV_INDEX', '')}"
+
+
+def write_index(folder: Path, wheels: list[Path]) -> Path:
+    """Makes a package index of PyTorch's wheels that lie on this machine."""
+    links = "".join(f'<a href="{wheel.as_uri()}">{wheel.name}</a>\n' for wheel in wheels)
+    page = folder / "torch" / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"<!DOCTYPE html>\n{links}", "utf-8")
+    return folder
+
+
+def is_reachable(url: str) -> bool:
+    try:
+        urlopen(url, timeout=10).close()  # noqa: S310 - the index above
+    except HTTPError:
+        return True
+    except (URLError, TimeoutError):
+        return False
+    return True
