@@ -4,8 +4,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import nox
+from nox.command import CommandFailed
 
 TEMPLATE = Path(__file__).parent
 sys.path.insert(0, str(TEMPLATE))
@@ -23,6 +26,8 @@ WORKERS = "2"
 WITHOUT_DEMO = "--ignore=tests/test_demo.py"
 # Each of many processes would compile the libraries again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Named in the project's pyproject.toml; a test compares.
+PYTORCH_INDEX = ("pytorch-cpu", "https://download.pytorch.org/whl/cpu")
 
 
 @nox.session
@@ -170,8 +175,20 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
     )
     [project] = output.iterdir()
     environment = {"UV_PROJECT_ENVIRONMENT": str(project / ".venv")}
+    if "UV_INDEX" in session.env:
+        # For which the machine's wheels are.
+        environment["UV_PYTHON"] = sys.executable
     with session.chdir(project):
-        session.run("uv", "sync", external=True, env=environment)
+        try:
+            session.run("uv", "sync", external=True, env=environment)
+        except CommandFailed:
+            _, index = PYTORCH_INDEX
+            if is_reachable(index):
+                raise
+            session.error(
+                f"{index} is out of reach, where PyTorch comes from on Linux. Say `export "
+                "UV_NO_SOURCES=1` to take it from the package index, with some gigabytes of CUDA."
+            )
     return project
 
 
@@ -194,5 +211,31 @@ def install(session: nox.Session, *groups: str) -> None:
 
 def use_pip_settings(session: nox.Session) -> None:
     """uv does not read where pip is told to look for wheels, PyTorch's CPU build say."""
-    if "PIP_FIND_LINKS" in os.environ:
-        session.env.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+    if "PIP_FIND_LINKS" not in os.environ:
+        return
+    session.env.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+    folders = [Path(place) for place in os.environ["PIP_FIND_LINKS"].split()]
+    if wheels := [wheel.resolve() for each in folders for wheel in each.glob("torch-*.whl")]:
+        # In place of PyTorch's own index, which is then not asked, for projects with CUDA neither.
+        name, _ = PYTORCH_INDEX
+        index = write_index(session.cache_dir.resolve() / name, wheels)
+        session.env["UV_INDEX"] = f"{name}={index.as_uri()} {os.environ.get('UV_INDEX', '')}"
+
+
+def write_index(folder: Path, wheels: list[Path]) -> Path:
+    """Makes a package index of PyTorch's wheels that lie on this machine."""
+    links = "".join(f'<a href="{wheel.as_uri()}">{wheel.name}</a>\n' for wheel in wheels)
+    page = folder / "torch" / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"<!DOCTYPE html>\n{links}", "utf-8")
+    return folder
+
+
+def is_reachable(url: str) -> bool:
+    try:
+        urlopen(url, timeout=10).close()  # noqa: S310 - the index above
+    except HTTPError:
+        return True
+    except (URLError, TimeoutError):
+        return False
+    return True

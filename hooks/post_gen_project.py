@@ -73,8 +73,6 @@ def remove_unwanted(project: Path) -> None:
 
 
 def next_steps() -> str:
-    # With CUDA, the first run would fetch some gigabytes.
-    small = "\nOn Linux, its README.md tells first how to get PyTorch without CUDA."
     return f"""
 {ANSWERS["project_name"]} is in {ANSWERS["project_slug"]}/. Next:
 
@@ -82,8 +80,7 @@ def next_steps() -> str:
     git init
     uv run python -m {{ cookiecutter.__package }}
 
-and open http://127.0.0.1:8000 when it says that the page is up.\
-{small if ANSWERS["accelerator"] == "cpu" else ""}"""
+and open http://127.0.0.1:8000 when it says that the page is up."""
 
 
 if __name__ == "__main__":

@@ -246,15 +246,6 @@ def test_says_what_to_do_next_with_the_names_of_the_project(command: Command) ->
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(("accelerator", "said"), [("cpu", True), ("gpu", False)])
-def test_says_where_to_read_about_a_small_pytorch(
-    accelerator: str, said: bool, command: Command
-) -> None:
-    result = command("--no-input", f"accelerator={accelerator}")
-
-    assert ("README.md tells first how to get PyTorch without CUDA" in result.stdout) == said
-
-
 def test_says_what_to_do_next_where_the_terminal_knows_only_ascii(command: Command) -> None:
     result = command(
         "--no-input", "project_name=🎉 page", "project_slug=page", PYTHONIOENCODING="ascii"

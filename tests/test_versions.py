@@ -1,18 +1,30 @@
 """One place for the versions that are tested together: the project's pyproject.toml."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from .answers import CHOICES, TEMPLATE
+from .answers import CHOICES, PROJECT, TEMPLATE
 from .conftest import Render
 from .generated.newest import lift_bounds, versions_beyond
 
 UV = r"(?:astral-sh/uv:|version: )(\d+\.\d+\.\d+)"
 PYTHON = r"(?:python:|python-version: \"|-python)(\d\.\d+)"
+PYTHONS_OF_A_MATRIX = r"(?i)python: (\[.*\])"
+[REQUIRES_PYTHON] = re.findall(
+    r'(?m)^requires-python = "(.*)"', (PROJECT / "pyproject.toml").read_text("utf-8")
+)
+PYTHONS = [
+    python
+    for python in (f"3.{minor}" for minor in range(100))
+    if SpecifierSet(REQUIRES_PYTHON).contains(python)
+]
+"""Those that a project may run on, the lowest first."""
 
 
 def test_the_template_wants_the_versions_of_its_projects(render: Render) -> None:
@@ -32,16 +44,34 @@ def test_every_library_of_a_project_has_two_bounds(models: str, render: Render) 
 
 @pytest.mark.parametrize("pattern", [UV, PYTHON], ids=["uv", "Python"])
 def test_one_version_is_used_everywhere(pattern: str, render: Render) -> None:
+    assert len(set(named(pattern, render))) == 1
+
+
+def test_workflows_test_the_lowest_and_the_highest_python(render: Render) -> None:
+    found = [tuple(json.loads(each)) for each in named(PYTHONS_OF_A_MATRIX, render)]
+
+    # Two of the template's jobs, and one of a project on GitHub and on GitLab.
+    assert found == [(PYTHONS[0], PYTHONS[-1])] * 4
+
+
+def test_nox_knows_the_index_of_pytorch(render: Render) -> None:
+    declared = tomllib.loads((render() / "pyproject.toml").read_text("utf-8"))
+    [index] = declared["tool"]["uv"]["index"]
+
+    noxfile = (TEMPLATE / "noxfile.py").read_text("utf-8")
+    assert f'PYTORCH_INDEX = ("{index["name"]}", "{index["url"]}")' in noxfile
+
+
+def named(pattern: str, render: Render) -> list[str]:
+    """Returns what matches in workflows, manifests and images."""
     projects = [render(ci=ci, deploy="kubernetes") for ci in CHOICES["ci"]]
-    found = {
-        version
+    return [
+        match
         for directory in [*projects, TEMPLATE / ".github"]
         for path in directory.rglob("*")
         if path.suffix in {".yml", ".yaml"} or path.name == "Dockerfile"
-        for version in re.findall(pattern, path.read_text("utf-8"))
-    }
-
-    assert len(found) == 1
+        for match in re.findall(pattern, path.read_text("utf-8"))
+    ]
 
 
 def test_the_bounds_of_a_project_can_be_lifted(render: Render) -> None:
@@ -53,6 +83,7 @@ def test_the_bounds_of_a_project_can_be_lifted(render: Render) -> None:
     assert [str(each) for each in lifted] == [str(each) for each in before.values()]
     assert after.keys() == before.keys()
     assert "<" not in "".join(str(each.specifier) for each in after.values())
+    assert f'requires-python = "{REQUIRES_PYTHON}"' in pyproject.read_text("utf-8")
 
 
 def test_a_version_beyond_its_bound_is_named(tmp_path: Path) -> None:

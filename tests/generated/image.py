@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from ..dockerfile import flags_and_rest, instructions
 from .project import run_in
@@ -97,6 +98,7 @@ def overlay(folder: Path) -> Iterator[Stage]:
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)], check=True)
     try:
         become_the_base_image(root)
+        bring_local_indexes(root)
         yield Stage(folder)
     finally:
         subprocess.run(["umount", "--lazy", str(root)], check=True)
@@ -116,6 +118,17 @@ def become_the_base_image(root: Path) -> None:
             line for line in entries.read_text().splitlines() if line.split(":")[0] not in people
         ]
         entries.write_text("\n".join(kept) + "\n")
+
+
+def bring_local_indexes(root: Path) -> None:
+    """An overlay has no files of another file system, which the template's folder may be on."""
+    for index in os.environ.get("UV_INDEX", "").split():
+        url = urlsplit(index.rpartition("=")[2])
+        if url.scheme == "file":
+            folder = Path(unquote(url.path))
+            there = root / folder.relative_to("/")
+            if not there.exists():
+                shutil.copytree(folder, there)
 
 
 def take(name: str, value: str, stage: Stage, stages: Mapping[str, Stage], context: Path) -> None:

@@ -8,10 +8,10 @@ from packaging.requirements import Requirement
 
 
 def lift_bounds(pyproject: Path) -> list[Requirement]:
-    """Takes the upper bounds away, and returns the requirements with them."""
+    """Takes the libraries' upper bounds away, and returns the requirements with them."""
     text = pyproject.read_text("utf-8")
     declared = tomllib.loads(text)
-    pyproject.write_text(re.sub(r'(>=[^",<]+),<[^"]+"', r'\1"', text), "utf-8")
+    pyproject.write_text(re.sub(r'(?m)^( +".*>=[^",<]+),<[^"]+"', r'\1"', text), "utf-8")
     return [
         Requirement(each)
         for each in declared["project"]["dependencies"] + declared["dependency-groups"]["dev"]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,6 +79,8 @@ class Project:
         return {
             **os.environ,
             "UV_PROJECT_ENVIRONMENT": str(self.environment),
+            # Else uv may find a newer one.
+            "UV_PYTHON": sys.executable,
             "UV_COMPILE_BYTECODE": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "GRADIO_ANALYTICS_ENABLED": "False",
@@ -99,6 +102,17 @@ def run_in(directory: Path, command: Sequence[str], variables: Mapping[str, str]
     )
     print(result.stdout)
     assert result.returncode == 0, f"in {directory}: {shlex.join(command)}"
+
+
+def importable_names(environment: Path) -> set[str]:
+    """Returns what lies at the top of an environment's libraries."""
+    [libraries] = environment.glob("lib/python*/site-packages")
+    names = {
+        path.name.partition(".")[0]
+        for path in libraries.iterdir()
+        if path.is_dir() or path.suffix in {".py", ".so"}
+    }
+    return {name.lower() for name in names if name.isidentifier() and not name.startswith("_")}
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from ..answers import CHOICES, Answers, every_pair_of_answers, in_words, name_of
-from ..conftest import Render
+from ..conftest import LoadHook, Render
 from .newest import lift_bounds, versions_beyond
 from .project import (
     COMMAND_SECONDS,
@@ -16,6 +17,7 @@ from .project import (
     answers,
     ask,
     cluster_with_a_gpu,
+    importable_names,
     loopback_hub,
     ray_directory,
     serve_config,
@@ -34,7 +36,12 @@ TESTS_OF_ANSWERS = (
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
 @pytest.mark.parametrize("choice", every_pair_of_answers(), ids=name_of)
 def test_a_project_is_installed_checked_tested_and_served(
-    choice: Answers, render: Render, environment: Path, newest: bool, tmp_path: Path
+    choice: Answers,
+    render: Render,
+    load_hook: LoadHook,
+    environment: Path,
+    newest: bool,
+    tmp_path: Path,
 ) -> None:
     with told_how_to_repeat(choice, tmp_path), ray_directory(tmp_path / "ray-logs") as ray:
         caches = environment.parent
@@ -45,6 +52,7 @@ def test_a_project_is_installed_checked_tested_and_served(
         }
         project = Project(render(**choice), environment, variables)
         install(project, newest)
+        check_that_no_library_can_be_hidden(environment, load_hook("pre_gen_project"))
         check_as_a_commit(project)
         if choice == every_pair_of_answers()[0]:
             check_a_page_without_types(project)
@@ -79,6 +87,15 @@ def install(project: Project, newest: bool) -> None:
     project.run("uv", "sync")
     for version in versions_beyond(bounds, project.root / "uv.lock"):
         print(f"REPORT beyond its bound: {version}")
+
+
+def check_that_no_library_can_be_hidden(environment: Path, hook: ModuleType) -> None:
+    """A project whose package had the name of a library would be imported in its place."""
+    names = importable_names(environment)
+    allowed = {name for name in names if not list(hook.problems_of_package(name))}
+
+    assert names
+    assert not allowed, " ".join(sorted(allowed))
 
 
 def check_as_a_commit(project: Project) -> None:

@@ -18,6 +18,14 @@ from {{ cookiecutter.__package }}.serving.start import choose_port, read_config,
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
 
+# Before anything else: what an import does there is not ours.
+ON_WINDOWS = """
+import runpy, sys
+sys.platform = "win32"
+sys.modules["ray"] = None
+runpy.run_module("{{ cookiecutter.__package }}", run_name="__main__")
+"""
+
 
 def start(
     config: Path, *options: str, env: Mapping[str, str] | None = None, seconds: float = 120
@@ -42,6 +50,17 @@ def written(directory: Path, config: object) -> Path:
     path = directory / "config.yaml"
     path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
     return path
+
+
+def test_windows_is_told_where_it_runs() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "WSL" in line
 
 
 def test_a_config_that_does_not_exist(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+if sys.platform == "win32":
+    sys.exit("error: Ray Serve is not meant for Windows: start this in WSL, Windows' own Linux.")
+
 import ray
 import yaml
 from pydantic import ValidationError

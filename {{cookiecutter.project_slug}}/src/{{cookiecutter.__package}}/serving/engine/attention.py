@@ -40,10 +40,11 @@ def _attention(
             module, query, key, value, attention_mask, **options
         )
         return usual
-    cache = options.pop("cache")
-    key, value = cache.update(
-        key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=options
-    )
+    # Since transformers 5.24 the keys and values come out of the cache already.
+    if "cache" in options:
+        key, value = options.pop("cache").update(
+            key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=options
+        )
     bounds = options["cu_seq_lens_k"]
     position = torch.arange(options["max_length_k"], device=bounds.device)
     own = position < (bounds[1:] - bounds[:-1])[:, None]

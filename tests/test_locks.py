@@ -1,0 +1,156 @@
+"""What uv makes of a project's bounds, on each Python and system; it asks the package index."""
+
+import re
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import quote
+
+import pytest
+
+from .answers import every_pair_of_answers
+from .conftest import LoadHook, Render
+from .test_versions import PYTHONS, requirements
+from .tools import uv
+
+SYSTEMS = {
+    "Linux": "x86_64-unknown-linux-gnu",
+    "macOS": "aarch64-apple-darwin",
+    "Windows": "x86_64-pc-windows-msvc",
+}
+CUDA = re.compile("nvidia-.*|cuda-.*|triton")
+WHEEL = "torch-2.13.0+cpu-py3-none-manylinux_2_28_x86_64.whl"
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_each_python_has_a_wheel_of_every_library(python: str, system: str, render: Render) -> None:
+    failure = failure_to_resolve(render(), python, system)
+
+    assert failure == ""
+
+
+def test_the_python_after_the_highest_has_not(render: Render) -> None:
+    """Else `requires-python` can be raised."""
+    major, minor = PYTHONS[-1].split(".")
+    failure = failure_to_resolve(render(), f"{major}.{int(minor) + 1}", "Linux")
+
+    assert "has no wheels with a matching Python ABI tag" in " ".join(failure.split())
+
+
+def failure_to_resolve(project: Path, python: str, system: str) -> str:
+    result = uv(
+        project,
+        f"pip compile pyproject.toml --group dev --python-version {python} --python-platform "
+        f"{SYSTEMS[system]} --only-binary :all: --no-sources --quiet --output-file resolved.txt",
+        # PyTorch's wheels are for this one and later.
+        MACOSX_DEPLOYMENT_TARGET="14.0",
+    )
+    return result.stderr if result.returncode else ""
+
+
+def test_pytorch_stays_small_when_a_team_adds_or_upgrades_a_library(
+    render: Render, tmp_path: Path
+) -> None:
+    project = render(accelerator="cpu")
+    with pytorch_index(tmp_path / "index") as index:
+        use_index(project, index)
+        for command in ("lock", "add --no-sync six", "lock --upgrade"):
+            result = uv(project, command)
+            assert result.returncode == 0, result.stderr
+            locked = locked_in(project)
+            assert (index, "2.13.0+cpu") in locked["torch"], command
+            assert not with_cuda(locked), command
+        assert "six" in (project / "pyproject.toml").read_text("utf-8")
+
+
+def test_pytorch_comes_with_cuda_where_there_are_gpus(render: Render) -> None:
+    project = render(accelerator="gpu")
+    declared = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
+
+    assert not declared["tool"]["uv"].keys() & {"index", "sources"}
+    assert uv(project, "lock").returncode == 0
+    assert with_cuda(locked_in(project))
+
+
+def test_a_machine_that_does_not_reach_the_index_can_leave_it_aside(render: Render) -> None:
+    project = render(accelerator="cpu")
+    use_index(project, "http://127.0.0.1:9")
+
+    refused = uv(project, "lock", UV_HTTP_RETRIES="0")
+    left_aside = uv(project, "lock", UV_NO_SOURCES="1")
+
+    assert "Failed to fetch: http://127.0.0.1:9/torch/" in re.sub("`", "", refused.stderr)
+    assert left_aside.returncode == 0, left_aside.stderr
+
+
+def test_refuses_the_name_of_everything_that_is_locked(render: Render, load_hook: LoadHook) -> None:
+    hook = load_hook("pre_gen_project")
+    missing: set[str] = set()
+    for project in projects_with_other_libraries(render):
+        # With everything that CUDA brings.
+        result = uv(project, "lock", UV_NO_SOURCES="1")
+        assert result.returncode == 0, result.stderr
+        names = locked_in(project).keys() - {"our-app"}
+        missing |= {name for name in names if not list(hook.problems_of_slug(name))}
+
+    assert not missing, " ".join(sorted(missing))
+
+
+def projects_with_other_libraries(render: Render) -> list[Path]:
+    """Renders a project for each list of libraries that the answers make."""
+    projects: dict[tuple[str, ...], Path] = {}
+    for answers in every_pair_of_answers():
+        project = render(**answers, project_slug="our-app")
+        projects[tuple(requirements(project))] = project
+    return list(projects.values())
+
+
+def locked_in(project: Path) -> dict[str, set[tuple[str, str]]]:
+    """Returns where each distribution comes from, and its version: several, on several systems."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for package in tomllib.loads((project / "uv.lock").read_text("utf-8"))["package"]:
+        source = package["source"].get("registry", "")
+        found.setdefault(package["name"], set()).add((source, package["version"]))
+    return found
+
+
+def with_cuda(locked: dict[str, set[tuple[str, str]]]) -> set[str]:
+    return {name for name in locked if CUDA.fullmatch(name)}
+
+
+def use_index(project: Path, index: str) -> None:
+    """Puts another index in the place of PyTorch's."""
+    pyproject = project / "pyproject.toml"
+    text = pyproject.read_text("utf-8")
+    [declared] = tomllib.loads(text)["tool"]["uv"]["index"]
+    pyproject.write_text(text.replace(declared["url"], index), "utf-8")
+
+
+@contextmanager
+def pytorch_index(folder: Path) -> Iterator[str]:
+    """Serves a wheel that stands for PyTorch's small build, as PyTorch's own index does."""
+    page = folder / "torch" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(f'<!DOCTYPE html><a href="{quote(WHEEL)}">{WHEEL}</a>', "utf-8")
+    with zipfile.ZipFile(page.parent / WHEEL, "w") as wheel:
+        about = "torch-2.13.0+cpu.dist-info"
+        needs = "Requires-Dist: filelock\nRequires-Dist: sympy>=1.13.3\n"
+        wheel.writestr(
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+cpu\n{needs}"
+        )
+        wheel.writestr(
+            f"{about}/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-manylinux_2_28_x86_64\n",
+        )
+        wheel.writestr(f"{about}/RECORD", "")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
