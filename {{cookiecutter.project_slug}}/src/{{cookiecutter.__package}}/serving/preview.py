@@ -154,14 +154,14 @@ def _follow_changes(build: str, engine: bool, listening: socket) -> None:
                 loading = Page(build, engine, listening)
             elif isinstance(page, Page) and page.has_news():
                 failure = page.failure()
+                if failure:
+                    print(failure.traceback or failure.cause, file=sys.stderr, flush=True)
                 before = shown
                 shown = Notice("The page has an error", failure, listening) if failure else page
                 for each in {before, page} - {shown}:
                     each.stop()
                 loading = None
-                if failure:
-                    print(failure.traceback or failure.cause, file=sys.stderr, flush=True)
-                elif told:
+                if told and not failure:
                     print("The page is loaded anew.", flush=True)
                 if not told:
                     told = True
@@ -310,16 +310,17 @@ def _failure(error: BaseException) -> Failure:
             break
         frames = frames.tb_next
     [*_, cause] = traceback.format_exception_only(error)
-    return Failure(cause, "".join(traceback.format_exception(error.with_traceback(frames))))
+    text = "".join(traceback.format_exception(error.with_traceback(frames)))
+    return Failure(cause.strip(), text.rstrip())
 
 
 def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     """Mounts the page as its deployment does, but for the session cookie."""
+    bind = pkgutil.resolve_name(build)
     # Here, because the process that watches the files does without Gradio.
     from .http.ingress import PageIngress
     from .http.mount import mount
 
-    bind = pkgutil.resolve_name(build)
     application: Application = bind(get_type_hints(bind)["settings"]())
     bound = application._bound_deployment
     if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
