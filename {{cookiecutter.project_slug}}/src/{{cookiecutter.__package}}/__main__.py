@@ -1,7 +1,6 @@
 import sys
 
-from .app import build
 from .serving import main
 
 if __name__ == "__main__":
-    sys.exit(main(build))
+    sys.exit(main(f"{__package__}.app:build"))

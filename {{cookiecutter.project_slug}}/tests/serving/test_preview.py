@@ -2,63 +2,274 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 from playwright.sync_api import Browser, expect
 
-from {{ cookiecutter.__package }} import task
+import {{ cookiecutter.__package }}
+from {{ cookiecutter.__package }}.app import Settings
 from {{ cookiecutter.__package }}.page import BUTTON, PROMPT_LABEL
+from {{ cookiecutter.__package }}.serving.preview import Echo
+from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Message
 
 from ..support.servers import free_port
+from ..support.stand_ins import pieces_of
 
-START_SECONDS = 60
-UP = "The page is up"
+SECONDS = 120
+UP = "The preview is up: "
+FOLLOWS = "It follows each change"
+PASSWORD = "a wet whale"  # noqa: S105
+
+# What a team adds to its app.py: a field, a route, middleware, and a header that it sets.
+OWN_PARTS = """
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+
+class Whale:
+    def __init__(self, app, name):
+        self.app, self.name = app, name
+
+    async def __call__(self, scope, receive, send):
+        async def send_named(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-whale", self.name.encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_named)
+
+
+def build(settings: Settings) -> Application:
+    return GradioServer.bind(
+        settings,
+        PageOfModels(settings, build_page),
+        launch=LAUNCH,
+        middleware=[Middleware(Whale, name="Ada")],
+        routes=[Route("/beside", PlainTextResponse("beside the page"))],
+    )
+"""
+
+# A page of a team's own, which asks a deployment of its own.
+OWN_PAGE = """
+import gradio as gr
+from ray import serve
+
+
+@serve.deployment
+class Shouter:
+    def shout(self, text):
+        return text.upper()
+
+
+def shouting_page(shouter):
+    async def shout(text):
+        return await shouter.shout.remote(text)
+
+    return gr.Interface(shout, "text", "text", api_name="shout")
+
+
+def build(settings: Settings) -> Application:
+    return GradioServer.bind(settings, shouting_page, Shouter.bind())
+"""
+
+
+@dataclass
+class Preview:
+    url: str
+    package: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def change(self, file: str, old: str, new: str) -> None:
+        """Saves a file as an editor does; an empty `old` appends."""
+        path = self.package / file
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new) if old else text + new, encoding="utf-8")
+
+    def until(self, happened: Callable[[httpx.Response], bool]) -> httpx.Response:
+        """Asks for the page again and again; each answer has to come at once."""
+        deadline = time.monotonic() + SECONDS
+        while True:
+            answer = httpx.get(self.url, timeout=10)
+            if happened(answer):
+                return answer
+            assert time.monotonic() < deadline, f"{answer.text}\n{self.said()}"
+            time.sleep(0.1)
 
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the package, to change."""
-    source = Path(task.__file__).parent
-    return shutil.copytree(source, tmp_path / source.name)
+    [source] = {{ cookiecutter.__package }}.__path__
+    return shutil.copytree(source, tmp_path / Path(source).name)
 
 
-@pytest.fixture
-def preview(package: Path, tmp_path: Path) -> Iterator[str]:
-    """Yields its address; leaves no process behind."""
-    port, log = free_port(), tmp_path / "log"
+@contextmanager
+def preview_of(package: Path, stop: signal.Signals = signal.SIGINT) -> Iterator[Preview]:
+    """Yields it once it says that it is up; sees that it ends well, and leaves no process."""
+    port, log = free_port(), package.parent / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{package.name}.preview", "--port", str(port)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            [sys.executable, "-m", package.name, "preview", "--port", str(port)],
+            cwd=package.parent,
+            env={**os.environ, "PAGE_PASSWORD": PASSWORD, "PYTHONPATH": str(package.parent)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+    preview = Preview(f"http://127.0.0.1:{port}/", package, log, process)
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while UP not in log.read_text(encoding="utf-8"):
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
+        deadline = time.monotonic() + SECONDS
+        while FOLLOWS not in preview.said():
+            assert process.poll() is None, preview.said()
+            assert time.monotonic() < deadline, preview.said()
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/"
+        yield preview
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(stop)
+        assert process.wait(SECONDS) == 0
+        assert psutil.wait_procs(started, timeout=SECONDS)[1] == []
+        assert preview.said().endswith("Stopped.\n")
+        assert preview.said().count(preview.url) == 1
     finally:
         process.terminate()
-        process.wait(START_SECONDS)
+        process.wait(SECONDS)
 
 
-def test_an_open_page_shows_what_was_changed(preview: str, package: Path, browser: Browser) -> None:
-    with browser.new_page() as page:
-        page.goto(preview)
+async def test_a_stand_in_answers_with_the_words_of_the_last_message_of_the_user() -> None:
+    conversation = [
+        Message("user", "whales"),
+        Message("assistant", "eat"),
+        Message("user", "and sing"),
+        Message("assistant", "They"),
+    ]
+    options = GenerationOptions(min_new_tokens=0, max_new_tokens=3)
+    pieces = await pieces_of(Echo("echo").stream(conversation, options))
+    assert "".join(piece.text for piece in pieces) == "and sing and "
+    *_, end = [each async for each in Echo("echo").stream(conversation, options)]
+    assert end == End("length", prompt_tokens=2)
+
+
+def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
+    package: Path, browser: Browser
+) -> None:
+    with preview_of(package) as preview, browser.new_page() as page:
+        page.goto(preview.url)
         page.get_by_label(PROMPT_LABEL).fill("whales sing")
         page.get_by_role("button", name=BUTTON, exact=True).click()
-        expect(page.locator("[id^=pane-] textarea").first).to_have_value("whales sing " * 50)
-        words = package / "task.py"
-        words.write_text(words.read_text(encoding="utf-8").replace(BUTTON, "Sing"))
+        panes = page.locator("[id^=pane-] textarea")
+        for number in range(len(Settings().models)):
+            expect(panes.nth(number)).to_have_value("whales sing " * 50)
+        preview.change("page.py", f'BUTTON = "{BUTTON}"', 'BUTTON = "Sing"')
         button = page.get_by_role("button", name="Sing", exact=True)
-        expect(button).to_be_visible(timeout=START_SECONDS * 1000)
+        expect(button).to_be_visible(timeout=SECONDS * 1000)
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("whales sing")
+        preview.change("page.py", "css=PANE_STYLES", 'css="button { color: rgb(1, 2, 3) }"')
+        expect(button).to_have_css("color", "rgb(1, 2, 3)", timeout=SECONDS * 1000)
+        preview.change("page.py", "", '\nraise OSError("<b>no whales</b>")\n')
+        cause = page.locator(".cause")
+        expect(cause).to_have_text("OSError: <b>no whales</b>", timeout=SECONDS * 1000)
+        preview.change("page.py", '\nraise OSError("<b>no whales</b>")\n', "")
+        expect(button).to_be_visible(timeout=SECONDS * 1000)
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("whales sing")
+
+
+def test_an_error_is_shown_and_said_until_it_is_corrected(package: Path) -> None:
+    with preview_of(package) as preview:
+        preview.change("page.py", "def build_page(", "def build_page(]")
+        error = preview.until(lambda answer: answer.status_code == 500)
+        assert "SyntaxError" in error.text
+        assert "def build_page(]" in error.text
+        assert "def build_page(]" in preview.said()
+        assert httpx.post(f"{preview.url}gradio_api/call/generate").status_code == 500
+        assert httpx.get(preview.url, headers={"host": "evil.example.org"}).status_code == 400
+        preview.change("page.py", "def build_page(]", "def build_page(")
+        preview.until(lambda answer: answer.status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "cause"),
+    [
+        ("app.py", "def (", "SyntaxError"),
+        ("models.py", "import whales", "ModuleNotFoundError: No module named"),
+        ("app.py", "build = None", "TypeError"),
+        ("app.py", "import os; os._exit(7)", "ended with exit status 7"),
+    ],
+)
+def test_an_error_at_the_start_is_shown_until_it_is_corrected(
+    package: Path, file: str, error: str, cause: str
+) -> None:
+    text = (package / file).read_text(encoding="utf-8")
+    (package / file).write_text(f"{text}\n{error}\n", encoding="utf-8")
+    with preview_of(package, signal.SIGTERM) as preview:
+        answer = preview.until(lambda _: True)
+        assert answer.status_code == 500
+        assert cause in answer.text
+        assert cause in preview.said()
+        (package / file).write_text(text, encoding="utf-8")
+        preview.until(lambda answer: answer.status_code == 200)
+
+
+def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
+    (package / "app.py").open("a", encoding="utf-8").write(OWN_PARTS)
+    with preview_of(package) as preview:
+        answer = httpx.get(f"{preview.url}beside")
+        assert answer.text == "beside the page"
+        assert answer.headers["x-whale"] == "Ada"
+        refused = httpx.post(f"{preview.url}beside", headers={"sec-fetch-site": "cross-site"})
+        assert refused.status_code == 403
+        # Any file beside the Python is followed as well.
+        version = httpx.get(f"{preview.url}preview-version").text
+        (package / "looks.css").write_text("", encoding="utf-8")
+        preview.until(lambda _: httpx.get(f"{preview.url}preview-version").text != version)
+        preview.change("app.py", 'name="Ada"', 'nome="Ada"')
+        error = preview.until(lambda answer: answer.status_code == 500)
+        assert "unexpected keyword argument" in error.text
+
+
+def test_the_login_of_the_settings_holds(package: Path) -> None:
+    app = package / "app.py"
+    text = app.read_text(encoding="utf-8")
+    field = "    title: str = TITLE\n"
+    assert field in text
+    app.write_text(text.replace(field, f'{field}    login_user: str | None = "ada"\n'), "utf-8")
+    with preview_of(package) as preview:
+        assert httpx.get(preview.url).status_code == 401
+        assert httpx.get(preview.url, auth=("ada", PASSWORD)).status_code == 200
+
+
+def test_a_page_of_its_own_asks_deployments_of_its_own(package: Path) -> None:
+    (package / "app.py").open("a", encoding="utf-8").write(OWN_PAGE)
+    with preview_of(package) as preview:
+        call = f"{preview.url}gradio_api/run/shout"
+        answer = httpx.post(call, json={"data": ["whales sing"]}, timeout=60)
+        assert answer.json()["data"] == ["WHALES SING"]
+
+
+def test_a_port_in_use_is_said_in_one_line(package: Path) -> None:
+    with preview_of(package) as preview:
+        port = preview.url.rstrip("/").rpartition(":")[2]
+        second = subprocess.run(
+            [sys.executable, "-m", package.name, "preview", "--port", port],
+            cwd=package.parent,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"error: port {port} cannot be used: ")
+    assert second.stderr.count("\n") == 1

@@ -1,95 +1,367 @@
-"""The page without Ray, loaded anew when a file of the package is saved, for who changes it.
+"""The page without Ray, loaded anew when a file of the package changes, for who changes it.
 
-It has the settings of `settings.py`, not those of a config.
+One process watches the files, and another one loads the page and serves it. While there is no
+page to serve, the first one says why in its place, so that a browser always has an answer.
 """
 
-import argparse
 import asyncio
+import faulthandler
+import html
+import importlib
+import inspect
 import os
+import pkgutil
+import signal
+import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from socket import create_server, socket
+from string import Template
+from threading import Thread
+from typing import TYPE_CHECKING, NamedTuple, get_type_hints
 
-import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.routing import Mount, Route
+from watchfiles import DefaultFilter, watch
 
-from .protocol import GenerationOptions, Model, Piece
+from .protocol import (
+    End,
+    GenerationOptions,
+    LoginError,
+    Message,
+    Model,
+    ModelError,
+    Piece,
+    StartError,
+)
 
-ENGINE_VARIABLE = "PREVIEW_ENGINE"
+if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
+
+HOST = "127.0.0.1"
+PACKAGE = Path(__file__).parents[1]
+POLL_MS = 100
+LOAD_SECONDS = 120
+ENGINE_LOAD_SECONDS = 600
+STOP_SECONDS = 3
 WORDS_PER_SECOND = 50
-LOAD_ANEW = """<script>
+VERSION_PATH = "/preview-version"
+LOAD_ANEW = Template("""<script>
     setInterval(async () => {
-        const answer = await fetch("started").catch(() => null)
-        if (answer?.ok && await answer.text() !== '"STARTED"') location.reload()
+        const answer = await fetch("$path", {cache: "no-store"}).catch(() => null)
+        if (answer?.ok && await answer.text() !== "$version") location.reload()
     }, 500)
-</script>"""
+</script>""")
+NOTICE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+    :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+    body { margin: 3rem auto; max-width: 60rem; padding: 0 1.5rem }
+    h1 { font-size: 1.5rem }
+    pre { font: 14px/1.6 ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap }
+    pre:empty { display: none }
+    .cause { color: light-dark(#b91c1c, #fca5a5); font-weight: 600 }
+    .traceback { background: light-dark(#f3f4f6, #1f2937); border-radius: 8px; padding: 1rem }
+</style>
+<h1>$title</h1>
+<pre class="cause">$cause</pre>
+<pre class="traceback">$traceback</pre>
+<p>The page is loaded anew when a file of its package changes.</p>
+$load_anew
+""")
 
 
 @dataclass(frozen=True)
 class Echo:
-    """Answers at once, with the words that it is asked."""
+    """Answers at once, with the words of the last message."""
 
     name: str
 
-    async def stream(self, prompt: str, options: GenerationOptions) -> AsyncGenerator[Piece, None]:
-        words = prompt.split() * options.max_new_tokens
-        for word in words[: options.max_new_tokens]:
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        asked = next(each.content for each in reversed(messages) if each.role == "user").split()
+        for word in (asked * options.max_new_tokens)[: options.max_new_tokens]:
             yield Piece(f"{word} ", 1)
             await asyncio.sleep(1 / WORDS_PER_SECOND)
+        yield End("length", prompt_tokens=len(asked))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.preview", description=__doc__)
-    parser.add_argument("--engine", action="store_true", help="with the models of the settings")
-    parser.add_argument("--port", type=int, default=7860, help="another than 7860")
-    arguments = parser.parse_args()
-    # The server is another process, which starts again with each change.
-    os.environ[ENGINE_VARIABLE] = "1" if arguments.engine else ""
-    print(f"http://127.0.0.1:{arguments.port}/", flush=True)
-    uvicorn.run(
-        f"{__package__}.preview:web",
-        factory=True,
-        port=arguments.port,
-        reload=True,
-        reload_dirs=[str(Path(__file__).parent)],
-        timeout_graceful_shutdown=1,
-        log_level="warning",
+class Failure(NamedTuple):
+    """Why there is no page."""
+
+    cause: str
+    traceback: str = ""
+
+
+def preview(build: str, *, engine: bool, port: int) -> None:
+    """Shows what `build` binds until it is interrupted.
+
+    Args:
+        build: its import path, `package.app:build`, since importing it may fail.
+        engine: whether the models answer, and not what stands in for them.
+
+    Raises:
+        StartError: the port cannot be used.
+    """
+    # SIGTERM ends it as Ctrl-C does, which a process in the background would ignore.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with _listen(port) as listening:
+        try:
+            _follow_changes(build, engine, listening)
+        except KeyboardInterrupt:
+            print("Stopped.", flush=True)
+
+
+def _follow_changes(build: str, engine: bool, listening: socket) -> None:
+    host, port = listening.getsockname()
+    shown: Page | Notice = Notice("The page is loaded", None, listening)
+    loading: Page | None = None
+    told = False
+    try:
+        changes = watch(
+            PACKAGE,
+            # Its other directories to ignore may be where the package is installed.
+            watch_filter=DefaultFilter(ignore_dirs=["__pycache__"]),
+            rust_timeout=POLL_MS,
+            yield_on_timeout=True,
+        )
+        # It watches from here on, so that no change is missed while the page is loaded.
+        next(changes)
+        loading = Page(build, engine, listening)
+        for changed in changes:
+            page = loading or shown
+            if changed:
+                if loading:
+                    loading.stop()
+                loading = Page(build, engine, listening)
+            elif isinstance(page, Page) and page.has_news():
+                failure = page.failure()
+                if failure:
+                    print(failure.traceback or failure.cause, file=sys.stderr, flush=True)
+                before = shown
+                shown = Notice("The page has an error", failure, listening) if failure else page
+                for each in {before, page} - {shown}:
+                    each.stop()
+                loading = None
+                if told and not failure:
+                    print("The page is loaded anew.", flush=True)
+                if not told:
+                    told = True
+                    print(f"The preview is up: http://{host}:{port}/", flush=True)
+                    print(f"It follows each change in {PACKAGE}. Ctrl-C stops it.", flush=True)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        shown.stop()
+        if loading:
+            loading.stop()
+
+
+def _listen(port: int) -> socket:
+    try:
+        return create_server((HOST, port))
+    except OverflowError as error:
+        raise StartError(f"port {port} is out of range; choose one below 65536.") from error
+    except OSError as error:
+        raise StartError(
+            f"port {port} cannot be used: {os.strerror(error.errno or 0)}. Stop what uses it, or add "
+            "--port with a free one."
+        ) from error
+
+
+class Page:
+    """A process that loads the page as the files are now, and serves it."""
+
+    def __init__(self, build: str, engine: bool, listening: socket) -> None:
+        spawn = get_context("spawn")
+        self._news, sender = spawn.Pipe(duplex=False)
+        self._process = spawn.Process(target=_serve_page, args=(build, engine, listening, sender))
+        # Ctrl-C in a terminal is sent to both processes, and it is this one that ends the other.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._process.start()
+        signal.signal(signal.SIGINT, handler)
+        sender.close()
+
+    def has_news(self) -> bool:
+        """Whether the page is up, could not be loaded, or ended."""
+        return self._news.poll()
+
+    def failure(self) -> Failure | None:
+        """Returns what the news are: why there is no page, or None where it is up."""
+        try:
+            failure: Failure | None = self._news.recv()
+        except EOFError:
+            self._process.join(STOP_SECONDS)
+            return Failure(
+                f"The page's process ended with exit status {self._process.exitcode}. "
+                "What it wrote in the terminal may say why."
+            )
+        return failure
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.join(STOP_SECONDS)
+        self._process.kill()
+        self._process.join()
+        self._news.close()
+
+
+class Notice:
+    """Answers every request in the place of the page."""
+
+    def __init__(self, title: str, failure: Failure | None, listening: socket) -> None:
+        version = _version()
+        page = NOTICE.substitute(
+            title=title,
+            cause=html.escape(failure.cause if failure else ""),
+            traceback=html.escape(failure.traceback if failure else ""),
+            load_anew=_load_anew(version),
+        )
+        answer = HTMLResponse(page, 500 if failure else 503, {"cache-control": "no-store"})
+        web = Starlette(
+            routes=[Route(VERSION_PATH, PlainTextResponse(version)), Mount("/", answer)],
+            # Source code is in it, which no other site may read under a name of its own.
+            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
+        )
+        self._server = uvicorn.Server(_server_config(web))
+        self._thread = Thread(target=self._server.run, args=([listening.dup()],))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def _version() -> str:
+    return f"{os.getpid()}.{time.time_ns()}"
+
+
+def _load_anew(version: str) -> str:
+    """Loads the page anew in a browser when another version is served."""
+    return LOAD_ANEW.substitute(path=VERSION_PATH, version=version)
+
+
+def _server_config(web: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(web, lifespan="on", log_level="warning", timeout_graceful_shutdown=1)
+
+
+class PageServer(uvicorn.Server):
+    """Says when it is up."""
+
+    def __init__(self, config: uvicorn.Config, news: Connection) -> None:
+        super().__init__(config)
+        self._news = news
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._news.send(None)
+
+
+def _serve_page(build: str, engine: bool, listening: socket, news: Connection) -> None:
+    # What the page itself starts can be interrupted: an ignored signal would be inherited.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    # Not at once, but after what it holds has been given back.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    # What never comes to an end says in the terminal where it is.
+    faulthandler.dump_traceback_later(ENGINE_LOAD_SECONDS if engine else LOAD_SECONDS, exit=True)
+    try:
+        web = load_page(build, engine=engine, version=_version())
+    except (StartError, ModelError, LoginError) as error:
+        news.send(Failure(str(error)))
+    except (Exception, SystemExit) as error:
+        news.send(_failure(error))
+    else:
+        faulthandler.cancel_dump_traceback_later()
+        PageServer(_server_config(web), news).run([listening])
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _failure(error: BaseException) -> Failure:
+    """Returns its traceback from where the team's files begin."""
+    machinery = {__file__, pkgutil.__file__, importlib.__file__}
+    frames = error.__traceback__
+    while frames:
+        file = frames.tb_frame.f_code.co_filename
+        if file not in machinery and not file.startswith("<frozen importlib"):
+            break
+        frames = frames.tb_next
+    [*_, cause] = traceback.format_exception_only(error)
+    text = "".join(traceback.format_exception(error.with_traceback(frames)))
+    return Failure(cause.strip(), text.rstrip())
+
+
+def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
+    """Mounts the page as its deployment does, but for the session cookie."""
+    bind = pkgutil.resolve_name(build)
+    # Here, because the process that watches the files does without Gradio.
+    from .http.ingress import PageIngress
+    from .http.mount import mount
+
+    application: Application = bind(get_type_hints(bind)["settings"]())
+    bound = application._bound_deployment
+    if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
+        raise StartError(
+            f"the preview shows a page of GradioServer, and {build} returns {bound.name}. "
+            "Return GradioServer.bind(…)."
+        )
+    given = inspect.signature(PageIngress).bind(*bound.init_args, **bound.init_kwargs)
+    given.apply_defaults()
+    arguments = given.arguments
+    launch = arguments["launch"]
+    web = mount(
+        _built(arguments["builder"], arguments["models"], engine=engine),
+        arguments["settings"],
+        replace(launch, head=(launch.head or "") + _load_anew(version)),
+        arguments["middleware"],
+        [Route(VERSION_PATH, PlainTextResponse(version)), *arguments["routes"]],
     )
+    # Else middleware that cannot be made would fail each request.
+    web.middleware_stack = web.build_middleware_stack()
+    return web
 
 
-def web() -> FastAPI:
-    settings = Settings()
-    started = str(time.time())
-    app = FastAPI()
-    app.get("/started")(lambda: started)
-    page = build_page(settings, load_models(settings))
-    gr.mount_gradio_app(
-        app,
-        page,
-        path="/",
-        theme=THEME,
-        css=CSS,
-        ssr_mode=False,
-        footer_links=["api"],
-        head=LOAD_ANEW.replace("STARTED", started),
-    )
-    print("The page is up, and follows each change.", flush=True)
-    return app
+def _built(
+    builder: "Callable[..., gr.Blocks]", deployments: Sequence["Application"], *, engine: bool
+) -> "gr.Blocks":
+    from .deployments.builders import PageOfModels
+
+    if not isinstance(builder, PageOfModels):
+        return builder(*map(_local_handle, deployments))
+    names = [model.name for model in builder.settings.models]
+    others = [each for each in deployments if each._bound_deployment.name not in names]
+    if engine:
+        # It loads the models of the settings where no handle is given for them.
+        return builder(*map(_local_handle, others))
+    names += [each._bound_deployment.name for each in others]
+    models: list[Model] = [Echo(name) for name in names]
+    return builder.build_page(builder.settings, models)
 
 
-def load_models(settings: Settings) -> Sequence[Model]:
-    if not os.environ.get(ENGINE_VARIABLE):
-        return [Echo(model.name) for model in settings.models]
-    from .engine import Engine
-    from .openai_server import OpenAIServer
+def _local_handle(application: "Application") -> "DeploymentHandle":
+    from ray import serve
 
-    return [
-        OpenAIServer(model) if model.base_url else Engine(model, settings.limits)
-        for model in settings.models
-    ]
-
-
-if __name__ == "__main__":
-    main()
+    return serve.run(application, _local_testing_mode=True)

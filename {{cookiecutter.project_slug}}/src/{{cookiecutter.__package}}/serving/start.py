@@ -6,6 +6,7 @@ It is `serve run` with checks before, a bounded wait for the page, and an exit s
 import argparse
 import errno
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -55,7 +56,11 @@ class Cluster:
     """Where Prometheus finds them, of the same node."""
 
 
-def main(build: Callable[..., Application]) -> int:
+def main(import_path: str) -> int:
+    """Starts what `build` binds, or shows it: `import_path` names it, `package.app:build`."""
+    if sys.argv[1:2] == ["preview"]:
+        return _preview(import_path)
+    build: Callable[..., Application] = pkgutil.resolve_name(import_path)
     arguments = _arguments(build)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A process that a script starts in the background would ignore Ctrl-C.
@@ -67,6 +72,27 @@ def main(build: Callable[..., Application]) -> int:
         return 1
     except KeyboardInterrupt:
         print("Stopped.")
+    return 0
+
+
+def _preview(import_path: str) -> int:
+    # Here, because only who changes the page needs it.
+    from .preview import preview
+
+    parser = argparse.ArgumentParser(
+        f"python -m {import_path.partition('.')[0]} preview",
+        description="Shows the page without Ray, and follows each change of it, until Ctrl-C.",
+    )
+    parser.add_argument(
+        "--engine", action="store_true", help="with the models, not with what stands in for them"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="another than 7860")
+    arguments = parser.parse_args(sys.argv[2:])
+    try:
+        preview(import_path, engine=arguments.engine, port=arguments.port)
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
