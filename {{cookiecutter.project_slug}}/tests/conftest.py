@@ -34,10 +34,18 @@ def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The application, one that counts and has a login, and a chat, on one cluster.
+def kept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the served pages of files keep them."""
+    return tmp_path_factory.mktemp("kept")
 
-    All are behind a route prefix, where a page has more to get right than at the root.
+
+@pytest.fixture(scope="session")
+def served_pages(
+    tiny_decoder: Path, kept_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The application, one that counts and has a login, a chat, and two of files, on one cluster.
+
+    All but one are behind a route prefix, where a page has more to get right than at the root.
     """
     config = config_of(tiny_decoder, free_port())
     [application] = config["applications"]
@@ -63,8 +71,17 @@ def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
         "args": {"models": application["args"]["models"]},
         "deployments": [{**page, "num_replicas": 1}],
     }
+    keeping = {**counting["runtime_env"]["env_vars"], "GRADIO_TEMP_DIR": str(kept_files)}
+    files = {
+        **chat,
+        "name": "files",
+        "route_prefix": "/",
+        "import_path": "tests.file_page:build",
+        "runtime_env": {"env_vars": keeping},
+    }
+    files_behind = {**files, "name": "files-behind", "route_prefix": "/files/behind"}
     application["args"]["mcp"] = True
-    config["applications"] += [counting, chat]
+    config["applications"] += [counting, chat, files, files_behind]
     config["logging_config"] = {"encoding": "JSON"}
     config["tracing_config"] = {"enabled": True, "sampling_ratio": 1.0}
     directory, variables = tmp_path_factory.mktemp("served"), {"PAGE_PASSWORD": PASSWORD}
@@ -86,6 +103,16 @@ def counting(served_pages: Served) -> str:
 @pytest.fixture
 def chat(served_pages: Served) -> str:
     return served_pages.addresses[2]
+
+
+@pytest.fixture
+def files(served_pages: Served) -> str:
+    return served_pages.addresses[3]
+
+
+@pytest.fixture
+def files_behind_a_prefix(served_pages: Served) -> str:
+    return served_pages.addresses[4]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS, guard, refuse_files
+from .mount import mount
 from .page import CSS, THEME
 from .routing import SessionCookie, SessionRouter
 from .settings import PAGE_DEPLOYMENT, Settings
@@ -51,20 +52,7 @@ class PageIngress(GradioIngress):
             from .mcp_server import offer_tools
 
             offer_tools(web, page)
-        gr.mount_gradio_app(
-            web,
-            page,
-            path="/",
-            theme=THEME,
-            css=CSS,
-            ssr_mode=False,
-            footer_links=["api"],
-            run_history=False,
-            # Of the page's own errors a reader sees gr.Error alone; others may tell a path.
-            show_error=False,
-            mcp_server=False,
-            max_file_size=settings.limits.request_bytes,
-        )
+        mount(web, page, settings, theme=THEME, css=CSS)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.
         super(GradioIngress, self).__init__(web)

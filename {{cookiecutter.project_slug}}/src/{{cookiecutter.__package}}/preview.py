@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
 from .answers import Model, Piece
+from .mount import mount
 from .page import CSS, THEME, build_page
 from .settings import GenerationOptions, Settings
 
@@ -67,15 +67,14 @@ def web() -> FastAPI:
     app = FastAPI()
     app.get("/started")(lambda: started)
     page = build_page(settings, load_models(settings))
-    gr.mount_gradio_app(
+    mount(
         app,
         page,
-        path="/",
+        settings,
         theme=THEME,
         css=CSS,
-        ssr_mode=False,
-        footer_links=["api"],
         head=LOAD_ANEW.replace("STARTED", started),
+        show_error=True,
     )
     print("The page is up, and follows each change.", flush=True)
     return app

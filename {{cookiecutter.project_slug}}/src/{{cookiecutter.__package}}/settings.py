@@ -4,9 +4,17 @@
 A Serve config changes any of it under `args:`, with the same names.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 {% if cookiecutter.models == "bundled" %}
 BUNDLED = "bundled:SmolLM2-135M-Instruct"
@@ -19,6 +27,13 @@ ANSWERS_AT_FULL_PACE = 2
 SLOWEST_PACE = 5
 
 
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{path} is not absolute; write it from / on")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 Origin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
 
 
@@ -195,6 +210,10 @@ class Settings(Strict):
     """Whether the log holds what was asked, beside who answered and how fast."""
     embedded_in: tuple[Origin, ...] = ()
     """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""
+    allowed_paths: tuple[AbsolutePath, ...] = ()
+    """Files and directories that every visitor may read, and the page's functions may return."""
+    blocked_paths: tuple[AbsolutePath, ...] = ()
+    """Files and directories that no visitor reads, wherever they are."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
