@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .hosts import OwnSite
 from .login import Login, read_credentials
 from .logs import logger
 from .settings import Settings
@@ -30,12 +31,12 @@ def guard(web: FastAPI, settings: Settings) -> None:
     """
     # With no origin allowed; Gradio itself would allow all of them.
     web.add_middleware(CORSMiddleware)
-    web.add_middleware(OwnSite)
     web.add_middleware(Unprocessable)
     web.add_middleware(QueueLimit)
     web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
         web.add_middleware(Login, credentials=read_credentials(settings.login_user))
+    web.add_middleware(OwnSite, hosts=settings.hosts)
     web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
 
 
@@ -49,25 +50,6 @@ def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
     if not any(value_is_file(component.api_info()) for component in taking):
         refusal = JSONResponse({"detail": "This page takes no files."}, 404)
         web.add_route(f"{API_PREFIX}/upload", lambda _: refusal, methods=["POST"])
-
-
-class OwnSite:
-    """Refuses with 403 what comes from another site, as browsers say.
-
-    They send a form, with a file say, to any site without asking it first. Over plain HTTP they
-    do not say where it comes from, except to their own machine.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sender = Headers(scope=scope).get("sec-fetch-site") if scope["type"] == "http" else None
-        if sender in ("cross-site", "same-site") and scope["method"] not in ("GET", "HEAD"):
-            detail = "Another site may not send this."
-            await JSONResponse({"detail": detail}, 403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
 
 class BodyLimit:

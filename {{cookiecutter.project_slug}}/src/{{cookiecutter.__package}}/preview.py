@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from .answers import Model, Piece
+from .guard import guard
 from .mount import mount
 from .page import CSS, THEME, build_page
 from .settings import GenerationOptions, Settings
@@ -65,6 +66,7 @@ def web() -> FastAPI:
     settings = Settings()
     started = str(time.time())
     app = FastAPI()
+    guard(app, settings)
     app.get("/started")(lambda: started)
     page = build_page(settings, load_models(settings))
     mount(

@@ -34,6 +34,10 @@ def _absolute(path: Path) -> Path:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Host = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"),
+]
 Origin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
 
 
@@ -208,6 +212,10 @@ class Settings(Strict):
     """Whether clients of the Model Context Protocol find the page's function at `/mcp`."""
     log_prompts: bool = False
     """Whether the log holds what was asked, beside who answered and how fast."""
+    hosts: tuple[Host, ...] = ()
+    """Names by which browsers reach the page, of a proxy before it too: `page.example.org`,
+    `*.example.org`, with a port where only that one is right. Its addresses and localhost need
+    none."""
     embedded_in: tuple[Origin, ...] = ()
     """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""
     allowed_paths: tuple[AbsolutePath, ...] = ()
