@@ -208,6 +208,21 @@ def test_a_request_that_makes_no_sense_is_told_so(
     assert small_page.post("/gradio_api/run/divide", json={"data": [2]}).json()["data"] == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("call/secret-whale", {"data": []}),
+        ("run/divide", {"data": [{"secret-whale": 1}]}),
+        ("run/divide", {"data": "secret-whale"}),
+    ],
+)
+def test_the_log_repeats_nothing_of_a_request_that_makes_no_sense(
+    small_page: TestClient, path: str, body: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert small_page.post(f"/gradio_api/{path}", json=body).status_code == 422
+    assert "secret-whale" not in caplog.text
+
+
 def test_a_reason_of_the_page_is_told_and_one_of_python_is_not(small_page: TestClient) -> None:
     answer = small_page.post("/gradio_api/run/refuse", json={"data": []})
     assert answer.json()["error"] == "Not on Sundays."

@@ -12,7 +12,7 @@ from ray.serve.metrics import Counter
 
 from .answers import Piece
 from .errors import BusyError, GenerationError, InterruptionError
-from .logs import request_id
+from .logs import clean_request_ids, request_id
 from .settings import GenerationOptions, Limits, ModelSettings
 from .telemetry import Metered, answers_counter
 
@@ -24,6 +24,7 @@ class ModelReplica:
         # Here, so that a process which only binds the graph does without torch.
         from .engine import Engine
 
+        clean_request_ids()
         self._engine = Engine(model, limits)
         self._metered = Metered(self._engine, log_prompts=log_prompts)
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .hosts import OwnSite
 from .login import Login, read_credentials
-from .logs import logger
+from .logs import logger, where
 from .settings import Settings
 
 RETRY_SECONDS = 5
@@ -147,7 +147,8 @@ class Unprocessable:
         except self.ERRORS as error:
             if not failure:
                 raise
-            logger.warning("%s %r makes no sense: %r", scope["method"], scope["path"], error)
+            # Neither the path nor the error's own text, which may repeat what was sent.
+            logger.warning("A request makes no sense: %s", where(error))
             detail = "The page has nothing of that name, or cannot read what it was sent."
             await JSONResponse({"detail": detail}, 422)(scope, receive, send)
         except Exception:

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS, guard, refuse_files
+from .logs import clean_request_ids
 from .mount import mount
 from .page import CSS, THEME
 from .routing import SessionCookie, SessionRouter
@@ -40,6 +41,7 @@ class PageIngress(GradioIngress):
         # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
+        clean_request_ids()
         web = FastAPI(openapi_url=None)
         guard(web, settings)
         web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))

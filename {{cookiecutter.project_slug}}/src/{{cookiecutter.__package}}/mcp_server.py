@@ -21,7 +21,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, Streamable
 from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, TextContent, Tool
 from starlette.routing import Route
 
-from .logs import logger, request_id
+from .logs import keep_request_id, logger
 
 PATH = "/mcp"
 
@@ -109,7 +109,7 @@ def _server(title: str, offers: dict[str, Offer]) -> Server:
         if called.name not in offers:
             return _failure(f"There is no tool {called.name}. There are: {', '.join(offers)}.")
         offer, arguments = offers[called.name], called.arguments or {}
-        request_id.set(context.request.headers.get("x-request-id", ""))
+        keep_request_id(context.request.headers)
         texts: list[object] = []
         progress = 0
         try:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from .answers import Answer, Model, State, fan_out
 from .browser import END_OF_MARKING, MARK_STOPPED, fill_at_start, make_link
-from .logs import logger, request_id
+from .logs import keep_request_id, logger, request_id
 from .settings import SESSION_LOST, GenerationOptions, Limits, Settings
 from .task import BUTTON, EXAMPLES, PROMPT_LABEL, PROMPT_PLACEHOLDER
 
@@ -65,7 +65,7 @@ def build_page(settings: Settings, models: Sequence[Model]) -> gr.Blocks:
         request: gr.Request | None,
     ) -> AsyncGenerator[list[Answer], None]:
         if request is not None:
-            request_id.set(request.headers.get("x-request-id", ""))
+            keep_request_id(request.headers)
             if SESSION_LOST in request.headers:
                 gr.Warning(SESSION_LOST_WARNING, title="A new session")
         check_prompt(prompt, limits)
