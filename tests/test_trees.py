@@ -15,15 +15,17 @@ ALWAYS = set(
     src/our_app/__init__.py src/our_app/__main__.py src/our_app/answers.py src/our_app/app.py
     src/our_app/attention.py src/our_app/browser.py src/our_app/decoders.py
     src/our_app/disconnects.py src/our_app/encoder_decoders.py src/our_app/engine.py
-    src/our_app/errors.py src/our_app/generation.py src/our_app/guard.py src/our_app/ingress.py
-    src/our_app/login.py src/our_app/logs.py src/our_app/mcp_server.py src/our_app/openai_server.py
+    src/our_app/errors.py src/our_app/generation.py src/our_app/guard.py src/our_app/hosts.py
+    src/our_app/ingress.py src/our_app/login.py src/our_app/logs.py src/our_app/mcp_server.py
+    src/our_app/mount.py src/our_app/openai_server.py
     src/our_app/page.py src/our_app/preview.py src/our_app/routing.py src/our_app/sampling.py
     src/our_app/settings.py src/our_app/task.py src/our_app/telemetry.py src/our_app/weights.py
     tests/__init__.py tests/chat_page.py tests/conftest.py tests/counting_page.py
-    tests/loopback_hub.py
+    tests/file_page.py tests/loopback_hub.py
     tests/pictures.py tests/servers.py tests/stand_ins.py tests/test_answers.py tests/test_app.py
     tests/test_config.py tests/test_disconnects.py tests/test_engine.py tests/test_guard.py
-    tests/test_mcp_server.py tests/test_openai_server.py tests/test_page.py tests/test_preview.py
+    tests/test_hosts.py tests/test_logs.py tests/test_mcp_server.py tests/test_mount.py
+    tests/test_openai_server.py tests/test_page.py tests/test_preview.py
     tests/test_routing.py tests/test_sampling.py tests/test_served.py tests/test_sessions.py
     tests/test_settings.py tests/test_start.py tests/test_telemetry.py tests/test_weights.py
     tests/tiny_models.py

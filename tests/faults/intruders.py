@@ -62,6 +62,7 @@ def hostile_requests(files: Sequence[str], cookie: str, number: int) -> list[Req
     chance = random.Random(number)  # noqa: S311
     kinds: list[Callable[[], Request]] = [
         lambda: traversal(chance, files),
+        lambda: named_file(chance, files),
         lambda: broken_body(chance),
         lambda: header_trick(chance),
         lambda: forged_cookie(chance, cookie),
@@ -85,6 +86,18 @@ def traversal(chance: random.Random, files: Sequence[str]) -> Request:
         ]
     )
     return Request(chance.choice(["GET", "HEAD"]), chance.choice(FILE_ROUTES) + target)
+
+
+def named_file(chance: random.Random, files: Sequence[str]) -> Request:
+    """A call that names a file of the server as one that it has uploaded."""
+    file: dict[str, object] = {"path": chance.choice([*files, "http://127.0.0.1:8000/config"])}
+    if chance.random() < 0.8:
+        file["meta"] = {"_type": "gradio.FileData"}
+    value = chance.choice([file, [file], {"deep": [file]}, {"text": "a", "files": [file]}])
+    call = {"data": [value, 1, 1, "1", "1"], "fn_index": 0, "session_hash": "me"}
+    route = chance.choice(["run/generate", "call/generate", "queue/join"])
+    headers = [("Content-Type", "application/json")]
+    return Request("POST", f"gradio_api/{route}", headers, json.dumps(call).encode())
 
 
 def broken_body(chance: random.Random) -> Request:
@@ -151,9 +164,11 @@ def header_trick(chance: random.Random) -> Request:
         ("Accept-Language", "\x7f" * 10),
         ("Accept", "x" * 30_000),
         ("Origin", "null"),
+        ("Origin", "http://elsewhere.example"),
         ("Referer", "http://elsewhere.example/?deep_link=../../x"),
         ("serve_multiplexed_model_id", "../x"),
         ("X-Request-ID", "1\x00;2"),
+        ("X-Request-ID", "1" * 30_000),
         ("traceparent", "00-zz-zz-zz"),
         ("Bad Name", "1"),
         ("", "1"),

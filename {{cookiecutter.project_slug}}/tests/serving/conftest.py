@@ -20,11 +20,18 @@ def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A page that compares two models, one that counts and has a login, and a chat.
+def kept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the served pages of files keep them."""
+    return tmp_path_factory.mktemp("kept")
 
-    All are on one cluster and behind a route prefix, where a page has more to get right than at
-    the root.
+
+@pytest.fixture(scope="session")
+def served_pages(
+    tiny_decoder: Path, kept_files: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """Pages that compare models, count behind a login, chat, and take files, on one cluster.
+
+    All but one are behind a route prefix, where a page has more to get right than at the root.
     """
     arguments = {"title": "Words", "description": "", "mcp": True}
     models = [{"name": name, "source": str(tiny_decoder)} for name in MODELS]
@@ -45,6 +52,8 @@ def served_pages(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
                 "counting", "/counting", {"login_user": USER}, {"GradioServer": PAGE_REPLICAS}
             ),
             application("chat", "/chat", {}, {"GradioServer": 1}),
+            keeping(kept_files, application("file", "/", {}, {"GradioServer": 1})),
+            keeping(kept_files, application("file", "/files/behind", {}, {"GradioServer": 1})),
         ],
     }
     directory, variables = tmp_path_factory.mktemp("served"), {"PAGE_PASSWORD": PASSWORD}
@@ -69,6 +78,13 @@ def application(
     }
 
 
+def keeping(directory: Path, application: dict[str, Any]) -> dict[str, Any]:
+    """Returns the application with a directory for its files, and a name by its prefix."""
+    variables = {**application["runtime_env"]["env_vars"], "GRADIO_TEMP_DIR": str(directory)}
+    name = f"files{application['route_prefix'].replace('/', '-')}"
+    return {**application, "name": name, "runtime_env": {"env_vars": variables}}
+
+
 @pytest.fixture
 def words(served_pages: Served) -> str:
     """Address of the page that compares."""
@@ -83,3 +99,13 @@ def counting(served_pages: Served) -> str:
 @pytest.fixture
 def chat(served_pages: Served) -> str:
     return served_pages.addresses[2]
+
+
+@pytest.fixture
+def files(served_pages: Served) -> str:
+    return served_pages.addresses[3]
+
+
+@pytest.fixture
+def files_behind_a_prefix(served_pages: Served) -> str:
+    return served_pages.addresses[4]

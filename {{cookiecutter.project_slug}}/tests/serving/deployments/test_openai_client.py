@@ -153,7 +153,7 @@ async def test_an_option_that_the_server_does_not_take_is_named_and_logged(
     loopback.status, loopback.param = 400, "max_tokens"
     with pytest.raises(InterruptionError, match="whale does not take max_tokens"):
         await anext(model.stream(user("Hello"), OPTIONS))
-    assert "BadRequestError: None, max_tokens" in caplog.text
+    assert "BadRequestError: 400, None, max_tokens" in caplog.text
     assert "secret" not in caplog.text
 
 

@@ -17,6 +17,7 @@ from {{ cookiecutter.__package }}.serving.http.guard import BodyLimit, guard, re
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings, RequestLimits
 from {{ cookiecutter.__package }}.serving.protocol import LoginError
 
+HERE = "http://localhost"
 PASSWORD = "a wet whale"  # noqa: S105
 
 
@@ -28,7 +29,7 @@ def page_behind(settings: HttpSettings) -> TestClient:
         return len(await request.body())
 
     guard(web, settings)
-    return TestClient(web)
+    return TestClient(web, base_url=HERE)
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -160,7 +161,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     with gr.Blocks() as blocks:
         gr.Button("Wait").click(lambda: refused.wait(60), api_name="wait")
     gr.mount_gradio_app(web, blocks.queue(max_size=1), path="/", ssr_mode=False)
-    with TestClient(web) as page:
+    with TestClient(web, base_url=HERE) as page:
         call = {"data": [], "fn_index": 0, "session_hash": "me"}
         answers = [page.post("/gradio_api/queue/join", json=call) for _ in range(4)]
         refused.set()
@@ -180,7 +181,7 @@ def small_page() -> Iterator[TestClient]:
         gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
         gr.Button("Refuse").click(refuse, api_name="refuse")
     gr.mount_gradio_app(web, blocks, path="/", ssr_mode=False, show_error=False)
-    with TestClient(web, raise_server_exceptions=False) as page:
+    with TestClient(web, base_url=HERE, raise_server_exceptions=False) as page:
         yield page
 
 
@@ -207,6 +208,21 @@ def test_a_request_that_makes_no_sense_is_told_so(
     assert small_page.post("/gradio_api/run/divide", json={"data": [2]}).json()["data"] == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("call/secret-whale", {"data": []}),
+        ("run/divide", {"data": [{"secret-whale": 1}]}),
+        ("run/divide", {"data": "secret-whale"}),
+    ],
+)
+def test_the_log_repeats_nothing_of_a_request_that_makes_no_sense(
+    small_page: TestClient, path: str, body: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert small_page.post(f"/gradio_api/{path}", json=body).status_code == 422
+    assert "secret-whale" not in caplog.text
+
+
 def test_a_reason_of_the_page_is_told_and_one_of_python_is_not(small_page: TestClient) -> None:
     answer = small_page.post("/gradio_api/run/refuse", json={"data": []})
     assert answer.json()["error"] == "Not on Sundays."
@@ -222,7 +238,7 @@ def test_an_error_of_the_server_stays_one() -> None:
 
     guard(web, HttpSettings())
     web.mount("/", mounted)
-    assert TestClient(web, raise_server_exceptions=False).get("/").status_code == 500
+    assert TestClient(web, base_url=HERE, raise_server_exceptions=False).get("/").status_code == 500
 
 
 def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
@@ -237,7 +253,7 @@ def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
             "access-control-request-method": "POST",
         },
     )
-    assert preflight.status_code == 400
+    assert preflight.status_code == 403
 
 
 def test_a_site_that_the_settings_name_may_frame_the_page() -> None:

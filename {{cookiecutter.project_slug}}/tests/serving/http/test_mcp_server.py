@@ -122,8 +122,8 @@ async def remember(text: str, before: str) -> AsyncGenerator[str, None]:
 
 @pytest.mark.parametrize(
     ("function", "inputs"),
-    [(shout, ["text"]), (remember, ["text", "state"])],
-    ids=["no generator", "a state"],
+    [(shout, ["text"]), (remember, ["text", "state"]), (remember, ["text", "file"])],
+    ids=["no generator", "a state", "a file"],
 )
 def test_a_function_that_cannot_be_a_tool_is_refused_with_a_way_out(
     function: Callable[..., object], inputs: list[str]

@@ -1,14 +1,17 @@
 """The cookie that names a page replica. `test_sessions.py` sees the router honour it."""
 
+import pickle
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 
-from starlette.requests import Request
+import pytest
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from {{ cookiecutter.__package }}.serving.http.sessions import SessionCookie
+from {{ cookiecutter.__package }}.serving.http.sessions import SessionCookie, SessionRouter, session_cookie
 from {{ cookiecutter.__package }}.serving.protocol import SESSION_LOST
 
 
@@ -61,3 +64,67 @@ def test_broken_cookies_of_others_are_passed_over() -> None:
         "/", headers={"cookie": 'a b=c"; =; replica-my-app=first.1; \x7f=1'}
     )
     assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "first",
+        "first.",
+        ".1",
+        "first.1.1",
+        "first.x",
+        "first.11111111111111111",
+        "../first.1",
+        "first.1%0a",
+        "f" * 65 + ".1",
+        "first." + "1" * 2**20,
+    ],
+)
+def test_a_cookie_that_the_page_never_set_is_none(value: str) -> None:
+    headers = [(b"cookie", f"replica-my-app={value}".encode())]
+    request = HTTPConnection({"type": "http", "headers": headers})
+    assert session_cookie(request, "my app") is None
+    answer = replica("second").get("/", headers={"cookie": f"replica-my-app={value}"})
+    assert answer.json() is False
+    assert "replica-my-app=second." in answer.headers["set-cookie"]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request, as Serve's proxy hands it to a router."""
+
+    asgi_scope: Scope
+
+
+@dataclass(frozen=True)
+class Named:
+    unique_id: str
+
+
+@dataclass(frozen=True)
+class RunningReplica:
+    replica_id: Named
+
+
+async def test_the_router_keeps_no_cookie_that_the_page_never_set() -> None:
+    router = object.__new__(SessionRouter)
+    router.initialize_state()
+    router._deployment_id = SimpleNamespace(app_name="my app")
+    router._replica_queue_len_cache = dict[Named, int]()
+    first = RunningReplica(Named("first"))
+
+    async def choose(cookie: bytes) -> None:
+        headers = [(b"cookie", b"replica-my-app=" + cookie)]
+        sent = pickle.dumps(Sent({"type": "http", "path": "/", "headers": headers}))
+        metadata = SimpleNamespace(is_http_request=True)
+        request = SimpleNamespace(metadata=metadata, args=[sent])
+        assert await router.choose_replicas([first], request) == [[first]]
+
+    for number in range(300):
+        await choose(b"%d" % number * 2**16)
+        await choose(b"first.%d" % number * 2**16)
+    assert router._began == {}
+    await choose(b"first.1")
+    assert router._began == {"first.1": first}

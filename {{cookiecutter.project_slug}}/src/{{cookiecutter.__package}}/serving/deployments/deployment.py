@@ -8,7 +8,7 @@ from ray.serve import Application
 
 from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import End, GenerationOptions, Message, Piece
-from ..telemetry.logs import request_id
+from ..telemetry.logs import clean_request_ids, request_id
 from ..telemetry.metrics import Metered
 from .settings import ModelsSettings
 
@@ -22,6 +22,7 @@ class ModelReplica:
         # Here, so that a process which only binds the graph does without torch.
         from ..engine.engine import Engine
 
+        clean_request_ids()
         self._engine = Engine(model, limits)
         self._metered = Metered(self._engine, log_prompts=log_prompts)
 

@@ -14,7 +14,7 @@ from ..protocol import (
     Piece,
     PromptError,
 )
-from ..telemetry.logs import logger, request_id
+from ..telemetry.logs import clean, logger, request_id
 from .settings import ModelSettings
 
 CONNECT_SECONDS = 10.0
@@ -77,12 +77,15 @@ class OpenAIClient:
             raise self._explained(error) from error
 
     def _log(self, error: openai.OpenAIError) -> None:
+        # What a server says of it may repeat the prompt.
         match error:
-            case openai.BadRequestError() | openai.UnprocessableEntityError():
-                # What a server says of it may repeat the prompt.
-                reason = f"{error.code}, {error.param}"
+            case openai.APIConnectionError():
+                reason = repr(error.__cause__)
+            case openai.APIError():
+                status = getattr(error, "status_code", None)
+                reason = f"{status}, {clean(str(error.code))}, {clean(str(error.param))}"
             case _:
-                reason = str(error)
+                reason = "the client gave up"
         facts = {"request": request_id.get(), "model": self.name}
         logger.warning("%s: %s: %s", self.name, type(error).__name__, reason, extra=facts)
 

@@ -6,7 +6,7 @@ import re
 from ray.exceptions import RayActorError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..telemetry.logs import logger
+from ..telemetry.logs import logger, where
 
 ANSWER_STREAM = re.compile("/gradio_api/(queue/data|call/.+/.+)$")
 
@@ -64,7 +64,7 @@ class LeftStreams:
     def _ended(self, stream: asyncio.Task[None]) -> None:
         self._ending.remove(stream)
         if not stream.cancelled() and (error := stream.exception()):
-            logger.warning("The stream of a reader who left ended with %r", error)
+            logger.warning("The stream of a reader who left ended: %s", where(error))
 
 
 async def _disconnected(receive: Receive) -> None:

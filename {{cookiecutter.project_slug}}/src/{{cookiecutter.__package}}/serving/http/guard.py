@@ -14,7 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..telemetry.logs import logger
+from ..telemetry.logs import logger, where
+from .hosts import OwnSite
 from .login import Login, read_credentials
 from .settings import HttpSettings
 
@@ -30,12 +31,12 @@ def guard(web: FastAPI, settings: HttpSettings) -> None:
     """
     # With no origin allowed; Gradio itself would allow all of them.
     web.add_middleware(CORSMiddleware)
-    web.add_middleware(OwnSite)
     web.add_middleware(Unprocessable)
     web.add_middleware(QueueLimit)
     web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
         web.add_middleware(Login, credentials=read_credentials(settings.login_user))
+    web.add_middleware(OwnSite, hosts=settings.hosts)
     web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
 
 
@@ -49,25 +50,6 @@ def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
     if not any(value_is_file(component.api_info()) for component in taking):
         refusal = JSONResponse({"detail": "This page takes no files."}, 404)
         web.add_route(f"{API_PREFIX}/upload", lambda _: refusal, methods=["POST"])
-
-
-class OwnSite:
-    """Refuses with 403 what comes from another site, as browsers say.
-
-    They send a form, with a file say, to any site without asking it first. Over plain HTTP they
-    do not say where it comes from, except to their own machine.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sender = Headers(scope=scope).get("sec-fetch-site") if scope["type"] == "http" else None
-        if sender in ("cross-site", "same-site") and scope["method"] not in ("GET", "HEAD"):
-            detail = "Another site may not send this."
-            await JSONResponse({"detail": detail}, 403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
 
 class BodyLimit:
@@ -165,7 +147,8 @@ class Unprocessable:
         except self.ERRORS as error:
             if not failure:
                 raise
-            logger.warning("%s %r makes no sense: %r", scope["method"], scope["path"], error)
+            # Neither the path nor the error's own text, which may repeat what was sent.
+            logger.warning("A request makes no sense: %s", where(error))
             detail = "The page has nothing of that name, or cannot read what it was sent."
             await JSONResponse({"detail": detail}, 422)(scope, receive, send)
         except Exception:
@@ -193,7 +176,10 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    # A header of your own stays.
+                    headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from ..protocol import PAGE_DEPLOYMENT
+from ..telemetry.logs import clean_request_ids
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS
 from .launch import Launch
@@ -50,6 +51,7 @@ class PageIngress(GradioIngress):
         # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
+        clean_request_ids()
         web = mount(builder(*models), settings, launch, middleware, routes)
         web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
         web.add_middleware(LeftStreams)

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from gradio.components import Component
+from gradio_client.utils import value_is_file
 from jsonschema import ValidationError, validate
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
@@ -20,7 +21,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, Streamable
 from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, TextContent, Tool
 from starlette.routing import Route
 
-from ..telemetry.logs import logger, request_id
+from ..telemetry.logs import keep_request_id, logger
 
 PATH = "/mcp"
 
@@ -48,7 +49,7 @@ def offers_of(page: gr.Blocks) -> Iterator[Offer]:
     """Yields each function that has a name in the page's API.
 
     Raises:
-        TypeError: it is no asynchronous generator, or takes the state of a session.
+        TypeError: it is no asynchronous generator, or takes the state of a session, or a file.
     """
     endpoints = page.get_api_info()["named_endpoints"]
     for each in page.fns.values():
@@ -56,10 +57,12 @@ def offers_of(page: gr.Blocks) -> Iterator[Offer]:
         if endpoint is None:
             continue
         stateful = any(isinstance(component, gr.State) for component in each.inputs)
-        if stateful or not inspect.isasyncgenfunction(each.fn):
+        # A tool's arguments go past Gradio, which checks what a caller names as a file.
+        files = any(value_is_file(parameter["type"]) for parameter in endpoint["parameters"])
+        if stateful or files or not inspect.isasyncgenfunction(each.fn):
             raise TypeError(
-                f"The page's function {each.api_name} cannot be a tool: it takes a gr.State, or is "
-                "no asynchronous generator. Change it, or leave mcp out of the settings."
+                f"The page's function {each.api_name} cannot be a tool: it takes a gr.State or a "
+                "file, or is no asynchronous generator. Change it, or leave mcp out of the settings."
             )
         returned = ", ".join(value["label"] for value in endpoint["returns"])
         tool = Tool(
@@ -106,7 +109,7 @@ def _server(title: str, offers: dict[str, Offer]) -> Server:
         if called.name not in offers:
             return _failure(f"There is no tool {called.name}. There are: {', '.join(offers)}.")
         offer, arguments = offers[called.name], called.arguments or {}
-        request_id.set(context.request.headers.get("x-request-id", ""))
+        keep_request_id(context.request.headers)
         texts: list[object] = []
         progress = 0
         try:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from .files import check_files
 from .guard import guard, refuse_files
 from .launch import Launch
 from .settings import HttpSettings
@@ -39,6 +40,7 @@ def mount(
         from .mcp_server import offer_tools
 
         offer_tools(web, page)
+    check_files(page)
     gr.mount_gradio_app(
         web,
         page,

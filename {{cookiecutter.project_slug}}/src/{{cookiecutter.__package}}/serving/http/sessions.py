@@ -35,6 +35,9 @@ LEAVING_SECONDS = 10.0
 REMEMBERED = 10_000
 """Sessions of which a router knows who has begun their last call."""
 
+COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}\.[0-9a-f]{1,16}", re.ASCII)
+"""The replica's name and the session's. What looks otherwise is none of ours, and not kept."""
+
 FOLLOWS_A_CALL = re.compile("/gradio_api/(queue/data|cancel|reset|file=|call/[^/]+/.)")
 """Paths that ask for what the session's last call has begun."""
 
@@ -70,11 +73,11 @@ class SessionRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         request = _http_request(pending_request)
-        cookie = request and request.cookies.get(cookie_name(self.app_name))
+        cookie = None if request is None else session_cookie(request, self.app_name)
         staying = [
             replica for replica in candidate_replicas if replica.replica_id not in self._leaving
         ]
-        if request is None or not cookie:
+        if request is None or cookie is None:
             return [[self._next(staying)]] if staying else []
         if FOLLOWS_A_CALL.search(request.scope["path"]):
             began = self._began.get(cookie)
@@ -134,6 +137,11 @@ def cookie_name(application: str) -> str:
     return f"replica-{re.sub('[^A-Za-z0-9]', '-', application)}"
 
 
+def session_cookie(request: HTTPConnection, application: str) -> str | None:
+    cookie = request.cookies.get(cookie_name(application), "")
+    return cookie if COOKIE.fullmatch(cookie) else None
+
+
 def replica_of(cookie: str) -> str:
     """A cookie has the name of the replica and one of the session, with a dot between."""
     return cookie.partition(".")[0]
@@ -173,7 +181,7 @@ class SessionCookie:
             return
         replica = self._context()
         name = cookie_name(replica.app_name)
-        cookie = HTTPConnection(scope).cookies.get(name)
+        cookie = session_cookie(HTTPConnection(scope), replica.app_name)
         if cookie is not None and replica_of(cookie) == replica.replica_tag:
             await self._app(scope, receive, send)
             return

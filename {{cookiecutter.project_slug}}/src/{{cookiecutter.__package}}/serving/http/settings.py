@@ -9,6 +9,12 @@ from ..protocol import Strict
 Origin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
 
 
+Host = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"),
+]
+
+
 class RequestLimits(Strict):
     """What one HTTP request may hold."""
 
@@ -24,5 +30,9 @@ class HttpSettings(Strict):
     """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`."""
     mcp: bool = False
     """Whether clients of the Model Context Protocol find the page's function at `/mcp`."""
+    hosts: tuple[Host, ...] = ()
+    """Names by which browsers reach the page, of a proxy before it too: `page.example.org`,
+    `*.example.org`, with a port where only that one is right. Its addresses and localhost need
+    none."""
     embedded_in: tuple[Origin, ...] = ()
     """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..answers import Answer, State, fan_out
 from ..protocol import SESSION_LOST, Message, Model
-from ..telemetry.logs import logger, request_id
+from ..telemetry.logs import keep_request_id, logger, request_id
 from .browser import END_OF_MARKING, MARK_STOPPED, fill_at_start, make_link
 from .options import OptionControls, read_options, shown
 from .panes import Pane, state_line
@@ -56,7 +56,7 @@ def connect(
         request: gr.Request | None,
     ) -> AsyncGenerator[list[Answer], None]:
         if request is not None:
-            request_id.set(request.headers.get("x-request-id", ""))
+            keep_request_id(request.headers)
             if SESSION_LOST in request.headers:
                 gr.Warning(SESSION_LOST_WARNING, title="A new session")
         check_prompt(prompt, limits.prompt_characters)

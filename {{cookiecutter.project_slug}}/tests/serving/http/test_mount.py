@@ -1,0 +1,273 @@
+"""What a caller can read by naming files and addresses, over HTTP, without Ray and on it."""
+
+import contextlib
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import safehttpx
+from gradio import processing_utils
+from PIL import Image
+from starlette.testclient import TestClient
+
+from {{ cookiecutter.__package }}.serving import Launch
+from {{ cookiecutter.__package }}.serving.http.files import NOT_UPLOADED, is_public
+from {{ cookiecutter.__package }}.serving.http.mount import mount
+from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
+
+from ...support.file_page import (
+    MADE_BY_THE_PAGE,
+    Way,
+    ask,
+    download,
+    file_page,
+    named,
+    places,
+    result,
+    upload,
+)
+
+SONG = b"whales sing"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds what Gradio keeps, a folder that the settings allow, and what is nobody's business."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "allowed" / "private").mkdir(parents=True)
+    for place in (folder, folder / "allowed", folder / "allowed" / "private"):
+        (place / "song.txt").write_bytes(SONG)
+    Image.new("RGB", (8, 8), "navy").save(folder / "picture.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Iterator[TestClient]:
+    allowed = str(folder / "allowed")
+    launch = Launch(allowed_paths=[allowed], blocked_paths=[f"{allowed}/private"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        web = mount(file_page(), HttpSettings(), launch)
+        with TestClient(web, base_url="http://localhost", raise_server_exceptions=False) as client:
+            yield client
+
+
+def kept(uploads: Path) -> set[Path]:
+    return {path for path in uploads.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        *(("{folder}/picture.png", way) for way in Way),
+        ("{folder}/uploads/../picture.png", Way.DIRECT),
+        ("/proc/self/environ", Way.DIRECT),
+        ("{folder}", Way.DIRECT),
+        ("{folder}/uploads", Way.DIRECT),
+        ("file://{folder}/picture.png", Way.DIRECT),
+    ],
+)
+def test_a_path_in_the_place_of_a_file_brings_nothing(
+    page: TestClient, folder: Path, path: str, way: Way
+) -> None:
+    path = path.format(folder=folder)
+    before = kept(folder / "uploads")
+    for function, value in places(named(path)):
+        with contextlib.suppress(httpx2.HTTPStatusError):
+            ask(page, way, function, value)
+        assert kept(folder / "uploads") == before, (function, value)
+    assert download(page, path).status_code == 403
+
+
+def test_the_refusal_says_what_to_do_and_tells_no_path(
+    page: TestClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    events = ask(page, Way.QUEUED, "file", named("/proc/self/environ"))
+    assert NOT_UPLOADED in events
+    assert "/proc" not in events
+    assert "/proc" not in "".join(capfd.readouterr())
+
+
+def test_a_text_that_has_paths_in_it_is_none_of_a_file(page: TestClient) -> None:
+    tree = {"path": "/", "children": [{"path": "/etc"}]}
+    assert result(page, "json", tree) == tree
+    assert result(page, "api", tree) == tree
+    assert result(page, "textbox", "/etc/passwd") == "/etc/passwd"
+
+
+@pytest.mark.parametrize("way", Way)
+def test_what_was_uploaded_is_taken_and_given_back(page: TestClient, way: Way) -> None:
+    path = upload(page, "song.txt", SONG)
+    assert download(page, path).content == SONG
+    for function, value in (
+        ("file", named(path)),
+        ("files", [named(path)]),
+        ("multimodal", {"text": "whale", "files": [named(path)]}),
+        ("json", {"deep": [named(path)]}),
+    ):
+        assert path in ask(page, way, function, value), function
+
+
+def test_a_picture_that_was_uploaded_is_taken(page: TestClient, folder: Path) -> None:
+    path = upload(page, "picture.png", (folder / "picture.png").read_bytes())
+    assert result(page, "image", named(path))["path"]
+    gallery = [{"image": named(path), "caption": None}]
+    assert result(page, "gallery", gallery)[0]["image"]["path"]
+
+
+def test_what_a_function_returns_can_be_downloaded_from_where_it_is_allowed(
+    page: TestClient, folder: Path
+) -> None:
+    assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
+    song = folder / "allowed" / "song.txt"
+    assert download(page, result(page, "returned", str(song))["path"]).content == SONG
+    assert download(page, str(song)).content == SONG
+    assert download(page, str(folder / "song.txt")).status_code == 403
+    for secret in (folder / "allowed" / "private" / "song.txt", Path("/etc/passwd")):
+        assert download(page, str(secret)).status_code == 403
+        with pytest.raises(httpx2.HTTPStatusError):
+            result(page, "returned", str(secret))
+
+
+def test_an_example_can_be_chosen(page: TestClient) -> None:
+    example = result(page, "load_example", 0)["value"]
+    assert download(page, example["path"]).text == Path(file_page.__code__.co_filename).read_text()
+    assert example["path"] in ask(page, Way.DIRECT, "file", example)
+
+
+def test_who_knows_a_file_cannot_name_what_another_uploaded(page: TestClient, folder: Path) -> None:
+    known = b"whales hum"
+    mine, theirs = (upload(page, "hum.txt", known) for _ in range(2))
+    assert mine != theirs
+    content = hashlib.sha256(processing_utils.hash_seed + known).hexdigest()
+    guessed = folder / "uploads" / content / "hum.txt"
+    assert not guessed.exists()
+    assert download(page, str(guessed)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.0.1", False),
+        ("169.254.169.254", False),
+        ("100.100.100.200", False),
+        ("0.0.0.0", False),  # noqa: S104
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00:ec2::254", False),
+        ("fec0::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+        ("2002:7f00:1::", False),
+        ("64:ff9b::7f00:1", False),
+        ("whale", False),
+    ],
+)
+def test_only_an_address_of_the_public_internet_is_public(address: str, public: bool) -> None:
+    assert is_public(address) == public
+
+
+class Reached(http.server.BaseHTTPRequestHandler):
+    """Redirects `/to/ADDRESS` to it, and answers all else."""
+
+    def do_GET(self) -> None:
+        elsewhere = self.path.partition("/to/")[2]
+        self.server.paths.append(self.path)  # type: ignore[attr-defined]
+        self.send_response(302 if elsewhere else 200)
+        self.send_header("Location", elsewhere)
+        self.end_headers()
+        self.wfile.write(SONG)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def reached() -> Iterator[tuple[int, list[str]]]:
+    """A server on every address of this machine: its port, and the paths that were asked of it."""
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Reached)  # noqa: S104
+    server.paths = []  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port, server.paths  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "127.1"],  # noqa: S104
+)
+def test_a_url_in_the_place_of_a_file_reaches_no_private_address(
+    page: TestClient, reached: tuple[int, list[str]], host: str
+) -> None:
+    port, paths = reached
+    url = f"http://{host}:{port}/picture.png"
+    for function, value in places(named(url)):
+        with contextlib.suppress(httpx2.HTTPStatusError):
+            ask(page, Way.DIRECT, function, value)
+    for route in ("file", "proxy"):
+        assert page.get(f"gradio_api/{route}={url}").status_code >= 400
+    assert paths == []
+
+
+def test_a_redirect_reaches_no_private_address_either(
+    page: TestClient, reached: tuple[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safehttpx, "is_public_ip", lambda address: address == "127.0.0.2")
+    port, paths = reached
+    public, private = f"http://127.0.0.2:{port}", f"http://127.0.0.1:{port}/private"
+    assert download(page, result(page, "file", named(f"{public}/song.txt"))["path"]).content == SONG
+    assert download(page, f"{public}/song.txt").content == SONG
+    with pytest.raises(httpx2.HTTPStatusError):
+        result(page, "file", named(f"{public}/to/{private}"))
+    assert download(page, f"{public}/to/{private}").status_code == 403
+    assert "/private" not in paths
+
+
+def test_a_path_that_is_given_is_absolute() -> None:
+    reason = "'models' is not absolute; write it from / on"
+    with pytest.raises(ValueError, match=reason):
+        Launch(allowed_paths=["models"])
+    with pytest.raises(ValueError, match=reason):
+        Launch(blocked_paths=["models"])
+
+
+@pytest.fixture(params=["files", "files_behind_a_prefix"])
+def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=request.getfixturevalue(request.param), timeout=60) as client:
+        # The cookie keeps what follows with one replica.
+        client.get("config")
+        yield client
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("way", Way)
+def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
+    served_page: httpx2.Client, kept_files: Path, folder: Path, way: Way
+) -> None:
+    before = kept(kept_files)
+    for function, value in places(named(str(folder / "picture.png"))):
+        with contextlib.suppress(httpx2.HTTPStatusError):
+            ask(served_page, way, function, value)
+        assert kept(kept_files) == before, (function, value)
+    assert NOT_UPLOADED not in ask(served_page, way, "file", None)
+    path = upload(served_page, "song.txt", SONG)
+    assert path.startswith(str(kept_files))
+    assert path in ask(served_page, way, "file", named(path))
+    assert download(served_page, path).content == SONG
+    assert download(served_page, "/proc/self/environ").status_code == 403
+    made = result(served_page, "made")["path"]
+    assert download(served_page, made).text == MADE_BY_THE_PAGE

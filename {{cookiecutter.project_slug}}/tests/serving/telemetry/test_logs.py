@@ -1,0 +1,56 @@
+"""What of a request goes into the log."""
+
+import io
+import logging
+
+import httpx2
+import pytest
+
+from {{ cookiecutter.__package }}.serving.telemetry.logs import LONGEST_NAME, CleanRequestId, clean, where
+
+from ...support.servers import Served
+
+FORGED = "a\tb\x1b[31m'; drop " + "x" * 100_000
+
+
+@pytest.mark.parametrize("name", ["", "7c9e6679-7425-40de-944b-e07fc1f90ae7", "web:1.2_3"])
+def test_the_name_of_a_request_is_kept_as_it_is(name: str) -> None:
+    assert clean(name) == name
+
+
+def test_of_a_forged_name_there_is_left_what_fits_into_a_log() -> None:
+    assert clean(FORGED).startswith("ab31mdropxxx")
+    assert len(clean(FORGED)) <= LONGEST_NAME
+    assert clean("a\nlevel=ERROR\r\u2028\u202e") == "alevelERROR"
+
+
+def test_a_line_that_serve_gave_a_name_has_it_cleaned() -> None:
+    log, lines = logging.getLogger("test_logs"), io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
+    handler.addFilter(CleanRequestId())
+    log.addHandler(handler)
+    log.warning("answer", extra={"request_id": FORGED})
+    assert len(lines.getvalue()) < 2 * LONGEST_NAME
+
+
+def test_of_an_error_the_log_has_its_kind_and_place_alone() -> None:
+    try:
+        int("a secret")
+    except ValueError as error:
+        described = where(error)
+    assert described.startswith("ValueError at ")
+    assert "test_logs.py:" in described
+    assert "secret" not in described
+
+
+@pytest.mark.served
+def test_no_replica_logs_a_forged_name(words: str, served_pages: Served) -> None:
+    forged = "whale-" + "x" * 20_000
+    headers = {"x-request-id": forged}
+    body = {"data": ["The whale", 1, 1]}
+    answer = httpx2.post(f"{words}/gradio_api/run/generate", json=body, headers=headers, timeout=60)
+    assert answer.status_code < 500
+    logs = [path.read_text() for path in (served_pages.logs / "serve").glob("replica_*")]
+    assert any("whale-" + "x" * 58 in log for log in logs)
+    assert not [log for log in logs if "x" * 59 in log]
