@@ -115,11 +115,11 @@ def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
         assert found, what
         assert not [path for path in found if "serving" in path.parts], what
         for name in set(spans) - set(files) - {"launch()", "Counter"}:
-            # What a team passes in is named by who takes it.
-            passed = (project / PACKAGE / "serving/http/ingress.py").read_text("utf-8")
-            texts = [path.read_text("utf-8") for path in found]
+            # What a team passes in, or names in a config, is known to who takes it.
+            takes = {"=": "http/ingress.py", ":": "pages/settings.py"}.get(name[-1])
+            places = [*found, *([project / PACKAGE / "serving" / takes] if takes else [])]
             wanted = name.rstrip("=:")
-            assert any(wanted in text for text in [*texts, passed if "=" in name else ""]), name
+            assert any(wanted in path.read_text("utf-8") for path in places), name
 
 
 def test_the_page_of_limits_has_their_names_and_defaults(project: Path) -> None:

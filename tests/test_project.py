@@ -90,15 +90,6 @@ def test_yaml_and_toml_can_be_read(answers: Answers, render: Render) -> None:
             assert tomllib.loads(text), name
 
 
-@any_answers
-def test_the_readme_names_every_module_and_no_other(answers: Answers, render: Render) -> None:
-    project = render(**answers)
-    tree = (project / "README.md").read_text("utf-8").partition("## The files")[2]
-    modules = {path.name for path in project.glob("src/*/*.py") if path.name != "__init__.py"}
-
-    assert set(re.findall(r"\w+\.py", tree.partition("\n## ")[0])) == modules
-
-
 def test_rendering_takes_less_than_a_second(render: Render) -> None:
     begun = time.perf_counter()
     for _ in range(3):
