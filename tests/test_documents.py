@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from cookiecutter.main import cookiecutter
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -137,16 +138,45 @@ def test_the_page_of_limits_has_their_names_and_defaults(project: Path) -> None:
     assert said == {name: str(value) for name, value in limits.items()}
 
 
+def test_the_yaml_in_a_document_names_settings_that_there_are(project: Path) -> None:
+    serving = project / PACKAGE / "serving"
+    fields = {
+        "args": fields_of(serving / "pages/settings.py", "PageSettings")
+        | fields_of(serving / "http/settings.py", "HttpSettings")
+        | fields_of(serving / "deployments/settings.py", "ModelsSettings"),
+        "models": fields_of(serving / "deployments/settings.py", "ModelSettings")
+        | fields_of(serving / "engine/settings.py", "EngineSettings"),
+        "limits": fields_of(serving / "pages/settings.py", "Limits")
+        | fields_of(serving / "http/settings.py", "RequestLimits")
+        | fields_of(serving / "engine/settings.py", "ModelLimits"),
+    }
+
+    read = [yaml.safe_load(text) for text in fences(project / "docs", "yaml")]
+    arguments = [each["args"] for each in read if isinstance(each, dict)]
+    models = [model for each in read if isinstance(each, list) for model in each]
+    assert arguments
+    assert models
+    for each in arguments:
+        assert set(each) <= fields["args"]
+        assert set(each.get("limits", {})) <= fields["limits"]
+    for model in [*models, *(model for each in arguments for model in each.get("models", []))]:
+        assert set(model) <= fields["models"]
+
+
 def test_the_python_in_a_document_imports_what_the_door_offers(project: Path) -> None:
     offered = names_at_the_door(project)
 
-    for document in documents(project):
-        for token in parsed(document):
-            if token.type == "fence" and token.info == "python":
-                for node in ast.walk(ast.parse(token.content)):
-                    if isinstance(node, ast.ImportFrom) and node.level:
-                        assert node.module == "serving"
-                        assert {alias.name for alias in node.names} <= offered
+    snippets = [*fences(project, "python"), *fences(project / "docs", "python")]
+    imports = [
+        node
+        for snippet in snippets
+        for node in ast.walk(ast.parse(snippet))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert imports
+    for node in imports:
+        assert node.module == "serving"
+        assert {alias.name for alias in node.names} <= offered
 
 
 def test_the_door_says_in_ten_lines_what_a_team_may_rely_on(project: Path) -> None:
@@ -268,15 +298,37 @@ def rows_of(document: Path, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
 
 
-def defaults_of(path: Path, name: str) -> dict[str, object]:
-    """Returns what `Field(default=…)` says in a class of a module."""
+def fences(folder: Path, language: str) -> list[str]:
+    """Returns the code of one language in the documents of a folder."""
+    return [
+        token.content
+        for document in sorted(folder.glob("*.md"))
+        for token in parsed(document)
+        if token.type == "fence" and token.info == language
+    ]
+
+
+def class_body(path: Path, name: str) -> list[ast.stmt]:
     [body] = [
         node.body
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.ClassDef) and node.name == name
     ]
+    return body
+
+
+def fields_of(path: Path, name: str) -> set[str]:
+    return {
+        statement.target.id
+        for statement in class_body(path, name)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def defaults_of(path: Path, name: str) -> dict[str, object]:
+    """Returns what `Field(default=…)` says in a class of a module."""
     defaults: dict[str, object] = {}
-    for statement in body:
+    for statement in class_body(path, name):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
             [default] = [each.value for each in statement.value.keywords if each.arg == "default"]
             assert isinstance(statement.target, ast.Name)
