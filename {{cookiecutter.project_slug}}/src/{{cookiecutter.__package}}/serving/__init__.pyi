@@ -7,6 +7,7 @@ from .deployments.deployment import deployments_of as deployments_of
 from .deployments.settings import ModelSettings as ModelSettings
 from .http.ingress import GradioServer as GradioServer
 from .http.launch import Launch as Launch
+from .http.settings import HttpSettings as HttpSettings
 from .pages.compare import CompareControls as CompareControls
 from .pages.compare import connect as connect
 from .pages.options import option_controls as option_controls
