@@ -3,6 +3,7 @@
 import ast
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from cookiecutter.main import cookiecutter
@@ -16,12 +17,26 @@ SAID_BY_NAME = {
     "README.md": "how to start, ask, change, test and deploy it",
     "CONTRIBUTING.md": "how to check a change, and where a thing lives",
     "SECURITY.md": "what the page promises, and what not",
+    "__init__.pyi": "the names that a team may rely on",
+    "__main__.py": "`python -m our_app`: hands `build` to the machinery",
+    "conftest.py": "what tests are given, and what is true of all of them",
+    "AGENTS.md": "who may import what, the conventions, and where tests are",
+    "changing.md": "a page, a header, a route, a metric and settings of your own",
+    "operations.md": "how to deploy it, watch it, and make it larger",
+    "CODEOWNERS": "who is asked to review a change, once you name them",
     ".pre-commit-config.yaml": "the checks of each commit",
     "ci.yml": "runs the checks",
     "dependabot.yml": "keeps the versions fresh",
     ".gitignore": "what git leaves out",
     ".gitattributes": "line ends",
     ".dockerignore": "what the image leaves out",
+}
+ROOT = "The top"
+SAID_OF_FOLDER = {
+    "src/our_app": "The team's room: its page, its models, and what is made of them.",
+    "src/our_app/serving": "The machinery, which updates replace. Its folders follow.",
+    "tests": "The team's tests, to change and to copy from.",
+    "tests/serving": "The machinery's tests.",
 }
 
 
@@ -67,10 +82,10 @@ def questions() -> Iterator[str]:
 def tree_page() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as directory:
         default = render(Path(directory))
-        yield from ("# What comes out", "", WRITTEN, "", "The default answers make:", "", "```")
-        for name, said in described(default).items():
-            yield f"{name:<32}{said}".rstrip()
-        yield from ("```", "", "Other answers take files of it away, or add some:", "")
+        yield from ("# What comes out", "", WRITTEN, "")
+        yield "The default answers make these files, folder by folder."
+        yield from folders(default)
+        yield from ("## Other answers", "", "They take files of it away, or add some:", "")
         yield from ("| Answer | Added | Left out |", "| --- | --- | --- |")
         for question, answers in CHOICES.items():
             for answer in answers[1:]:
@@ -97,19 +112,35 @@ def files(project: Path) -> set[str]:
     return {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
 
 
-def described(project: Path) -> dict[str, str]:
-    """Returns the files, those of the top first, with what each says of itself."""
-    names = sorted(files(project), key=lambda name: ("/" in name, name))
-    return {name: said_by(project / name) for name in names}
+def folders(project: Path) -> Iterator[str]:
+    """Yields a table for each folder that holds files, with what each file says of itself."""
+    paths = sorted(project / name for name in files(project))
+    for folder, inside in groupby(sorted(paths, key=by_folder), lambda path: path.parent):
+        name = folder.relative_to(project).as_posix()
+        described = [(path.name, said_by(path)) for path in inside]
+        # What marks a package, and says nothing.
+        rows = [row for row in described if row != ("__init__.py", "")]
+        if rows:
+            yield from ("", f"## {ROOT if name == '.' else f'`{name}/`'}", "")
+            if name in SAID_OF_FOLDER:
+                yield from (f"{SAID_OF_FOLDER[name]}", "")
+            yield from ("| File | |", "| --- | --- |")
+            for file, said in rows:
+                yield f"| `{file}` | {said} |"
+    yield ""
+
+
+def by_folder(path: Path) -> tuple[tuple[str, ...], str]:
+    return path.parent.parts, path.name
 
 
 def said_by(path: Path) -> str:
     """The first sentence of a module's docstring, a comment or a heading."""
     text = path.read_text("utf-8")
-    if path.suffix == ".py":
-        said = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
-    elif path.name in SAID_BY_NAME:
+    if path.name in SAID_BY_NAME:
         said = SAID_BY_NAME[path.name]
+    elif path.suffix == ".py":
+        said = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     elif text.startswith("# "):
         said = text.split("\n")[0].removeprefix("# ")
     else:

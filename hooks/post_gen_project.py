@@ -5,8 +5,10 @@ chosen one loses them. Cookiecutter runs this file in the rendered project.
 """
 
 import json
+import re
 import shutil
 import sys
+import tempfile
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -37,9 +39,9 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
         "kubernetes": [],
     },
     "ci": {
-        "github": [".gitlab-ci.yml"],
+        "github": [".gitlab", ".gitlab-ci.yml"],
         "gitlab": [".github"],
-        "none": [".github", ".gitlab-ci.yml"],
+        "none": [".github", ".gitlab", ".gitlab-ci.yml"],
     },
 }
 
@@ -50,7 +52,22 @@ def main() -> None:
     # A terminal may not know every character of the project's name.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    print(next_steps())
+    if not is_update(Path.cwd()):
+        print(next_steps())
+
+
+def is_update(project: Path) -> bool:
+    """Whether cruft renders this to compare it, and not for a person to begin with.
+
+    cruft alone names the commit of the template. To make a project it renders where it was told
+    to, to update one in two temporary directories of Python's, which it removes.
+    """
+    output = project.resolve().parent
+    return (
+        "_commit" in ANSWERS
+        and output.parent == Path(tempfile.gettempdir()).resolve()
+        and re.fullmatch("tmp[a-z0-9_]{8}", output.name) is not None
+    )
 
 
 def choose(project: Path) -> None:

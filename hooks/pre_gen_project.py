@@ -17,6 +17,9 @@ SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 # KubeRay appends to the name of a RayService and takes no longer one.
 SLUG_LENGTH = 47
 
+# Letters and symbols that show nothing, beside the categories of spaces and formats.
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+
 NOT_IN_A_LINE = {"Cc": "control", "Cs": "broken", "Zl": "line-breaking", "Zp": "line-breaking"}
 
 DEVICE = re.compile(r"(aux|con|nul|prn|(com|lpt)[0-9])(\..*)?")
@@ -65,16 +68,24 @@ def main() -> None:
 
 def problems(answers: dict[str, Any]) -> Iterator[str]:
     """Yields a sentence for each thing that is wrong, with what to do about it."""
-    if not answers["project_name"].strip():
+    if not is_visible(answers["project_name"]):
         yield "project_name is empty: give the project a name that people can read."
-    if not answers["author"].strip():
+    if not is_visible(answers["author"]):
         yield "author is empty: name a person or a team, without whom no package can be built."
-    if not answers["description"].strip():
+    if not is_visible(answers["description"]):
         yield "description is empty: say in a sentence what the project does."
     for question in ("project_name", "description", "author"):
         yield from problems_of_line(question, answers[question])
     yield from problems_of_slug(answers["project_slug"])
     yield from problems_of_combination(answers)
+
+
+def is_visible(text: str) -> bool:
+    """Whether a person sees something, in a heading say."""
+    return any(
+        unicodedata.category(character)[0] in "LNPS" and character not in BLANK
+        for character in text
+    )
 
 
 def problems_of_line(question: str, text: str) -> Iterator[str]:

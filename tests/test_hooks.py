@@ -3,21 +3,27 @@
 import ast
 import re
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from cookiecutter.generate import generate_files
 from markdown_it import MarkdownIt
 
 from .answers import CHOICES, TEMPLATE
-from .conftest import Command, LoadHook, Render
+from .conftest import Answer, Command, LoadHook, Render
 from .tools import check_with_ruff
 
 REFUSED = {
     "project_name=": "project_name is empty",
     "project_name=  \u2003 ": "project_name is empty",
+    "project_name=\u200b\u2060": "project_name is empty",
+    "project_name=\u3164 \u2800": "project_name is empty",
+    "project_name=\ufe0f": "project_name is empty",
     "description=": "description is empty",
+    "description=\u00ad": "description is empty",
     "author=": "author is empty",
     "author= ": "author is empty",
     "project_name=two\nlines": "project_name contains the control character U+000A",
@@ -104,6 +110,25 @@ HOSTILE = {
     "a path": "../../etc/passwd",
     "a device": "CON",
     "a list": "1. first",
+    "a list with parentheses": "2) second",
+    "digits first": "3D viewer 2048",
+    "digits alone": "2048",
+    "a dot first": ".NET for us",
+    "dots alone": "...",
+    "a plus first": "+ plus +",
+    "an underline": "===",
+    "C#": "C#",
+    "underscores": "snake_case_name __init__",
+    "stars": "2 * 3 * 4 **bold**",
+    "tildes": "~~old~~ ~/new",
+    "a formula": "$a_1 + b_2$ for $5",
+    "a footnote": "[^1]: not one",
+    "a task": "[ ] to do",
+    "a picture": "![x](y.png)",
+    "an address": "ada@example.org @ada #12",
+    "a table": "a | b",
+    "a quote of a mail": "> said",
+    "an emoji alone": "🚀",
     "a rule": "---",
     "a heading": "# not one #",
     "code of Python": "__import__('os').system('touch hacked')",
@@ -246,6 +271,40 @@ def test_says_what_to_do_next_with_the_names_of_the_project(command: Command) ->
     assert result.stderr == ""
 
 
+def test_says_what_to_do_next_where_cruft_makes_a_project(
+    tmp_path: Path, answer: Answer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    render_as_cruft(tmp_path, answer(project_slug="our-app"))
+
+    assert "cd our-app\n" in capfd.readouterr().out
+
+
+def test_says_nothing_where_cruft_updates_a_project(
+    answer: Answer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # As cruft does, in a temporary directory that only it knows.
+    with tempfile.TemporaryDirectory() as output:
+        render_as_cruft(Path(output), answer(project_slug="our-app"))
+        assert (Path(output) / "our-app" / "README.md").is_file()
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_says_what_to_do_next_in_a_temporary_directory_without_cruft(
+    answer: Answer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as output:
+        generate_files(TEMPLATE, {"cookiecutter": answer(project_slug="our-app")}, output)
+
+    assert "cd our-app\n" in capfd.readouterr().out
+
+
+def render_as_cruft(output: Path, answers: dict[str, object]) -> None:
+    """Renders with what cruft adds to the answers, to make a project and to update one."""
+    answers |= {"_template": str(TEMPLATE), "_commit": "0" * 40}
+    generate_files(TEMPLATE, {"cookiecutter": answers}, output, overwrite_if_exists=True)
+
+
 def test_says_what_to_do_next_where_the_terminal_knows_only_ascii(command: Command) -> None:
     result = command(
         "--no-input", "project_name=🎉 page", "project_slug=page", PYTHONIOENCODING="ascii"
@@ -269,10 +328,9 @@ def test_a_hostile_text_arrives_as_it_was_typed(text: str, command: Command) -> 
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
     assert metadata["description"] == text
     assert metadata["authors"] == [{"name": text}]
-    settings = (project / "src" / "our_app" / "settings.py").read_text("utf-8")
-    defaults = class_defaults(settings, "Settings")
-    assert defaults["title"] == text
-    assert defaults["description"] == text
+    words = constants_of(project / "src" / "our_app" / "page.py")
+    assert words["TITLE"] == text
+    assert words["DESCRIPTION"] == text
     assert beginning_of_markdown(project / "README.md") == [
         ("h1", text.strip()),
         ("p", text.strip()),
@@ -299,19 +357,14 @@ def beginning_of_markdown(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def class_defaults(source: str, name: str) -> dict[str, object]:
-    """Returns the attributes of a class that have a literal for a default."""
-    [body] = [
-        node.body
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == name
-    ]
+def constants_of(path: Path) -> dict[str, object]:
+    """Returns the names of a module that have a literal for a value."""
     return {
-        statement.target.id: statement.value.value
-        for statement in body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and isinstance(statement.value, ast.Constant)
+        target.id: statement.value.value
+        for statement in ast.parse(path.read_text("utf-8")).body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
     }
 
 

@@ -1,15 +1,12 @@
-"""What the page and the models are served with. Import from here, and from nowhere below.
+"""The machinery. Import from here, and from nothing below: updates replace this whole folder.
 
-You never edit this folder: `cruft update` replaces it. You may rely on the names in
-`__init__.pyi`, which changes announce in the template's changelog:
+You may rely on the names in `__init__.pyi`. A version that changes one says so in its changelog.
 
-- **The graph**, in `app.py`: `GradioServer`, `deployments_of`, `PageOfModels`, `PageSettings`,
-  and `Launch`, `middleware=` and `routes=` for what you add to the page.
-- **Models**, in `models.py`: `ModelSettings`. A class of your own is a `Model`: it takes
-  `Message`s and `GenerationOptions`, and yields `Piece`s and one `End`.
-- **The page**, in `page.py`: `panes_of`, `option_controls` and `connect`; `fan_out` asks models
-  for a page of your own, and `check_prompt` refuses what none could answer.
-- **The start**, in `__main__.py`: `main`. `StartError` and `PromptError` say what is wrong.
+- The application: `GradioServer`, which takes `Launch` options, middleware and routes of yours.
+  You add fields to `PageSettings`, or to `HttpSettings` without models. `main` starts it.
+- The models: `ModelSettings`, `deployments_of`, `PageOfModels`. A class of yours is a `Model`: it
+  takes a `Message` for each turn and `GenerationOptions`, and yields `Piece`s and one `End`.
+- The page: `panes_of`, `option_controls`, `connect`; `check_prompt`, `fan_out` for another page.
 """
 
 import lazy_loader

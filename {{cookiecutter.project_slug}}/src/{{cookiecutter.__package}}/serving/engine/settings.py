@@ -16,7 +16,7 @@ class EngineSettings(Strict):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of its pane and of its deployment."""
     source: str = Field(min_length=1)
-    """A Hugging Face model id or a local directory; README.md says what else."""
+    """A Hugging Face model id or a local directory; docs/changing.md says what else."""
     revision: str | None = None
     """Branch, tag or commit of a model id; None takes the main branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -1,0 +1,344 @@
+"""What a project's documents say holds in that project, for every set of answers."""
+
+import ast
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from cookiecutter.main import cookiecutter
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from packaging.version import Version
+
+from .answers import CONTEXT, TEMPLATE, Answers, every_pair_of_answers, in_words
+from .conftest import Command, Render
+from .test_hooks import HOSTILE
+
+PACKAGE = "src/our_app"
+# What a reader has in mind where a document names a file without its folder.
+FOLDERS = ("", "docs/", f"{PACKAGE}/", f"{PACKAGE}/serving/", "tests/support/")
+# Made later: by uv, and by cruft.
+NOT_YET = {"uv.lock", ".cruft.json"}
+LINES_OF_README = 150
+
+
+@pytest.fixture(scope="module", params=every_pair_of_answers(), ids=in_words)
+def answers(request: pytest.FixtureRequest) -> Answers:
+    chosen: Answers = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def project(answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered once for each set of answers, because these tests only read it."""
+    directory = tmp_path_factory.mktemp("project")
+    return Path(
+        cookiecutter(
+            str(TEMPLATE),
+            no_input=True,
+            extra_context={"project_slug": "our-app", **answers},
+            output_dir=str(directory),
+            default_config={"replay_dir": str(directory), "cookiecutters_dir": str(directory)},
+        )
+    )
+
+
+def documents(project: Path) -> list[Path]:
+    return [*sorted(project.glob("*.md")), *sorted(project.glob("docs/*.md"))]
+
+
+def test_the_readme_is_short(project: Path) -> None:
+    lines = (project / "README.md").read_text("utf-8").splitlines()
+
+    assert len(lines) < LINES_OF_README
+
+
+def test_a_document_has_one_title_and_no_heading_twice(project: Path) -> None:
+    for document in documents(project):
+        assert_clean_headings(document)
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_readme_has_a_clean_title_whatever_its_name(name: str, command: Command) -> None:
+    result = command.answer(project_name=name, project_slug="our-app", description=name)
+
+    assert result.returncode == 0, result.stderr
+    readme = command.output / "our-app" / "README.md"
+    assert assert_clean_headings(readme)[0] == name.strip()
+
+
+def assert_clean_headings(document: Path) -> list[str]:
+    """Returns the headings, the title first."""
+    tokens = parsed(document)
+    levels = [token.tag for token in tokens if token.type == "heading_open"]
+    titles = headings(document)
+    assert levels[0] == "h1", document
+    assert levels.count("h1") == 1, document
+    assert all(title.strip() for title in titles), document
+    assert len(set(titles)) == len(titles), document
+    return titles
+
+
+def test_every_path_that_a_document_names_is_there(project: Path) -> None:
+    for document in documents(project):
+        named = set(paths_in(document))
+        assert named or document.name == "SECURITY.md"
+        for name in named - NOT_YET:
+            assert any(list(project.glob(folder + name)) for folder in FOLDERS), (document, name)
+
+
+def test_every_link_of_a_document_leads_to_a_file_and_its_heading(project: Path) -> None:
+    for document in documents(project):
+        for target in links_in(document):
+            name, _, anchor = target.partition("#")
+            path = document.parent / name if name else document
+            assert path.is_file(), (document, target)
+            assert not anchor or anchor in map(anchor_of, headings(path)), (document, target)
+
+
+def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
+    answers: Answers, project: Path
+) -> None:
+    rows = rows_of(project / "README.md", "Change it")
+
+    assert len(rows) >= (13 if answers["deploy"] != "local" else 12)
+    for what, where in rows:
+        spans = re.findall(r"`([^`]+)`", where)
+        files = [span for span in spans if re.search(r"\.(py|yaml)$", span)]
+        assert len(files) == 1, what
+        found = [path for folder in FOLDERS[:3] for path in project.glob(folder + files[0])]
+        assert found, what
+        assert not [path for path in found if "serving" in path.parts], what
+        for name in set(spans) - set(files) - {"launch()", "Counter"}:
+            # What a team passes in, or names in a config, is known to who takes it.
+            takes = {"=": "http/ingress.py", ":": "pages/settings.py"}.get(name[-1])
+            places = [*found, *([project / PACKAGE / "serving" / takes] if takes else [])]
+            wanted = name.rstrip("=:")
+            assert any(wanted in path.read_text("utf-8") for path in places), name
+
+
+def test_the_page_of_limits_has_their_names_and_defaults(project: Path) -> None:
+    serving = project / PACKAGE / "serving"
+    limits = {
+        **defaults_of(serving / "http/settings.py", "RequestLimits"),
+        **defaults_of(serving / "pages/settings.py", "Limits"),
+        **defaults_of(serving / "engine/settings.py", "ModelLimits"),
+    }
+
+    rows = rows_of(project / "docs/changing.md", "Limits")
+    said = {name.strip("`"): default for name, default, _ in rows}
+    assert said.pop("cache_tokens") == "by memory"
+    assert limits.pop("cache_tokens") is None
+    assert said == {name: str(value) for name, value in limits.items()}
+
+
+def test_the_yaml_in_a_document_names_settings_that_there_are(project: Path) -> None:
+    serving = project / PACKAGE / "serving"
+    fields = {
+        "args": fields_of(serving / "pages/settings.py", "PageSettings")
+        | fields_of(serving / "http/settings.py", "HttpSettings")
+        | fields_of(serving / "deployments/settings.py", "ModelsSettings"),
+        "models": fields_of(serving / "deployments/settings.py", "ModelSettings")
+        | fields_of(serving / "engine/settings.py", "EngineSettings"),
+        "limits": fields_of(serving / "pages/settings.py", "Limits")
+        | fields_of(serving / "http/settings.py", "RequestLimits")
+        | fields_of(serving / "engine/settings.py", "ModelLimits"),
+    }
+
+    read = [yaml.safe_load(text) for text in fences(project / "docs", "yaml")]
+    arguments = [each["args"] for each in read if isinstance(each, dict)]
+    models = [model for each in read if isinstance(each, list) for model in each]
+    assert arguments
+    assert models
+    for each in arguments:
+        assert set(each) <= fields["args"]
+        assert set(each.get("limits", {})) <= fields["limits"]
+    for model in [*models, *(model for each in arguments for model in each.get("models", []))]:
+        assert set(model) <= fields["models"]
+
+
+def test_the_python_in_a_document_imports_what_the_door_offers(project: Path) -> None:
+    offered = names_at_the_door(project)
+
+    snippets = [*fences(project, "python"), *fences(project / "docs", "python")]
+    imports = [
+        node
+        for snippet in snippets
+        for node in ast.walk(ast.parse(snippet))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert imports
+    for node in imports:
+        assert node.module == "serving"
+        assert {alias.name for alias in node.names} <= offered
+
+
+def test_the_door_says_in_ten_lines_what_a_team_may_rely_on(project: Path) -> None:
+    door = ast.parse((project / PACKAGE / "serving/__init__.py").read_text("utf-8"))
+    said = ast.get_docstring(door) or ""
+
+    assert 3 <= len(said.splitlines()) <= 10
+    named = set(re.findall(r"`([A-Za-z]\w+)`", said))
+    assert named
+    assert named <= names_at_the_door(project)
+
+
+@pytest.mark.parametrize(
+    ("ci", "name"), [("github", ".github/CODEOWNERS"), ("gitlab", ".gitlab/CODEOWNERS")]
+)
+def test_code_owners_name_both_rooms_and_ask_nobody_yet(ci: str, name: str, render: Render) -> None:
+    project = render(project_slug="our-app", ci=ci)
+    text = (project / name).read_text("utf-8")
+
+    assert [path.relative_to(project).as_posix() for path in project.rglob("CODEOWNERS")] == [name]
+    # A line that begins so is a comment to both hosts, and nothing else is.
+    assert all(line.startswith("# ") for line in text.splitlines() if line)
+    lines = re.findall(r"^# (\S+) (@\w[\w-]*/\w[\w-]*)$", text, re.MULTILINE)
+    [everything, *machinery] = [pattern for pattern, _ in lines]
+    assert everything == "*"
+    assert f"/{PACKAGE}/serving/" in machinery
+    for pattern in machinery:
+        assert (project / pattern.strip("/")).is_dir(), pattern
+
+
+def test_without_ci_nobody_owns_code(render: Render) -> None:
+    assert list(render(ci="none").rglob("CODEOWNERS")) == []
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_the_line_that_links_a_project_has_its_version_and_answers(
+    text: str, command: Command
+) -> None:
+    result = command.answer(
+        project_name=text,
+        project_slug="our-app",
+        description=text,
+        author=text,
+        parallel_models="no",
+        ci="2",
+    )
+
+    assert result.returncode == 0, result.stderr
+    page = (command.output / "our-app" / "CONTRIBUTING.md").read_text("utf-8")
+    [line] = re.findall(r"^uvx cruft link .*$", page, re.MULTILINE)
+    [*_, checkout, version, no_input, extra, answers] = shlex.split(line)
+    assert (checkout, no_input, extra) == ("--checkout", "--no-input", "--extra-context")
+    assert version == f"v{CONTEXT['_template_version']}"
+    linked = json.loads(answers)
+    assert set(linked) == {name for name in CONTEXT if not name.startswith("_")}
+    assert linked["project_name"] == linked["description"] == linked["author"] == text
+    assert linked["parallel_models"] is False
+    assert linked["ci"] == "gitlab"
+
+
+def test_projects_record_the_version_that_the_changelog_comes_to() -> None:
+    pyproject = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))
+    changelog = (TEMPLATE / "CHANGELOG.md").read_text("utf-8")
+    version = Version(pyproject["project"]["version"])
+    released = max(map(Version, re.findall(r"^## (\d\S*)", changelog, re.MULTILINE)))
+
+    assert CONTEXT["_template_version"] == str(version)
+    if "\n## Unreleased\n" in changelog:
+        assert version > released
+    else:
+        assert version == released
+
+
+def parsed(document: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(document.read_text("utf-8"))
+
+
+def headings(document: Path) -> list[str]:
+    tokens = parsed(document)
+    return [
+        "".join(part.content for part in inline.children or [])
+        for start, inline in pairwise(tokens)
+        if start.type == "heading_open"
+    ]
+
+
+def anchor_of(heading: str) -> str:
+    """As GitHub and GitLab make it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def inline_parts(document: Path) -> Iterator[Token]:
+    for token in parsed(document):
+        yield from token.children or []
+
+
+def paths_in(document: Path) -> Iterator[str]:
+    for part in inline_parts(document):
+        if part.type == "code_inline" and re.fullmatch(
+            r"[\w.*][\w.*/-]*(/|\.(py|pyi|md|yaml|yml|toml|lock|json))"
+            r"|(src|tests|config|deploy|docs|serving|\.github|\.gitlab)/[\w.*/-]+"
+            r"|Dockerfile|LICENSE|\.(github|gitlab)/CODEOWNERS",
+            part.content,
+        ):
+            yield part.content.rstrip("/")
+
+
+def links_in(document: Path) -> Iterator[str]:
+    for part in inline_parts(document):
+        target = str(part.attrs.get("href", ""))
+        if target and "://" not in target:
+            yield target
+
+
+def rows_of(document: Path, heading: str) -> list[list[str]]:
+    """Returns the cells of the table below a heading, without its first row of names."""
+    text = document.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
+
+
+def fences(folder: Path, language: str) -> list[str]:
+    """Returns the code of one language in the documents of a folder."""
+    return [
+        token.content
+        for document in sorted(folder.glob("*.md"))
+        for token in parsed(document)
+        if token.type == "fence" and token.info == language
+    ]
+
+
+def class_body(path: Path, name: str) -> list[ast.stmt]:
+    [body] = [
+        node.body
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    return body
+
+
+def fields_of(path: Path, name: str) -> set[str]:
+    return {
+        statement.target.id
+        for statement in class_body(path, name)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def defaults_of(path: Path, name: str) -> dict[str, object]:
+    """Returns what `Field(default=…)` says in a class of a module."""
+    defaults: dict[str, object] = {}
+    for statement in class_body(path, name):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
+            [default] = [each.value for each in statement.value.keywords if each.arg == "default"]
+            assert isinstance(statement.target, ast.Name)
+            # A number may be written as a power.
+            code = compile(ast.Expression(default), path.name, "eval")
+            defaults[statement.target.id] = eval(code, {"__builtins__": {}})  # noqa: S307
+    return defaults
+
+
+def names_at_the_door(project: Path) -> set[str]:
+    stub = ast.parse((project / PACKAGE / "serving/__init__.pyi").read_text("utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
