@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from {{ cookiecutter.__package }}.serving.answers import Answer, State, fan_out
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Piece, PromptError
+from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Piece, PromptError
 
 from ..support.stand_ins import StandIn, broken, fast, slow, user
 
@@ -70,6 +70,11 @@ async def test_an_answer_says_how_far_it_is() -> None:
     assert last.tokens == 3
     assert last.first_text_seconds == pytest.approx(0.1, abs=0.08)
     assert last.tokens_per_second == pytest.approx(10, rel=0.5)
+
+
+async def test_an_answer_keeps_how_it_ended() -> None:
+    [answer] = [update async for update in answers_of(fast())][-1]
+    assert answer.end == End("stop")
 
 
 def test_an_answer_with_no_text_yet_has_no_figures() -> None:

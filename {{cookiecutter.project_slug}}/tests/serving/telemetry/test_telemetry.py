@@ -65,15 +65,16 @@ async def test_every_answer_leaves_a_line_with_its_outcome(
     [line] = [vars(record) for record in caplog.records if record.message == "answer"]
     assert (line["model"], line["outcome"]) == (model.name, outcome)
     assert line["tokens"] == {"done": 3, "cancelled": 1, "failed": 1}.get(outcome, 0)
-    assert "prompt" not in line
+    assert "messages" not in line
 
 
-async def test_the_prompt_is_in_the_log_where_the_settings_say_so(
+async def test_the_messages_are_in_the_log_where_the_settings_say_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "ray.serve")
     await read(Metered(fast(), log_prompts=True))
-    assert [vars(record)["prompt"] for record in caplog.records] == ["The whale"]
+    [messages] = [vars(record)["messages"] for record in caplog.records]
+    assert messages == [{"role": "user", "content": "The whale"}]
 
 
 @dataclass(frozen=True)
