@@ -16,6 +16,7 @@ from {{ cookiecutter.__package }}.serving.engine.encoder_decoders import Group
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
 from {{ cookiecutter.__package }}.serving.engine.sampling import Sampling
+from {{ cookiecutter.__package }}.serving.engine.text import AnswerText
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
@@ -312,8 +313,21 @@ async def test_a_stop_text_frees_the_batch(
     assert "".join(piece.text for piece in written) == whole[: whole.index(stop)]
     assert isinstance(end, End)
     assert end.reason == "stop"
+    when_ended = steps
     await asyncio.sleep(0.5)
-    assert steps <= sum(piece.tokens for piece in written) + 3
+    assert steps - when_ended <= 2
+    assert steps < LONG.max_new_tokens
+
+
+async def test_tokens_that_cannot_be_read_end_the_answer(
+    tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(AnswerText, "read", fail)
+    with pytest.raises(GenerationError, match="no such token"):
+        await asyncio.wait_for(answer(engine_of(tiny_decoder), "The whale"), timeout=60)
 
 
 @EVERY_KIND

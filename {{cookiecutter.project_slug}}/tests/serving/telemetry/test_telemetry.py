@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from {{ cookiecutter.__package }}.serving.protocol import (
     PAGE_DEPLOYMENT,
     BusyError,
+    End,
     GenerationOptions,
     PromptError,
 )
@@ -37,6 +38,13 @@ async def leave(model: Metered) -> None:
         await anext(pieces)
 
 
+async def leave_at_the_end(model: Metered) -> None:
+    async with aclosing(model.stream(user("The whale"), GenerationOptions())) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, End):
+                return
+
+
 async def read(model: Metered) -> None:
     async for _ in model.stream(user("The whale"), GenerationOptions()):
         pass
@@ -46,6 +54,7 @@ async def read(model: Metered) -> None:
     ("model", "use", "outcome"),
     [
         (fast(), read, "done"),
+        (fast(), leave_at_the_end, "done"),
         (fast(), leave, "cancelled"),
         (StandIn("busy", [], failure=BusyError("Later.")), read, "refused"),
         (StandIn("long", [], failure=PromptError("Shorter.")), read, "unreadable"),

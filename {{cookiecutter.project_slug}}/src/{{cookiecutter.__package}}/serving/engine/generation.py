@@ -62,8 +62,12 @@ class Request:
     def _receive(self, tokens: list[int], ended: bool, failure: str | None) -> None:
         if self._over.is_set():
             return
+        try:
+            complete = self._read(tokens)
+        except Exception as error:  # Else its reader would wait for ever.
+            complete, failure = True, failure or f"{type(error).__name__}: {error}"
         self._failure = failure
-        if self._read(tokens) or ended or failure is not None:
+        if complete or ended or failure is not None:
             self._over.set()
         self._arrived.set()
 
