@@ -50,8 +50,8 @@ async def test_a_prompt_that_one_model_cannot_read_says_so_in_its_pane() -> None
 
 
 async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
-    late = StandIn("late", ["in ", "time ", "too late"], pause=0.4)
-    updates = [update async for update in answers_of(fast(), late, answer_seconds=1)]
+    late = StandIn("late", ["in ", "time ", "too late"], pause=0.8)
+    updates = [update async for update in answers_of(fast(), late, answer_seconds=2)]
     whole, stopped = updates[-1]
     assert (whole.state, whole.text) == (State.DONE, "one two three")
     assert (stopped.state, stopped.text) == (State.FAILED, "in time ")

@@ -19,7 +19,7 @@ import yaml
 from {{ cookiecutter.__package }}.app import Settings
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 
-LOCAL_CONFIG = Path(__file__).parents[1] / "config" / "local.yaml"
+LOCAL_CONFIG = Path(__file__).parents[2] / "config" / "local.yaml"
 START_SECONDS = 180
 STOP_SECONDS = 60
 UP = "The page is up: "
