@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from {{ cookiecutter.__package }}.serving.answers import Answer, State, fan_out
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Piece, PromptError
+from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Piece, PromptError
 
 from ..support.stand_ins import StandIn, broken, fast, slow, user
 
@@ -50,8 +50,8 @@ async def test_a_prompt_that_one_model_cannot_read_says_so_in_its_pane() -> None
 
 
 async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
-    late = StandIn("late", ["in ", "time ", "too late"], pause=0.4)
-    updates = [update async for update in answers_of(fast(), late, answer_seconds=1)]
+    late = StandIn("late", ["in ", "time ", "too late"], pause=0.8)
+    updates = [update async for update in answers_of(fast(), late, answer_seconds=2)]
     whole, stopped = updates[-1]
     assert (whole.state, whole.text) == (State.DONE, "one two three")
     assert (stopped.state, stopped.text) == (State.FAILED, "in time ")
@@ -70,6 +70,11 @@ async def test_an_answer_says_how_far_it_is() -> None:
     assert last.tokens == 3
     assert last.first_text_seconds == pytest.approx(0.1, abs=0.08)
     assert last.tokens_per_second == pytest.approx(10, rel=0.5)
+
+
+async def test_an_answer_keeps_how_it_ended() -> None:
+    [answer] = [update async for update in answers_of(fast())][-1]
+    assert answer.end == End("stop")
 
 
 def test_an_answer_with_no_text_yet_has_no_figures() -> None:

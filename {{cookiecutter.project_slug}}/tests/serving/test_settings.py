@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from {{ cookiecutter.__package }}.app import Settings
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions
+from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Message, PromptError
 
 
 def test_defaults_are_20_to_100_sampled_tokens() -> None:
@@ -17,7 +19,7 @@ def test_defaults_are_20_to_100_sampled_tokens() -> None:
     ("arguments", "reason"),
     [
         ({"modles": []}, "modles"),
-        ({"models": []}, "at least 1 item"),
+        ({"models": []}, "name at least one"),
         ({"models": [{"name": "a", "source": "gpt2", "temprature": 1}]}, "temprature"),
         ({"models": [{"name": "a", "source": "gpt2", "temperature": 3}]}, "less than or equal"),
         ({"models": [{"name": "a b", "source": "gpt2"}]}, "match pattern"),
@@ -38,6 +40,40 @@ def test_a_wrong_argument_is_refused_with_its_reason(
 def test_options_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match="contradict each other"):
         GenerationOptions(min_new_tokens=50, max_new_tokens=40)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"stop": [""]}, "at least 1 character"),
+        ({"stop": ["a"] * 9}, "at most 8 items"),
+        ({"seed": 2**63}, "less than"),
+        ({"top_k": 51}, "less than or equal to 50"),
+        ({"top_k": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_its_range(
+    options: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        GenerationOptions.model_validate(options)
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "reason"),
+    [
+        ("tool", "Hi", "by system, user, assistant, not by 'tool'"),
+        ("user", [{"type": "image_url"}], "holds text alone. Leave out images"),
+        ("user", None, "holds text alone"),
+        ("user", "half \ud83d", "half a character. Leave it out"),
+    ],
+)
+def test_a_message_that_is_no_text_is_refused_in_one_line(
+    role: Any, content: Any, reason: str
+) -> None:
+    with pytest.raises(PromptError, match=reason) as error:
+        Message(role, content)
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_needs_no_more_than_a_name_and_a_source() -> None:

@@ -18,6 +18,7 @@ MOST_TOP_K = 50
 """The most tokens that one is drawn from."""
 
 Role = Literal["system", "user", "assistant"]
+EndReason = Literal["stop", "length", "filtered"]
 StopText = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -37,6 +38,10 @@ class Message:
             raise PromptError(f"A message is by {', '.join(get_args(Role))}, not by {self.role!r}.")
         if not isinstance(self.content, str):
             raise PromptError("A message holds text alone. Leave out images, files and the like.")
+        try:
+            self.content.encode()
+        except UnicodeEncodeError:
+            raise PromptError("A message holds half a character. Leave it out.") from None
 
 
 class Piece(NamedTuple):
@@ -52,7 +57,7 @@ class Piece(NamedTuple):
 class End(NamedTuple):
     """The last of a stream."""
 
-    reason: Literal["stop", "length", "filtered"]
+    reason: EndReason
     """The model was done, the most tokens were written, or a server held the rest back."""
     prompt_tokens: int | None = None
     """None where a server does not say."""

@@ -1,6 +1,6 @@
 """The models as deployments, in Serve's local testing mode: no cluster, one process."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -14,14 +14,16 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSetti
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
+    End,
     GenerationError,
     GenerationOptions,
     InterruptionError,
+    Message,
     Piece,
     PromptError,
 )
 
-from ...support.stand_ins import user
+from ...support.stand_ins import pieces_of, user
 
 
 @pytest.fixture
@@ -35,14 +37,37 @@ async def tiny(tiny_decoder: Path) -> AsyncGenerator[RemoteModel, None]:
 
 async def test_a_deployed_model_streams_its_text(tiny: RemoteModel) -> None:
     options = GenerationOptions(min_new_tokens=50, max_new_tokens=50)
-    pieces = [piece async for piece in tiny.stream(user("The whale"), options)]
-    assert len(pieces) > 1
-    assert sum(piece.tokens for piece in pieces) == 50
+    *pieces, end = [each async for each in tiny.stream(user("The whale"), options)]
+    written = [piece for piece in pieces if isinstance(piece, Piece)]
+    assert len(pieces) == len(written) > 1
+    assert sum(piece.tokens for piece in written) == 50
+    assert isinstance(end, End)
+    assert end.reason == "length"
+    assert end.prompt_tokens
+
+
+async def test_the_whole_conversation_and_the_options_reach_the_model() -> None:
+    class Repeating:
+        async def stream(
+            self,
+            messages: Sequence[Message],
+            options: GenerationOptions,
+            request: str,  # noqa: ARG002
+        ) -> AsyncGenerator[Piece | End, None]:
+            yield Piece(repr((list(messages), options)), 1)
+            yield End("stop")
+
+    application = serve.deployment(Repeating, name="repeating").bind()
+    handle = serve.run(application, name="repeating", _local_testing_mode=True)
+    messages = [Message("system", "Be kind."), *user("Hi"), Message("assistant", "Hello")]
+    options = GenerationOptions(stop=("!",), seed=7, top_k=3)
+    [piece] = await pieces_of(RemoteModel("repeating", handle).stream(messages, options))
+    assert piece.text == repr((messages, options))
 
 
 async def test_a_prompt_error_reaches_the_page_as_itself(tiny: RemoteModel) -> None:
     with pytest.raises(PromptError, match="too long for tiny"):
-        await anext(tiny.stream("whale " * 300, GenerationOptions()))
+        await anext(tiny.stream(user("whale " * 300), GenerationOptions()))
 
 
 class Flaky:
@@ -54,16 +79,17 @@ class Flaky:
 
     async def stream(
         self,
-        prompt: str,  # noqa: ARG002
+        messages: Sequence[Message],  # noqa: ARG002
         options: GenerationOptions,  # noqa: ARG002
         request: str,  # noqa: ARG002
-    ) -> AsyncGenerator[Piece, None]:
+    ) -> AsyncGenerator[Piece | End, None]:
         failing = self._failures > 0
         self._failures -= 1
         for number in range(self._pieces if failing else 3):
             yield Piece(f"{number} ", 1)
         if failing:
             raise GenerationError("the model is lost")
+        yield End("stop")
 
 
 def flaky(failures: int, pieces: int) -> RemoteModel:
@@ -74,7 +100,7 @@ def flaky(failures: int, pieces: int) -> RemoteModel:
 
 async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
     once = flaky(failures=1, pieces=0)
-    pieces = [piece async for piece in once.stream(user(""), GenerationOptions())]
+    pieces = await pieces_of(once.stream(user(""), GenerationOptions()))
     assert "".join(piece.text for piece in pieces) == "0 1 2 "
     with pytest.raises(InterruptionError, match="Run again"):
         await anext(flaky(failures=2, pieces=0).stream(user(""), GenerationOptions()))
@@ -82,7 +108,7 @@ async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
 
 async def test_a_replica_lost_half_way_is_not_asked_twice_for_the_same_text() -> None:
     stream = flaky(failures=1, pieces=2).stream(user(""), GenerationOptions())
-    assert [(await anext(stream)).text, (await anext(stream)).text] == ["0 ", "1 "]
+    assert [await anext(stream), await anext(stream)] == [Piece("0 ", 1), Piece("1 ", 1)]
     with pytest.raises(InterruptionError, match="flaky was interrupted"):
         await anext(stream)
 

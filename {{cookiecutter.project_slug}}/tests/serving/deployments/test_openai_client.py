@@ -13,16 +13,20 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from {{ cookiecutter.__package }}.serving.deployments import openai_client
 from {{ cookiecutter.__package }}.serving.deployments.openai_client import OpenAIClient
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
+    End,
     GenerationOptions,
     InterruptionError,
+    Message,
+    Piece,
     PromptError,
 )
 
-from ...support.stand_ins import until, user
+from ...support.stand_ins import pieces_of, until, user
 
 KEY = "a key of the tests"
 OPTIONS = GenerationOptions(min_new_tokens=0, max_new_tokens=7, temperature=0.3)
@@ -36,6 +40,9 @@ class Loopback:
     param: str | None = None
     """What the server does not take."""
     pause: float = 0
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    """What the server says at the end, where it says something."""
     breaks: bool = False
     asked: list[dict[str, object]] = field(default_factory=list)
     left: int = 0
@@ -63,14 +70,24 @@ class Loopback:
                 yield self.chunk(word)
                 if self.breaks:
                     raise RuntimeError("the server dies")
+            yield self.chunk("", self.finish_reason)
+            if self.prompt_tokens is not None:
+                yield self.usage(self.prompt_tokens)
             yield "data: [DONE]\n\n"
         finally:
             self.left += 1
 
-    def chunk(self, word: str) -> str:
-        choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+    def chunk(self, word: str, finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": {"content": word}, "finish_reason": finish_reason}
+        return self.event(choices=[choice])
+
+    def usage(self, prompt_tokens: int) -> str:
+        used = {"prompt_tokens": prompt_tokens, "completion_tokens": 3, "total_tokens": 9}
+        return self.event(choices=[], usage=used)
+
+    def event(self, **fields: object) -> str:
         kind = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "whale"}
-        return f"data: {json.dumps({**kind, 'choices': [choice]})}\n\n"
+        return f"data: {json.dumps({**kind, **fields})}\n\n"
 
 
 @pytest.fixture
@@ -94,13 +111,14 @@ def model(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> OpenAIClient:
     return model_at(loopback.url)
 
 
-def model_at(url: str) -> OpenAIClient:
+def model_at(url: str, system: str = "") -> OpenAIClient:
     return OpenAIClient(
         ModelSettings(
             name="whale",
             source="whale-7b",
             base_url=url,
             api_key_variable="WHALE_KEY",
+            system=system,
             prompt="In short: {prompt}",
         )
     )
@@ -109,13 +127,72 @@ def model_at(url: str) -> OpenAIClient:
 async def test_the_answer_streams_and_what_was_asked_arrives(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
-    pieces = [piece async for piece in model.stream(user("Hello"), OPTIONS)]
-    assert [piece.text for piece in pieces] == ["one ", "two ", "three"]
-    assert [piece.tokens for piece in pieces] == [1, 1, 1]
+    answer = [each async for each in model.stream(user("Hello"), OPTIONS)]
+    assert answer == [Piece("one ", 1), Piece("two ", 1), Piece("three", 1), End("stop")]
     [asked] = loopback.asked
     assert asked["model"] == "whale-7b"
     assert asked["messages"] == [{"role": "user", "content": "In short: Hello"}]
     assert (asked["max_tokens"], asked["temperature"], asked["top_p"]) == (7, 0.3, 1.0)
+    assert not {"stop", "seed", "top_k", "stream_options"} & asked.keys()
+
+
+async def test_stop_texts_and_a_seed_are_sent_where_they_are_set(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    options = OPTIONS.model_copy(update={"stop": ("!", "END"), "seed": 0})
+    await pieces_of(model.stream(user("Hello"), options))
+    [asked] = loopback.asked
+    assert (asked["stop"], asked["seed"]) == (["!", "END"], 0)
+
+
+async def test_a_conversation_is_sent_with_system_and_the_last_question_wrapped(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHALE_KEY", KEY)
+    model = model_at(loopback.url, system="Be kind.")
+    roles = ("user", "One"), ("assistant", "Two"), ("user", "Three"), ("assistant", "Fo")
+    messages = [Message(role, text) for role, text in roles]  # type: ignore[arg-type]
+    await pieces_of(model.stream(messages, OPTIONS))
+    await pieces_of(model.stream([Message("system", "Be brief."), *user("Hi")], OPTIONS))
+    own, told = (asked["messages"] for asked in loopback.asked)
+    assert own == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Two"},
+        {"role": "user", "content": "In short: Three"},
+        {"role": "assistant", "content": "Fo"},
+    ]
+    assert told == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "In short: Hi"},
+    ]
+
+
+async def test_a_conversation_without_a_question_is_not_sent(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    with pytest.raises(PromptError, match=r"needs a message of a user\. Add one"):
+        await pieces_of(model.stream([Message("system", "Be kind.")], OPTIONS))
+    assert not loopback.asked
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "filtered"),
+        ("tool_calls", "stop"),
+        (None, "stop"),
+    ],
+)
+async def test_the_end_is_what_the_server_says(
+    said: str | None, reason: str, model: OpenAIClient, loopback: Loopback
+) -> None:
+    loopback.finish_reason, loopback.prompt_tokens = said, 6
+    *_, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
+    assert isinstance(end, End)
+    assert (end.reason, end.prompt_tokens) == (reason, 6)
 
 
 async def test_leaving_the_stream_closes_the_connection(
@@ -183,6 +260,6 @@ async def test_a_server_that_stays_silent_is_left(
 async def test_a_server_that_dies_half_way_is_told(model: OpenAIClient, loopback: Loopback) -> None:
     loopback.breaks = True
     stream = model.stream(user("Hello"), OPTIONS)
-    assert (await anext(stream)).text == "one "
+    assert await anext(stream) == Piece("one ", 1)
     with pytest.raises(InterruptionError):
         await anext(stream)

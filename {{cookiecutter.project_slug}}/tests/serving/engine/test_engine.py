@@ -1,6 +1,6 @@
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,20 @@ from {{ cookiecutter.__package }}.serving.engine.encoder_decoders import Group
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
 from {{ cookiecutter.__package }}.serving.engine.sampling import Sampling
+from {{ cookiecutter.__package }}.serving.engine.text import AnswerText
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
+    End,
     GenerationError,
     GenerationOptions,
+    Message,
     ModelError,
+    Piece,
     PromptError,
 )
 
-from ...support.stand_ins import user
+from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import save_tiny_bart
 
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
@@ -39,8 +43,6 @@ PROMPTS = [
     "Side by side",
 ]
 EVERY_KIND = pytest.mark.parametrize("kind", ["tiny_decoder", "tiny_encoder_decoder"])
-
-request_tokens = Request.tokens
 
 EngineOf = Callable[..., Engine]
 
@@ -63,7 +65,13 @@ def engine_of() -> Iterator[EngineOf]:
 
 
 async def answer(engine: Engine, prompt: str, options: GenerationOptions = GREEDY) -> str:
-    return "".join([piece.text async for piece in engine.stream(user(prompt), options)])
+    return "".join(piece.text for piece in await pieces_of(engine.stream(user(prompt), options)))
+
+
+async def end_of(engine: Engine, options: GenerationOptions = GREEDY) -> End:
+    end = [each async for each in engine.stream(user("The whale"), options)][-1]
+    assert isinstance(end, End)
+    return end
 
 
 def generated(directory: Path, prompt: str, *, decoder: bool) -> str:
@@ -163,7 +171,9 @@ async def test_a_group_that_cannot_start_ends_its_requests(
 
 async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_encoder_decoder)
-    short, long = (Request([5, 6, 7], Sampling(0, 1, count, count)) for count in (2, 5))
+    short, long = (
+        Request([5, 6, 7], Sampling(0, 1, 1, count, count), lambda _: False) for count in (2, 5)
+    )
     group = Group(model, frozenset(), [short, long])
     rows = []
     while group.requests:
@@ -173,46 +183,236 @@ async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path)
     assert [short.received, long.received] == [2, 5]
 
 
+class Dictation:
+    """A batch that gives every request the tokens of a text, one at a time."""
+
+    def __init__(self, tokens: Sequence[int], *, ends: bool = True) -> None:
+        self.tokens = tokens
+        self.ends = ends
+        self.given = 0
+        self.cancelled = False
+        self._writing: asyncio.Task[None] | None = None
+
+    def start(self, request: Request) -> None:
+        self._writing = asyncio.create_task(self._write(request))
+
+    async def _write(self, request: Request) -> None:
+        for token in self.tokens:
+            await asyncio.sleep(0.005)
+            if self.cancelled:
+                return
+            self.given += 1
+            request.add([token], ended=self.ends and self.given == len(self.tokens))
+
+    def cancel(self, request: Request) -> None:
+        assert request.received == self.given
+        self.cancelled = True
+
+
+class Dictated:
+    """An engine that writes a text, token by token."""
+
+    def __init__(self, engine: Engine, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens: list[int] = engine._tokenizer(text)["input_ids"]
+        self.batch = Dictation(self.tokens)
+        self._engine = engine
+        self._batch = engine._batch
+        self._patch = monkeypatch
+
+    async def answer(self, *stop: str) -> tuple[list[Piece], End]:
+        options = GenerationOptions(stop=stop)
+        with self._patch.context() as patched:
+            patched.setattr(self._engine, "_batch", self.batch)
+            *pieces, end = [each async for each in self._engine.stream(user("Hi"), options)]
+        assert isinstance(end, End)
+        return [piece for piece in pieces if isinstance(piece, Piece)], end
+
+
 async def test_pieces_are_whole_characters(
     tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "灯台 and 🐋 très loin"
-    tokens = AutoTokenizer.from_pretrained(tiny_decoder)(text)["input_ids"]
-    engine = engine_of(tiny_decoder)
-
-    class Dictation:
-        """A batch that gives every request the tokens of the text, one at a time."""
-
-        def start(self, request: Request) -> None:
-            for position, token in enumerate(tokens, start=1):
-                request.add([token], ended=position == len(tokens))
-
-        def cancel(self, request: Request) -> None:
-            assert request.left
-
-    with monkeypatch.context() as patched:
-        patched.setattr(engine, "_batch", Dictation())
-        patched.setattr(Request, "tokens", one_at_a_time)
-        pieces = [piece async for piece in engine.stream(user("The whale"), GREEDY)]
+    dictated = Dictated(engine_of(tiny_decoder), text, monkeypatch)
+    pieces, end = await dictated.answer()
     assert "".join(piece.text for piece in pieces) == text
-    assert sum(piece.tokens for piece in pieces) == len(tokens)
-    assert len(tokens) > len(pieces) > 5
+    assert sum(piece.tokens for piece in pieces) == len(dictated.tokens)
+    assert len(dictated.tokens) > len(pieces) > 5
     assert not any("�" in piece.text for piece in pieces)
+    assert end.reason == "length"
 
 
-async def one_at_a_time(
-    request: Request, pause: Callable[[], float]
-) -> AsyncGenerator[list[int], None]:
-    async for tokens in request_tokens(request, pause):
-        for token in tokens:
-            yield [token]
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        (["silver"], "the water turned to "),
+        # Over several tokens, in the middle of a word, and at the very start.
+        (["er turned"], "the wat"),
+        (["the"], ""),
+        # What only begins like one is shown.
+        (["turned back", "silver and gold"], "the water turned to silver."),
+        # The one that is complete first.
+        (["water turned", "ter"], "the wa"),
+        (["silver", "turned"], "the water "),
+        (["silver."], "the water turned to "),
+    ],
+)
+async def test_an_answer_ends_before_a_stop_text(
+    stop: list[str],
+    shown: str,
+    tiny_decoder: Path,
+    engine_of: EngineOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "the water turned to silver."
+    dictated = Dictated(engine_of(tiny_decoder), text, monkeypatch)
+    pieces, end = await dictated.answer(*stop)
+    assert "".join(piece.text for piece in pieces) == shown
+    assert end.reason == ("length" if shown == text else "stop")
+    assert sum(piece.tokens for piece in pieces) <= len(dictated.tokens)
+
+
+async def test_what_may_begin_a_stop_text_is_held_back_until_it_is_decided(
+    tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dictated = Dictated(engine_of(tiny_decoder), "a lamp, a lamb", monkeypatch)
+    shown = ""
+    for piece in (await dictated.answer("lamb"))[0]:
+        shown += piece.text
+        assert not shown.endswith(("l", "la", "lam"))
+    assert shown == "a lamp, a "
+
+
+async def test_a_stop_text_ends_the_generation_at_once_however_rare_the_updates_are(
+    tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny_decoder, Limits(update_seconds=5))
+    dictated = Dictated(engine, "the water turned to silver " * 20, monkeypatch)
+    await dictated.answer("turned")
+    assert dictated.batch.cancelled
+    # As many as make the text up to it, and two that were on their way.
+    assert dictated.batch.given <= len(engine._tokenizer("the water turned")["input_ids"]) + 2
+
+
+@EVERY_KIND
+async def test_a_stop_text_frees_the_batch(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    engine = engine_of(request.getfixturevalue(kind))
+    whole = await answer(engine, "The whale", LONG)
+    stop = whole[len(whole) // 3 :][:6]
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    engine._model.register_forward_hook(count)
+    options = LONG.model_copy(update={"stop": (stop,)})
+    *pieces, end = [each async for each in engine.stream(user("The whale"), options)]
+    written = [piece for piece in pieces if isinstance(piece, Piece)]
+    assert "".join(piece.text for piece in written) == whole[: whole.index(stop)]
+    assert isinstance(end, End)
+    assert end.reason == "stop"
+    when_ended = steps
+    await asyncio.sleep(0.5)
+    assert steps - when_ended <= 2
+    assert steps < LONG.max_new_tokens
+
+
+async def test_tokens_that_cannot_be_read_end_the_answer(
+    tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(AnswerText, "read", fail)
+    with pytest.raises(GenerationError, match="no such token"):
+        await asyncio.wait_for(answer(engine_of(tiny_decoder), "The whale"), timeout=60)
+
+
+@EVERY_KIND
+async def test_the_end_says_why_and_how_long_the_prompt_was(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    directory: Path = request.getfixturevalue(kind)
+    engine = engine_of(directory)
+    prompt = AutoTokenizer.from_pretrained(directory)("The whale")["input_ids"]
+    assert await end_of(engine) == End("length", len(prompt))
+    # Every token ends the text, once it may end.
+    engine._end = frozenset(range(len(engine._tokenizer)))
+    assert (await end_of(engine)).reason == "stop"
+
+
+@EVERY_KIND
+async def test_a_seed_gives_the_same_text_alone_and_beside_others(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    engine = engine_of(request.getfixturevalue(kind), temperature=2)
+    seeded = GenerationOptions(min_new_tokens=40, max_new_tokens=40, seed=7)
+    others = [seeded.model_copy(update={"seed": seed}) for seed in (None, None, 8, -(2**63))]
+    alone = await answer(engine, "The whale", seeded)
+    beside, *rest = await asyncio.gather(
+        *(answer(engine, "The whale", options) for options in [seeded, *others])
+    )
+    assert beside == alone
+    assert len({alone, *rest}) == 5
+
+
+async def test_a_seeded_request_that_had_to_make_room_writes_the_same(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(
+        tiny_decoder, Limits(update_seconds=0, cache_tokens=96), temperature=2, top_k=50
+    )
+    seeded = GenerationOptions(min_new_tokens=60, max_new_tokens=60, seed=7)
+    alone = await answer(engine, "The whale", seeded)
+    together = await asyncio.gather(*(answer(engine, "The whale", seeded) for _ in range(3)))
+    assert together == [alone] * 3
+
+
+@EVERY_KIND
+async def test_one_of_so_many_tokens_is_drawn(
+    kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
+) -> None:
+    engine = engine_of(request.getfixturevalue(kind), temperature=2, top_k=1)
+    options = GREEDY.model_copy(update={"temperature": None})
+    assert await answer(engine, "The whale", options) == await answer(engine, "The whale")
+    wild = options.model_copy(update={"top_k": 50})
+    assert len({await answer(engine, "The whale", wild) for _ in range(4)}) > 1
+
+
+async def test_a_model_without_a_template_continues_an_answer(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_decoder, prompt="Q: {prompt} A:")
+    messages = [Message("user", "The whale"), Message("assistant", " A lamp")]
+    texts = [piece.text for piece in await pieces_of(engine.stream(messages, GREEDY))]
+    expected = generated(tiny_decoder, "Q: The whale A: A lamp", decoder=True)
+    assert "".join(texts) == expected
+
+
+async def test_an_encoder_decoder_continues_no_answer(
+    tiny_encoder_decoder: Path, engine_of: EngineOf
+) -> None:
+    engine = engine_of(tiny_encoder_decoder)
+    messages = [Message("user", "The whale"), Message("assistant", "A lamp")]
+    with pytest.raises(PromptError, match="tiny cannot continue an answer"):
+        await anext(engine.stream(messages, GREEDY))
+
+
+def test_settings_that_a_tokenizer_cannot_follow_are_refused_at_load(
+    tiny_decoder: Path, engine_of: EngineOf
+) -> None:
+    with pytest.raises(ModelError, match="has no chat template to read system") as error:
+        engine_of(tiny_decoder, system="Be kind.")
+    assert "cannot be loaded" not in str(error.value)
 
 
 async def test_pieces_that_come_soon_after_one_another_are_one(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(tiny_decoder, Limits(update_seconds=5))
-    pieces = [piece async for piece in engine.stream(user("The whale"), LONG)]
+    pieces = await pieces_of(engine.stream(user("The whale"), LONG))
     assert len(pieces) <= 3
 
 

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from {{ cookiecutter.__package }}.serving.protocol import (
     PAGE_DEPLOYMENT,
     BusyError,
+    End,
     GenerationOptions,
     PromptError,
 )
@@ -38,6 +39,13 @@ async def leave(model: Metered) -> None:
         await anext(pieces)
 
 
+async def leave_at_the_end(model: Metered) -> None:
+    async with aclosing(model.stream(user("The whale"), GenerationOptions())) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, End):
+                return
+
+
 async def read(model: Metered) -> None:
     async for _ in model.stream(user("The whale"), GenerationOptions()):
         pass
@@ -47,6 +55,7 @@ async def read(model: Metered) -> None:
     ("model", "use", "outcome"),
     [
         (fast(), read, "done"),
+        (fast(), leave_at_the_end, "done"),
         (fast(), leave, "cancelled"),
         (StandIn("busy", [], failure=BusyError("Later.")), read, "refused"),
         (StandIn("long", [], failure=PromptError("Shorter.")), read, "unreadable"),
@@ -66,15 +75,16 @@ async def test_every_answer_leaves_a_line_with_its_outcome(
     [line] = [vars(record) for record in caplog.records if record.message == "answer"]
     assert (line["model"], line["outcome"]) == (model.name, outcome)
     assert line["tokens"] == {"done": 3, "cancelled": 1, "failed": 1}.get(outcome, 0)
-    assert "prompt" not in line
+    assert "messages" not in line
 
 
-async def test_the_prompt_is_in_the_log_where_the_settings_say_so(
+async def test_the_messages_are_in_the_log_where_the_settings_say_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "ray.serve")
     await read(Metered(fast(), log_prompts=True))
-    assert [vars(record)["prompt"] for record in caplog.records] == ["The whale"]
+    [messages] = [vars(record)["messages"] for record in caplog.records]
+    assert messages == [{"role": "user", "content": "The whale"}]
 
 
 @dataclass(frozen=True)

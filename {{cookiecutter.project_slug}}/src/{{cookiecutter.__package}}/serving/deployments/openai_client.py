@@ -4,10 +4,12 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 
 from ..protocol import (
     BusyError,
     End,
+    EndReason,
     GenerationOptions,
     InterruptionError,
     Message,
@@ -20,7 +22,9 @@ from .settings import ModelSettings
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """The longest that a server may take for its next piece."""
-OPTIONS = ("max_tokens", "temperature", "top_p")
+OPTIONS = ("max_tokens", "temperature", "top_p", "stop", "seed")
+ENDS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
+"""What the protocol calls the reasons for an end; any other is that the model was done."""
 
 
 class OpenAIClient:
@@ -45,33 +49,37 @@ class OpenAIClient:
     ) -> AsyncGenerator[Piece | End, None]:
         """Yields the answer piece by piece; leaving the loop closes the connection.
 
-        The protocol knows no least number of tokens, so that option has no effect.
+        A trailing message of the assistant is sent as it is; a server that can, continues it.
+        The protocol knows no `min_new_tokens` and no `top_k`, so these have no effect.
 
         Raises:
-            PromptError: the server does not take this prompt.
+            PromptError: the server does not take this conversation.
             BusyError: it has too much to do.
             InterruptionError: it cannot be reached, or does not answer.
         """
         own = self._settings
+        reason = "stop"
+        prompt_tokens: int | None = None
         try:
             async with await self._client.chat.completions.create(
                 model=own.source,
-                messages=[
-                    {
-                        "role": "user",
-                        "content": own.prompt.replace("{prompt}", messages[-1].content),
-                    }
-                ],
+                messages=[_turn(message) for message in own.conversation(messages)],
                 max_tokens=options.max_new_tokens,
                 temperature=own.temperature if options.temperature is None else options.temperature,
                 top_p=own.top_p if options.top_p is None else options.top_p,
+                stop=list(options.stop) or openai.omit,
+                seed=openai.omit if options.seed is None else options.seed,
                 stream=True,
             ) as chunks:
                 async for chunk in chunks:
-                    # Servers send a chunk for each token.
-                    if chunk.choices and (text := chunk.choices[0].delta.content):
-                        yield Piece(text, 1)
-            yield End("stop")
+                    if chunk.usage:
+                        prompt_tokens = chunk.usage.prompt_tokens
+                    for choice in chunk.choices[:1]:
+                        reason = choice.finish_reason or reason
+                        # Servers send a chunk for each token.
+                        if text := choice.delta.content:
+                            yield Piece(text, 1)
+            yield End(ENDS.get(reason, "stop"), prompt_tokens)
         except openai.OpenAIError as error:
             self._log(error)
             raise self._explained(error) from error
@@ -109,3 +117,13 @@ class OpenAIClient:
                 return InterruptionError(f"{name} cannot be reached. See whether its server runs.")
             case _:
                 return InterruptionError(f"{name} was interrupted by its server. Run again.")
+
+
+def _turn(message: Message) -> ChatCompletionMessageParam:
+    match message.role:
+        case "system":
+            return {"role": "system", "content": message.content}
+        case "assistant":
+            return {"role": "assistant", "content": message.content}
+        case "user":
+            return {"role": "user", "content": message.content}

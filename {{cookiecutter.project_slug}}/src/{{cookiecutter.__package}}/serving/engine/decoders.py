@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import count
 
@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.continuous_batching.requests import (
@@ -27,7 +26,7 @@ from transformers.generation.continuous_batching.requests import (
 from ..protocol import GenerationError
 from .attention import attend_by_rows
 from .generation import Request
-from .sampling import Sampling, draw, forbid, keep_top_k
+from .sampling import GREEDY, Sampling, choose
 
 PAGE_TOKENS = 16
 STEP_TOKENS = 256
@@ -62,7 +61,7 @@ class DecoderBatch:
                 per_request_processors=True,
             ),
         )
-        self._manager.logit_processor = _sampling_steps(self._end)
+        self._manager.logit_processor = _Sampler(self._end)
         # A thread that a daemon starts is one too: else a process could not end before it.
         starter = threading.Thread(target=self._manager.start, daemon=True)
         starter.start()
@@ -122,58 +121,48 @@ class DecoderBatch:
             self._running.pop(request, None)
 
 
-class _SamplingStep(ContinuousBatchingLogitsProcessor):
-    """Changes the scores of each request according to one number of its own."""
+class _Sampler(ContinuousBatchingLogitsProcessorList):
+    """Draws the next token of each request by numbers of its own.
 
-    supported_kwargs = {"sampling": Sampling}  # noqa: RUF012
-    ignored_kwargs = ()
+    transformers' own steps sort the vocabulary twice for each token and draw from all of it,
+    which took a CPU a quarter of each step, and know no seed.
+    """
 
-    def __init__(
-        self,
-        number: Callable[[Sampling, int], float],
-        change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> None:
-        self._number = number
-        self._change = change
+    def __init__(self, end: Sequence[int]) -> None:
+        super().__init__(LogitsProcessorList())
+        self._end = end
+        self.supported_keys = {"sampling": Sampling}
+        self.tensors_required = len(GREEDY.numbers(0))
+        self.do_processing = True
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.copy_(torch.ones_like(int32_tensor, dtype=torch.float32).view(torch.int32))
 
-    def prepare_tensor_args(self, requests: list[FutureRequestState]) -> torch.Tensor:
-        numbers = [self._of(request.state) for request in requests]
-        return torch.tensor(numbers, dtype=torch.float32).view(torch.int32)
+    def prepare_tensor_args(
+        self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
+    ) -> torch.Tensor:
+        rows = [_numbers(request.state) for request in requests_in_batch if request.has_new_token]
+        if rows:
+            numbers = torch.tensor(rows, dtype=torch.float32).T.contiguous().view(torch.int32)
+            arg_storage[:, : len(rows)] = numbers.to(arg_storage.device)
+        return arg_storage
 
-    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        return self._change(scores, tensor_arg[: scores.shape[0]].view(torch.float32))
-
-    def _of(self, state: RequestState) -> float:
-        sampling: Sampling = state.logit_processor_kwargs["sampling"]
-        # A request that had to make room starts over, with its text in its prompt.
-        prompt = state._true_initial_tokens or len(state.initial_tokens)
-        moved = len(state.initial_tokens) - prompt
-        return self._number(sampling, moved + state.generated_len())
-
-
-def _sampling_steps(end: Sequence[int]) -> ContinuousBatchingLogitsProcessorList:
-    # transformers' own sort the vocabulary twice for each token and draw from all of it,
-    # which took a CPU a quarter of each step.
-    steps = [
-        _SamplingStep(
-            lambda sampling, generated: generated < sampling.min_new_tokens,
-            lambda scores, rows: forbid(scores, end, rows),
-        ),
-        _SamplingStep(
-            lambda sampling, _: sampling.divisor, lambda scores, rows: scores / rows[:, None]
-        ),
-        _SamplingStep(lambda sampling, _: sampling.top_k, keep_top_k),
-        _SamplingStep(lambda sampling, _: sampling.top_p, _leave_one),
-    ]
-    processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(steps))
-    processors.tensors_required = len(steps)
-    return processors
+    def __call__(
+        self,
+        input_ids: torch.Tensor,  # noqa: ARG002
+        scores: torch.Tensor,
+        logits_processor_args: torch.Tensor,
+    ) -> torch.Tensor:
+        """Leaves one token of each row, because transformers takes the best score."""
+        numbers = logits_processor_args[:, : scores.shape[0]].view(torch.float32)
+        chosen = choose(scores, numbers, self._end)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-def _leave_one(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Draws here, because transformers takes the best score that is left."""
-    drawn = draw(scores, top_p)[:, None]
-    return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+def _numbers(state: RequestState) -> tuple[float, ...]:
+    # transformers warms up with requests that have none.
+    sampling: Sampling = state.logit_processor_kwargs.get("sampling", GREEDY)
+    # A request that had to make room starts over, with its text in its prompt.
+    prompt = state._true_initial_tokens or len(state.initial_tokens)
+    # The count of what was read runs ahead with each step; that of what was written lags on a GPU.
+    return sampling.numbers(state.position_offset - prompt)

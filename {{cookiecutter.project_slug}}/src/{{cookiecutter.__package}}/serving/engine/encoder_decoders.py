@@ -132,8 +132,9 @@ class Group:
         forced = self._model.generation_config.forced_bos_token_id
         if self._steps == 0 and forced is not None:
             return torch.full_like(self._last[:, 0], forced)
-        samplings = [request.sampling for request in self.requests]
-        return choose(scores, samplings, self._steps, sorted(self._end))
+        rows = [request.sampling.numbers(self._steps) for request in self.requests]
+        numbers = torch.tensor(rows, dtype=torch.float32, device=scores.device).T
+        return choose(scores, numbers, sorted(self._end))
 
     def _keep(self, wanted: Sequence[bool]) -> None:
         """Takes the rows that are not wanted out of all tensors."""

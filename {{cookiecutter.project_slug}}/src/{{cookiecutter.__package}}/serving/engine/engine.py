@@ -3,11 +3,11 @@
 import math
 import os
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,8 +29,10 @@ from ..protocol import (
 from .decoders import DecoderBatch
 from .encoder_decoders import EncoderDecoderBatch
 from .generation import Batch, Request
+from .prompts import PromptEncoder
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
+from .text import AnswerText
 from .weights import locate
 
 # oneDNN would keep its code for each number of tokens that it has computed at once, which
@@ -63,6 +65,8 @@ class Engine:
         try:
             self._load(directory)
             self._batch = self._make_batch()
+        except ModelError:
+            raise
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(
@@ -78,32 +82,29 @@ class Engine:
         Leaving the loop, or closing the iterator, ends the generation.
 
         Raises:
-            PromptError: the prompt does not fit the model's context.
+            PromptError: the conversation cannot be read, or does not fit the model's context.
             BusyError: as many requests as the limits allow are running or waiting.
             GenerationError: the model gave up.
         """
         if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
-        request = Request(self._encode(messages, options), self._sampling(options))
-        text = DecodeStream(skip_special_tokens=True)
+        text = AnswerText(self._tokenizer.backend_tokenizer, self._end, options.stop)
+        request = Request(self._encode(messages, options), self._sampling(options), text.read)
         self._requests += 1
         self._batch.start(request)
         try:
-            unread = 0
-            async for tokens in request.tokens(lambda: self._limits.pause(self._requests)):
-                # None is a character that is not complete yet.
-                pieces = [
-                    text.step(self._tokenizer.backend_tokenizer, token)
-                    for token in tokens
-                    if token not in self._end
-                ]
-                unread += len(pieces)
-                if piece := "".join(piece for piece in pieces if piece):
-                    yield Piece(piece, unread)
-                    unread = 0
-            if unread:
-                yield Piece("", unread)
-            yield End("stop", len(request.prompt))
+            async with aclosing(
+                request.arrivals(lambda: self._limits.pause(self._requests))
+            ) as arrivals:
+                async for _ in arrivals:
+                    if text.complete:
+                        # At once, however long the reader takes for what is there.
+                        self._batch.cancel(request)
+                    if piece := text.take():
+                        yield piece
+            if piece := text.take(last=True):
+                yield piece
+            yield End("stop" if text.complete else "length", len(request.prompt))
         finally:
             self._requests -= 1
             self._batch.cancel(request)
@@ -120,6 +121,9 @@ class Engine:
         config = AutoConfig.from_pretrained(directory)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._prompts = PromptEncoder(
+            self._settings, self._tokenizer, can_continue=not config.is_encoder_decoder
+        )
         self._model: PreTrainedModel = loader.from_pretrained(
             directory, dtype=_dtype(self._settings.dtype), use_safetensors=True
         )
@@ -140,14 +144,7 @@ class Engine:
         return DecoderBatch(self._model, self._end, running, cache_tokens)
 
     def _encode(self, messages: Sequence[Message], options: GenerationOptions) -> list[int]:
-        text = self._settings.prompt.replace("{prompt}", messages[-1].content)
-        if self._tokenizer.chat_template:
-            inputs = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
-            )
-        else:
-            inputs = self._tokenizer(text)
-        tokens: list[int] = inputs["input_ids"]
+        tokens = self._prompts.encode(messages)
         if not tokens:
             raise PromptError(f"{self.name} reads nothing in this text. Write another.")
         # A decoder writes into the context that it reads from.
@@ -169,8 +166,10 @@ class Engine:
         return Sampling(
             temperature=own.temperature if options.temperature is None else options.temperature,
             top_p=own.top_p if options.top_p is None else options.top_p,
+            top_k=own.top_k if options.top_k is None else options.top_k,
             min_new_tokens=options.min_new_tokens,
             max_new_tokens=options.max_new_tokens,
+            seed=options.seed,
         )
 
 

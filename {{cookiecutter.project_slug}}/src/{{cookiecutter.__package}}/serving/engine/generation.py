@@ -10,9 +10,14 @@ from .sampling import Sampling
 
 
 class Request:
-    """One prompt in a batch. Made and read in an event loop, filled by the batch's thread."""
+    """One prompt in a batch. Made and read in an event loop, filled by the batch's thread.
 
-    def __init__(self, prompt: list[int], sampling: Sampling) -> None:
+    `read` gets the tokens as they come, and returns whether no more are wanted.
+    """
+
+    def __init__(
+        self, prompt: list[int], sampling: Sampling, read: Callable[[list[int]], bool]
+    ) -> None:
         self.prompt = prompt
         self.sampling = sampling
         self.left = False
@@ -20,9 +25,9 @@ class Request:
         self.received = 0
         """How many tokens have come."""
         self._loop = asyncio.get_running_loop()
+        self._read = read
         self._arrived = asyncio.Event()
         self._over = asyncio.Event()
-        self._tokens: list[int] = []
         self._failure: str | None = None
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:
@@ -34,8 +39,8 @@ class Request:
             # The event loop is closed, and its reader with it.
             self.left = True
 
-    async def tokens(self, pause: Callable[[], float]) -> AsyncGenerator[list[int], None]:
-        """Yields the tokens as they arrive: the first at once, then all of a pause together.
+    async def arrivals(self, pause: Callable[[], float]) -> AsyncGenerator[None, None]:
+        """Yields when tokens have been read: the first at once, then all of a pause together.
 
         Raises:
             GenerationError: the batch gave the request up.
@@ -44,9 +49,7 @@ class Request:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
-                tokens, self._tokens = self._tokens, []
-                if tokens:
-                    yield tokens
+                yield
                 if self._failure is not None:
                     raise GenerationError(self._failure)
                 if self._over.is_set():
@@ -57,9 +60,14 @@ class Request:
             self.left = True
 
     def _receive(self, tokens: list[int], ended: bool, failure: str | None) -> None:
-        self._tokens += tokens
-        self._failure = self._failure or failure
-        if ended or failure is not None:
+        if self._over.is_set():
+            return
+        try:
+            complete = self._read(tokens)
+        except Exception as error:  # Else its reader would wait for ever.
+            complete, failure = True, failure or f"{type(error).__name__}: {error}"
+        self._failure = failure
+        if complete or ended or failure is not None:
             self._over.set()
         self._arrived.set()
 

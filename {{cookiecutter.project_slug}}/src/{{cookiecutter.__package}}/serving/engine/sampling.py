@@ -1,12 +1,16 @@
 """Chooses the next token of every row, each with options of its own."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-TOP_K = 50
-"""The default of transformers' sampling, which the Ray guide's pipelines used."""
+from ..protocol import MOST_TOP_K
+
+UNIFORM_BITS = 24
+"""As many as a float32 holds exactly."""
 LEAST_TEMPERATURE = 0.01
 """Below it only the likeliest token is left, and scores divided by it may leave float32."""
 
@@ -18,33 +22,53 @@ class Sampling:
     temperature: float
     """0, or less than `LEAST_TEMPERATURE`, always takes the likeliest token."""
     top_p: float
+    top_k: int
     min_new_tokens: int
     max_new_tokens: int
+    seed: int | None = None
 
     @property
-    def top_k(self) -> int:
-        return TOP_K if self.temperature >= LEAST_TEMPERATURE else 1
+    def best(self) -> int:
+        """Of how many tokens, the likeliest ones, one is drawn."""
+        return self.top_k if self.temperature >= LEAST_TEMPERATURE else 1
 
     @property
     def divisor(self) -> float:
         return self.temperature if self.temperature >= LEAST_TEMPERATURE else 1.0
 
+    def numbers(self, generated: int) -> tuple[float, float, float, float, float]:
+        """Returns what `choose` reads for a row that has so many tokens."""
+        early = generated < self.min_new_tokens
+        return early, self.divisor, self.best, self.top_p, self.uniform(generated)
 
-def choose(
-    scores: torch.Tensor, samplings: Sequence[Sampling], generated: int, end: Sequence[int]
-) -> torch.Tensor:
+    def uniform(self, generated: int) -> float:
+        """Returns a number from 0 to below 1, by which the next token is drawn.
+
+        With a seed it depends on nothing else than how many tokens there are, so that neither
+        other requests nor a new start in the middle change the text.
+        """
+        if self.seed is None:
+            bits = random.getrandbits(UNIFORM_BITS)
+        else:
+            digest = hashlib.sha256(f"{self.seed} {generated}".encode()).digest()
+            bits = int.from_bytes(digest[:3], "big")
+        return bits / (1 << UNIFORM_BITS)
+
+
+GREEDY = Sampling(temperature=0, top_p=1, top_k=1, min_new_tokens=0, max_new_tokens=1)
+
+
+def choose(scores: torch.Tensor, numbers: torch.Tensor, end: Sequence[int]) -> torch.Tensor:
     """Returns a token for each row of scores, which have the shape [rows, vocabulary].
 
-    `generated` is how many tokens each row has, and `end` are the tokens that end a text.
+    `numbers` are those of each row's sampling, of shape [numbers, rows], and `end` are the
+    tokens that end a text.
     """
-
-    def each(values: Iterable[float]) -> torch.Tensor:
-        return torch.tensor(list(values), dtype=torch.float32, device=scores.device)
-
-    scores = forbid(scores, end, each(s.min_new_tokens > generated for s in samplings))
-    scores = scores / each(s.divisor for s in samplings)[:, None]
-    scores = keep_top_k(scores, each(s.top_k for s in samplings))
-    return draw(scores, each(s.top_p for s in samplings))
+    early, divisor, best, top_p, uniform = numbers
+    scores = forbid(scores, end, early)
+    likeliest = scores.topk(min(MOST_TOP_K, scores.shape[1]), dim=-1)
+    scaled = keep_top_k(likeliest.values / divisor[:, None], best)
+    return likeliest.indices.gather(1, draw(scaled, top_p, uniform)[:, None])[:, 0]
 
 
 def forbid(scores: torch.Tensor, tokens: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
@@ -58,22 +82,20 @@ def forbid(scores: torch.Tensor, tokens: Sequence[int], rows: torch.Tensor) -> t
 
 
 def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
-    """Keeps the `top_k` best tokens of each row, at the most `TOP_K`."""
-    best = scores.topk(min(TOP_K, scores.shape[1]), dim=-1).values
-    last = top_k.long().clamp(1, best.shape[1]) - 1
-    return scores.masked_fill(scores < best.gather(1, last[:, None]), -torch.inf)
+    """Keeps the first `top_k` scores of each row, which are sorted."""
+    positions = torch.arange(scores.shape[1], device=scores.device)
+    return scores.masked_fill(positions >= top_k[:, None], -torch.inf)
 
 
-def draw(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Returns a token for each row, from the best that together have the probability `top_p`.
+def draw(scores: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Returns a position of each row, from the first that together have the probability `top_p`.
 
-    No row may have more than `TOP_K` tokens left: to sort and draw from those is many times
-    faster than from the vocabulary.
+    The scores are sorted, and `uniform` has a number from 0 to below 1 for each row, which
+    decides between the positions.
     """
-    best = scores.topk(min(TOP_K, scores.shape[1]), dim=-1)
-    probabilities = best.values.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    # The best token stays, however small top_p is: as a float32 it may be 0.
-    before[:, 0] = -1
-    probabilities = probabilities.masked_fill(before >= top_p[:, None], 0)
-    return best.indices.gather(1, torch.multinomial(probabilities, 1))[:, 0]
+    probabilities = scores.softmax(dim=-1)
+    kept = probabilities.cumsum(dim=-1) - probabilities < top_p[:, None]
+    # The best stays, however small top_p is: as a float32 it may be 0.
+    kept[:, 0] = True
+    up_to = (probabilities * kept).cumsum(dim=-1)
+    return (up_to <= uniform[:, None] * up_to[:, -1:]).sum(dim=-1)

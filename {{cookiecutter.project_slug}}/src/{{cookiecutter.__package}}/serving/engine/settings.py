@@ -1,10 +1,11 @@
 """How a model is loaded and asked, and what one process of it takes on."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ..protocol import MOST_TOP_K, Strict
+from ..protocol import MOST_TOP_K, Message, PromptError, Strict
 
 ANSWERS_AT_FULL_PACE = 2
 SLOWEST_PACE = 5
@@ -40,6 +41,21 @@ class EngineSettings(Strict):
         if "{prompt}" not in self.prompt:
             raise ValueError("prompt must contain {prompt}, where the user's text goes")
         return self
+
+    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+        """Returns the messages as the model reads them, with `system` and `prompt` in place.
+
+        Raises:
+            PromptError: no message is a user's.
+        """
+        asked = max((n for n, each in enumerate(messages) if each.role == "user"), default=None)
+        if asked is None:
+            raise PromptError("A conversation needs a message of a user. Add one.")
+        turns = list(messages)
+        turns[asked] = Message("user", self.prompt.replace("{prompt}", turns[asked].content))
+        if self.system and not any(message.role == "system" for message in messages):
+            turns.insert(0, Message("system", self.system))
+        return turns
 
 
 class ModelLimits(Strict):

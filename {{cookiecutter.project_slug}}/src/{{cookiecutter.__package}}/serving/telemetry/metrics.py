@@ -58,6 +58,9 @@ class Metered:
                     if answer.state is State.WAITING and isinstance(piece, Piece):
                         self._count(waiting=-1, running=1)
                     answer.add(piece)
+                    if isinstance(piece, End):
+                        # Some readers leave with it.
+                        outcome = "done"
                     yield piece
             outcome = "done"
         except BusyError:

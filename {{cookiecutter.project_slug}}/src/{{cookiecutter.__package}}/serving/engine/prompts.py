@@ -1,0 +1,220 @@
+"""Turns a conversation into the tokens of a prompt. Text of a visitor never gives a control token.
+
+A control token is one that was added to the tokenizer's vocabulary: `<|im_end|>`, `</s>`, `<think>`.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ..protocol import Message, ModelError, PromptError
+from .settings import EngineSettings
+
+MARKS = range(0xF0000, 0x10FFFE)
+"""Characters for private use, which stand for a visitor's texts while a template is rendered."""
+TEMPLATE_ARGUMENTS = inspect.signature(
+    PreTrainedTokenizerBase.apply_chat_template
+).parameters.keys() - {"tools", "documents"}
+
+
+class PromptEncoder:
+    """The prompts of one model.
+
+    A model with a chat template reads the conversation, and one without the user's last message.
+
+    Raises:
+        ModelError: the settings ask for what the model's tokenizer does not do.
+    """
+
+    def __init__(
+        self, model: EngineSettings, tokenizer: PreTrainedTokenizerBase, *, can_continue: bool
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._can_continue = can_continue
+        self._control = frozenset(
+            number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            # Spaces and single characters are text, which some vocabularies add.
+            if len(token.content.strip()) > 1
+        )
+        self._unknown = self._control & set(self._bare(chr(MARKS[0])))
+        """Also stands for characters that the vocabulary lacks, so it may come from any text."""
+        self._template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        self._check_settings()
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the tokens that the template, or else the tokenizer, gives.
+
+        They differ from those only where a text holds a control token, which is read as text.
+
+        Raises:
+            PromptError: the conversation cannot be read; the message says what to change.
+        """
+        if not self._can_continue and messages and messages[-1].role == "assistant":
+            raise PromptError(
+                f"{self._model.name} cannot continue an answer. Leave out the last message."
+            )
+        texts, marked = self._mark(messages)
+        turns = self._model.conversation(marked)
+        try:
+            with_marks, rendered = self._render(turns), self._render(_filled(turns, texts))
+        except Exception as error:  # A template is a program of its own.
+            raise PromptError(
+                f"{self._model.name} does not take this conversation ({_first_line(error)}). "
+                "Change the order or the kinds of its messages."
+            ) from error
+        usual: list[int] = self._tokenizer(rendered, add_special_tokens=not self._template)[
+            "input_ids"
+        ]
+        parts = re.split(f"([{''.join(texts)}])", with_marks) if texts else [with_marks]
+        careful = self._encode_parts(parts, texts)
+        harmless = self._controls(usual) == self._controls(careful) and all(
+            self._controls(self._usual(text)) == self._controls(self._bare(text))
+            for text in texts.values()
+        )
+        return usual if harmless else careful
+
+    def _mark(self, messages: Sequence[Message]) -> tuple[dict[str, str], list[Message]]:
+        """Returns the texts by their marks, and the messages with marks in the place of texts."""
+        texts: dict[str, str] = {}
+        marked = []
+        marks = self._marks(messages)
+        for message in messages:
+            content = message.content
+            # Spaces stay around the mark, since many templates trim.
+            if text := content.strip():
+                mark = next(marks)
+                texts[mark] = text
+                content = content.replace(text, mark, 1)
+            marked.append(Message(message.role, content))
+        return texts, marked
+
+    def _marks(self, messages: Iterable[Message]) -> Iterator[str]:
+        own = self._model.system + self._model.prompt + self._template
+        taken = set(own).union(*(message.content for message in messages))
+        yield from (mark for mark in map(chr, MARKS) if mark not in taken)
+        raise PromptError(f"{self._model.name} cannot read so many messages. Leave some out.")
+
+    def _render(self, turns: Sequence[Message]) -> str:
+        continued = turns[-1].role == "assistant"
+        if self._template:
+            rendered: str = self._tokenizer.apply_chat_template(
+                [{"role": turn.role, "content": turn.content} for turn in turns],
+                tokenize=False,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
+                **self._model.template_options,
+            )
+            return rendered
+        asked = next(turn.content for turn in reversed(turns) if turn.role == "user")
+        return asked + turns[-1].content if continued else asked
+
+    def _encode_parts(self, parts: Sequence[str], texts: Mapping[str, str]) -> list[int]:
+        """Encodes the template's parts as usual, and between them the texts without controls."""
+        tokens: list[int] = []
+        for part in parts:
+            if part in texts:
+                tokens += self._encode_text(texts[part], follows=bool(tokens))
+            elif part:
+                tokens += self._encode(part, self._usual, follows=bool(tokens))
+        if self._template:
+            return tokens
+        frame = self._backend.encode("x")
+        inner = [position for position, added in enumerate(frame.special_tokens_mask) if not added]
+        return [*frame.ids[: inner[0]], *tokens, *frame.ids[inner[-1] + 1 :]]
+
+    def _encode_text(self, text: str, *, follows: bool) -> list[int]:
+        """Encodes a visitor's text so that no control token is among its tokens."""
+        forbidden = self._control - self._unknown
+        tokens = self._encode(text, self._bare, follows=follows)
+        if not forbidden.isdisjoint(tokens):
+            # A vocabulary may join characters to what is a control token, too.
+            tokens = [
+                token
+                for character in text
+                for token in self._encode(character, self._bare, follows=True)
+            ]
+        if not forbidden.isdisjoint(tokens):
+            raise PromptError(
+                f"{self._model.name} takes a part of this text for a control token. Reword it."
+            )
+        return tokens
+
+    def _encode(self, text: str, encode: Callable[[str], list[int]], *, follows: bool) -> list[int]:
+        """Encodes a part of a prompt, with no space before it where it follows another."""
+        if follows:
+            newline, tokens = encode("\n"), encode(f"\n{text}")
+            if tokens[: len(newline)] == newline:
+                return tokens[len(newline) :]
+        return encode(text)
+
+    def _usual(self, text: str) -> list[int]:
+        tokens: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    def _bare(self, text: str) -> list[int]:
+        """Encodes without looking for added tokens, which no option of the tokenizer turns off."""
+        normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
+        if normalizer is not None:
+            text = normalizer.normalize_str(text)
+        words = [text]
+        if pre_tokenizer is not None:
+            words = [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
+        return [token.id for word in words for token in self._backend.model.tokenize(word)]
+
+    def _controls(self, tokens: Iterable[int]) -> list[int]:
+        return [token for token in tokens if token in self._control]
+
+    def _check_settings(self) -> None:
+        own = self._model
+        if not self._template:
+            if own.system:
+                raise self._refusal("has no chat template to read system. Say it in prompt.")
+            if own.template_options:
+                raise self._refusal("has no chat template. Remove template_options.")
+            return
+        read = set(re.findall(r"\w+", self._template)) - TEMPLATE_ARGUMENTS
+        for option in own.template_options:
+            if option not in read:
+                raise self._refusal(
+                    f"has a chat template without {option!r}. Correct or remove it in "
+                    "template_options."
+                )
+        user = Message("user", "Hello")
+        try:
+            self._render([user])
+        except Exception as error:
+            if not own.template_options:
+                raise
+            raise self._refusal(
+                f"has a chat template that refuses template_options ({_first_line(error)}). "
+                "Correct or remove them."
+            ) from error
+        if own.system:
+            self._check_system([Message("system", own.system), user])
+
+    def _check_system(self, turns: Sequence[Message]) -> None:
+        try:
+            rendered = self._render(turns)
+        except Exception as error:
+            reason = f"refuses system ({_first_line(error)})"
+            raise self._refusal(f"has a chat template that {reason}. Say it in prompt.") from error
+        if self._model.system.strip() not in rendered:
+            raise self._refusal("has a chat template that leaves out system. Say it in prompt.")
+
+    def _refusal(self, reason: str) -> ModelError:
+        return ModelError(f"Model {self._model.name!r}: {self._model.source!r} {reason}")
+
+
+def _filled(turns: Sequence[Message], texts: Mapping[str, str]) -> list[Message]:
+    """Puts the texts in the place of their marks."""
+    marks = str.maketrans(dict(texts))
+    return [Message(turn.role, turn.content.translate(marks)) for turn in turns]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
