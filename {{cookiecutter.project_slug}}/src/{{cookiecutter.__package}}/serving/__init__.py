@@ -5,7 +5,7 @@ You never edit this folder: `cruft update` replaces it. You may rely on the name
 
 - **The graph**, in `app.py`: `GradioServer`, `deployments_of`, `PageOfModels`, `PageSettings`,
   and `Launch`, `middleware=` and `routes=` for what you add to the page.
-- **Models**, in `models.py`: `ModelSettings`. A class of your own is a `Model`: it takes
+- **Models**, in `models.py`: `ModelSettings`, and `DeploymentSettings` for its replicas. A class of your own is a `Model`: it takes
   `Message`s and `GenerationOptions`, and yields `Piece`s and one `End`.
 - **The page**, in `page.py`: `panes_of`, `option_controls` and `connect`; `fan_out` asks models
   for a page of your own, and `check_prompt` refuses what none could answer.
