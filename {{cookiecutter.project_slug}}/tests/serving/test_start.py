@@ -160,17 +160,24 @@ def test_a_directory_that_is_no_model(start: Start, tmp_path: Path) -> None:
     assert f"{str(tmp_path)!r} has no config.json" in start(config)
 
 
+def from_a_hub(source: str, endpoint: str, cache: Path) -> dict[str, object]:
+    """Names the hub in the config, because its client reads a variable once for each process."""
+    config = config_of(source, free_port())
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
+    config["applications"][0]["runtime_env"] = {"env_vars": variables}
+    return config
+
+
 def test_a_model_that_the_hub_does_not_know(start: Start, tmp_path: Path) -> None:
-    config = written(tmp_path, config_of("org/unknown", free_port()))
     with loopback_hub(tmp_path) as endpoint:
-        line = start(config, env={"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")})
+        config = from_a_hub("org/unknown", endpoint, tmp_path / "cache")
+        line = start(written(tmp_path, config))
     assert "'org/unknown' is unknown to the hub" in line
 
 
 def test_a_hub_that_cannot_be_reached(start: Start, tmp_path: Path) -> None:
-    config = written(tmp_path, config_of("org/model", free_port()))
     endpoint = f"http://127.0.0.1:{free_port()}"
-    line = start(config, env={"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")})
+    line = start(written(tmp_path, from_a_hub("org/model", endpoint, tmp_path / "cache")))
     assert "the hub cannot be reached" in line
 
 

@@ -172,6 +172,8 @@ def run(
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())
+    else:
+        check_cluster(os.environ["RAY_ADDRESS"])
     if ray.is_initialized():
         # A builder began one by the way, without what is set below.
         ray.shutdown()
@@ -202,8 +204,6 @@ def run(
 
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:
     """Returns a cluster of its own, or the one that RAY_ADDRESS names."""
-    if not alone:
-        check_cluster(os.environ["RAY_ADDRESS"])
     try:
         with patience(seconds), reports():
             context = ray.init(
