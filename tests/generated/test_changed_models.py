@@ -9,6 +9,7 @@ import yaml
 from ..conftest import Render
 from .project import START_SECONDS, Project, free_port, ray_directory
 
+ENTRY = re.compile(r"    ModelSettings\(\n.*?\n    \),\n", re.DOTALL)
 CHECK = """
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
         project.run("uv", "sync")
         models = root / "src" / project.package / "models.py"
         readme = (root / "README.md").read_text("utf-8").partition("### Change the models")[2]
-        entry, said = snippet(readme, "python"), yaml.safe_load(snippet(readme, "yaml"))
+        [entry] = ENTRY.findall(snippet(readme, "python"))
+        said = yaml.safe_load(snippet(readme, "yaml"))
         # No hub can be reached by a test.
         source = re.findall(r'source="(.+)"', models.read_text("utf-8"))[0]
         entry = re.sub(r'source=".+"', f'source="{source}"', entry)
@@ -72,9 +74,7 @@ def rename_first(models: Path, name: str) -> None:
 
 
 def remove_second(models: Path) -> None:
-    first, _, *others = re.findall(
-        r"    ModelSettings\(\n.*?\n    \),\n", models.read_text(), re.DOTALL
-    )
+    first, _, *others = ENTRY.findall(models.read_text("utf-8"))
     head = models.read_text("utf-8").partition("MODELS = (\n")[0]
     models.write_text(f"{head}MODELS = (\n{''.join([first, *others])})\n", "utf-8")
 

@@ -33,6 +33,7 @@ def build(args: dict):
 
 
 @pytest.mark.served
+@pytest.mark.timeout(900)
 def test_a_team_s_settings_variables_and_second_application(
     tmp_path: Path, tiny_decoder: Path
 ) -> None:

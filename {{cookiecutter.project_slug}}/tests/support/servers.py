@@ -21,7 +21,8 @@ from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 
 LOCAL_CONFIG = Path(__file__).parents[2] / "config" / "local.yaml"
-START_SECONDS = 180
+# The start itself gives up sooner, and says why.
+START_SECONDS = 900
 STOP_SECONDS = 60
 UP = "The page is up: "
 

@@ -205,7 +205,7 @@ def run(
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:
     """Returns a cluster of its own, or the one that RAY_ADDRESS names."""
     try:
-        with patience(seconds), reports():
+        with patience(seconds), reports(lambda: f"Ray, whose logs are in {own_logs()}"):
             context = ray.init(
                 "local" if alone else None,
                 log_to_driver=False,
@@ -234,14 +234,14 @@ def own_logs() -> str:
 
 
 @contextmanager
-def reports() -> Iterator[None]:
-    """Says every few seconds that Ray starts, until the block is left."""
+def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
+    """Says every few seconds what is waited for, also while Ray does not return from a call."""
     started, done = time.monotonic(), threading.Event()
 
     def report() -> None:
         while not done.wait(REPORT_SECONDS):
             waited = time.monotonic() - started
-            print(f"{waited:.0f} s: waiting for Ray, whose logs are in {own_logs()}", flush=True)
+            print(f"{waited:.0f} s: waiting for {waiting_for()}", flush=True)
 
     reporter = threading.Thread(target=report, daemon=True)
     reporter.start()
@@ -323,33 +323,32 @@ def serve_run(
 
 
 def wait_for_applications(process: subprocess.Popen[bytes], deadline: float, logs: str) -> None:
-    """Returns when every deployment answers; says every few seconds which ones do not."""
-    started = reported = time.monotonic()
-    while True:
-        applications = serve.status().applications.values()
-        if applications and all(app.status == "RUNNING" for app in applications):
-            return
-        for app in applications:
-            if app.status == "DEPLOY_FAILED":
-                raise StartError(_cause(app))
-        if process.poll() is not None:
-            raise StartError(f"serve run ended with exit status {process.returncode}")
-        now = time.monotonic()
-        if now > deadline:
-            raise StartError(
-                f"the page is not up after {now - started:.0f} s. See the logs in {logs}/serve, or "
-                "raise --wait if it is slow."
-            )
-        if now - reported > REPORT_SECONDS:
-            reported = now
-            waiting = [
+    """Returns when every deployment answers."""
+    started, waiting = time.monotonic(), "Serve"
+    with reports(lambda: waiting):
+        while True:
+            applications = serve.status().applications.values()
+            if applications and all(app.status == "RUNNING" for app in applications):
+                return
+            for app in applications:
+                if app.status == "DEPLOY_FAILED":
+                    raise StartError(_cause(app))
+            if process.poll() is not None:
+                raise StartError(f"serve run ended with exit status {process.returncode}")
+            waited = time.monotonic() - started
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"the page is not up after {waited:.0f} s. See the logs in {logs}/serve, or "
+                    "raise --wait if it is slow."
+                )
+            unhealthy = [
                 name
                 for app in applications
                 for name, deployment in app.deployments.items()
                 if deployment.status != "HEALTHY"
             ]
-            print(f"{now - started:.0f} s: waiting for {', '.join(waiting) or 'Serve'}", flush=True)
-        time.sleep(POLL_SECONDS)
+            waiting = ", ".join(unhealthy) or "Serve"
+            time.sleep(POLL_SECONDS)
 
 
 def _cause(app: ApplicationStatusOverview) -> str:
