@@ -2,7 +2,7 @@
 
 import pytest
 
-from .answers import CHOICES, CONTEXT, QUESTIONS, every_answer_to, in_words
+from .answers import CHOICES, CONTEXT, QUESTIONS
 from .conftest import Answer, LoadHook
 
 PROMPTS = CONTEXT["__prompts__"]
@@ -77,12 +77,3 @@ def test_the_slug_of_any_name_is_one_that_the_hook_takes(
     slug = answer(project_name=name)["project_slug"]
 
     assert list(load_hook("pre_gen_project").problems_of_slug(slug)) == []
-
-
-@pytest.mark.parametrize("answers", every_answer_to("models", "task"), ids=in_words)
-def test_two_models_are_named_for_each_source_and_task(
-    answers: dict[str, str], answer: Answer
-) -> None:
-    names = str(answer(**answers)["__model_names"]).split()
-
-    assert len(set(names)) == 2

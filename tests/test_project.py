@@ -118,24 +118,38 @@ def test_has_the_license_that_was_chosen(name: str, render: Render) -> None:
 
 
 @any_graph
-def test_the_configs_name_the_deployments_of_the_code(answers: Answers, render: Render) -> None:
-    project = render(**answers)
-    models = names_of_default_models(project)
+def test_nothing_but_the_models_file_names_a_model(answers: Answers, render: Render) -> None:
+    project = render(deploy="kubernetes", **answers)
+    models = names_of_models(project)
+    named = [*project.glob("config/*"), *project.glob("deploy/**/*.yaml")]
 
-    assert len(models) == (2 if answers["parallel_models"] else 1)
-    for config in configs(project):
-        [application] = config["applications"]
-        named = [deployment["name"] for deployment in application["deployments"]]
-        assert named == ["GradioServer", *(models if answers["parallel_models"] else [])]
+    assert len(set(models)) == (2 if answers["parallel_models"] else 1)
+    assert len(named) > 2
+    for path in named:
+        assert not [name for name in models if name in path.read_text("utf-8")], path
 
 
 @any_graph
 def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, render: Render) -> None:
-    for config in configs(render(**answers)):
-        asked = resources_at_start(config)
+    project = render(**answers)
+    models = len(names_of_models(project)) if answers["parallel_models"] else 0
+    for config in configs(project):
+        asked = resources_at_start(config, models)
         assert 0 < asked["num_cpus"] <= 2
         assert asked["num_gpus"] <= 1
         assert (asked["num_gpus"] > 0) == (answers["accelerator"] == "gpu")
+
+
+@pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
+def test_a_third_model_still_starts_on_two_cores_and_one_gpu(
+    accelerator: str, render: Render
+) -> None:
+    local, _ = configs(render(accelerator=accelerator))
+
+    asked = resources_at_start(local, models=3)
+
+    assert asked["num_cpus"] <= 2
+    assert asked["num_gpus"] <= 1
 
 
 @any_graph
@@ -214,27 +228,29 @@ def configs(project: Path) -> list[dict[str, Any]]:
     return [yaml.safe_load(path.read_text("utf-8")) for path in paths]
 
 
-def resources_at_start(config: dict[str, Any]) -> Counter[str]:
+def resources_at_start(config: dict[str, Any], models: int) -> Counter[str]:
+    """Adds what the config says to the defaults of the code, which the projects' tests hold."""
+    [application] = config["applications"]
+    page: dict[str, float] = {"num_cpus": 0.4 if models else 1}
+    replicas = 1
+    for deployment in application.get("deployments", []):
+        assert deployment["name"] == "GradioServer"
+        page = deployment["ray_actor_options"]
+        replicas = deployment.get("num_replicas", 1)
+    each = {"num_cpus": 0.5, "num_gpus": 0, "min_replicas": 1}
+    each |= application["args"].get("deployment", {})
     asked: Counter[str] = Counter()
-    for application in config["applications"]:
-        for deployment in application["deployments"]:
-            autoscaling = deployment.get("autoscaling_config", {})
-            replicas = autoscaling.get("min_replicas", deployment.get("num_replicas", 1))
-            for resource, amount in deployment["ray_actor_options"].items():
-                asked[resource] += replicas * amount
+    for resource in ("num_cpus", "num_gpus"):
+        asked[resource] = replicas * page.get(resource, 0)
+        asked[resource] += models * each["min_replicas"] * each[resource]
     return asked
 
 
-def names_of_default_models(project: Path) -> list[str]:
-    [path] = project.glob("src/*/settings.py")
-    [function] = [
-        node
-        for node in ast.parse(path.read_text("utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name == "default_models"
-    ]
+def names_of_models(project: Path) -> list[str]:
+    [path] = project.glob("src/*/models.py")
     return [
         ast.literal_eval(keyword.value)
-        for node in ast.walk(function)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call)
         for keyword in node.keywords
         if keyword.arg == "name"

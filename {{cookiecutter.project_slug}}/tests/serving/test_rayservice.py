@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import yaml
+from {{ cookiecutter.__package }}.serving.config import read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_rayservice_holds_the_production_config() -> None:
-    manifest = (ROOT / "deploy" / "kubernetes" / "rayservice.yaml").read_text("utf-8")
-    [service] = [each for each in yaml.safe_load_all(manifest) if each["kind"] == "RayService"]
-    config = (ROOT / "config" / "production.yaml").read_text("utf-8")
-    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == yaml.safe_load(config)
+    service = read_config(ROOT / "deploy" / "kubernetes" / "rayservice.yaml")
+    assert service == read_config(ROOT / "config" / "production.yaml")

@@ -4,16 +4,20 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from socket import create_server
+from threading import Thread
 
+import psutil
 import pytest
 import ray
 import yaml
 
+from {{ cookiecutter.__package }}.serving.config import choose_port, read_config
 from {{ cookiecutter.__package }}.serving.protocol import StartError
-from {{ cookiecutter.__package }}.serving.start import choose_port, read_config, start_ray
+from {{ cookiecutter.__package }}.serving.start import main, start_ray
 
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
@@ -26,23 +30,43 @@ sys.modules["ray"] = None
 runpy.run_module("{{ cookiecutter.__package }}", run_name="__main__")
 """
 
+Start = Callable[..., str]
 
-def start(
-    config: Path, *options: str, env: Mapping[str, str] | None = None, seconds: float = 120
-) -> str:
-    """Returns what it says after `error:`."""
-    module = "{{ cookiecutter.__package }}"
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    """Runs the command in this process, and returns what it says after `error:`."""
+
+    def run(*arguments: object, env: Mapping[str, str] | None = None) -> str:
+        for name, value in (env or {}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["app", *map(str, arguments)])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        assert main("{{ cookiecutter.__package }}.app:build") == 1
+        captured = capsys.readouterr()
+        assert "Starting Ray" not in captured.out
+        return the_line(captured.err)
+
+    return run
+
+
+def start_on_ray(config: Path, *options: str, seconds: float) -> str:
+    """Does the same in a process of its own, which may go as far as Ray."""
     result = subprocess.run(
-        [sys.executable, "-m", module, str(config), *options],
-        env={**os.environ, **(env or {})},
+        [sys.executable, "-m", "{{ cookiecutter.__package }}", str(config), *options],
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
     assert result.returncode == 1, result.stdout + result.stderr
-    [line] = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in result.stderr
+    assert "Starting Ray" in result.stdout
+    return the_line(result.stderr)
+
+
+def the_line(said: str) -> str:
+    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said
     return line.removeprefix("error: ")
 
 
@@ -63,22 +87,22 @@ def test_windows_is_told_where_it_runs() -> None:
     assert "WSL" in line
 
 
-def test_a_config_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_config_that_does_not_exist(start: Start, tmp_path: Path) -> None:
     assert "No such file" in start(tmp_path / "config.yaml")
 
 
-def test_a_config_that_is_no_yaml(tmp_path: Path) -> None:
+def test_a_config_that_is_no_yaml(start: Start, tmp_path: Path) -> None:
     assert "is no YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
 
 
-def test_an_option_of_serve_that_is_misspelt(tmp_path: Path) -> None:
+def test_an_option_of_serve_that_is_misspelt(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"][0]["num_replica"] = 2
     line = start(written(tmp_path, config))
     assert "applications.0.deployments.0.num_replica: there is no such name" in line
 
 
-def test_an_option_of_serve_that_is_out_of_range(tmp_path: Path) -> None:
+def test_an_option_of_serve_that_is_out_of_range(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"][0]["num_replicas"] = 0
     line = start(written(tmp_path, config))
@@ -86,7 +110,7 @@ def test_an_option_of_serve_that_is_out_of_range(tmp_path: Path) -> None:
     assert "Input should be greater than 0" in line
 
 
-def test_a_port_that_cannot_be(tmp_path: Path) -> None:
+def test_a_port_that_cannot_be(start: Start, tmp_path: Path) -> None:
     config = written(tmp_path, config_of(tmp_path, free_port()))
     assert "port 99999 is out of range" in start(config, "--port", "99999")
 
@@ -114,7 +138,9 @@ def test_a_port_is_chosen_also_where_the_config_names_none(tmp_path: Path) -> No
         ),
     ],
 )
-def test_a_wrong_argument(arguments: dict[str, object], reason: str, tmp_path: Path) -> None:
+def test_a_wrong_argument(
+    start: Start, arguments: dict[str, object], reason: str, tmp_path: Path
+) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["args"] = arguments
     line = start(written(tmp_path, config))
@@ -122,76 +148,140 @@ def test_a_wrong_argument(arguments: dict[str, object], reason: str, tmp_path: P
     assert line.count("args.") == 1
 
 
-def test_a_port_in_use(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_port_in_use(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
     with create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         config = written(tmp_path, config_of(tiny_decoder, port))
         assert f"port {port} is in use. Stop what uses it" in start(config)
 
 
-def test_a_port_for_metrics_that_is_in_use(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_port_for_metrics_that_is_in_use(
+    start: Start, tmp_path: Path, tiny_decoder: Path
+) -> None:
     with create_server(("0.0.0.0", 0)) as other:  # noqa: S104
         port = str(other.getsockname()[1])
         config = written(tmp_path, config_of(tiny_decoder, free_port()))
         assert "or add --metrics-port with a free one" in start(config, "--metrics-port", port)
 
 
-def test_a_port_for_the_metrics_of_a_cluster(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_port_for_the_metrics_of_a_cluster(
+    start: Start, tmp_path: Path, tiny_decoder: Path
+) -> None:
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     cluster = {"RAY_ADDRESS": "127.0.0.1:6379"}
     line = start(config, "--metrics-port", "8080", env=cluster)
     assert "ray start --metrics-export-port" in line
 
 
-def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
+def test_a_directory_that_is_no_model(start: Start, tmp_path: Path) -> None:
     config = written(tmp_path, config_of(tmp_path, free_port()))
     assert f"{str(tmp_path)!r} has no config.json" in start(config)
 
 
-def test_a_model_that_the_hub_does_not_know(tmp_path: Path) -> None:
-    config = written(tmp_path, config_of("org/unknown", free_port()))
+def from_a_hub(source: str, endpoint: str, cache: Path) -> dict[str, object]:
+    """Names the hub in the config, because its client reads a variable once for each process."""
+    config = config_of(source, free_port())
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
+    config["applications"][0]["runtime_env"] = {"env_vars": variables}
+    return config
+
+
+def test_a_model_that_the_hub_does_not_know(start: Start, tmp_path: Path) -> None:
     with loopback_hub(tmp_path) as endpoint:
-        line = start(config, env={"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")})
+        config = from_a_hub("org/unknown", endpoint, tmp_path / "cache")
+        line = start(written(tmp_path, config))
     assert "'org/unknown' is unknown to the hub" in line
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
-    config = written(tmp_path, config_of("org/model", free_port()))
+def test_a_hub_that_cannot_be_reached(start: Start, tmp_path: Path) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
-    line = start(config, env={"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")})
+    line = start(written(tmp_path, from_a_hub("org/model", endpoint, tmp_path / "cache")))
     assert "the hub cannot be reached" in line
 
 
-@pytest.mark.served
-def test_a_login_without_a_password(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_login_without_a_password(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
     config = config_of(tiny_decoder, free_port())
     config["applications"][0]["args"]["login_user"] = "ada"
     line = start(written(tmp_path, config), env={"PAGE_PASSWORD": ""})
     assert "PAGE_PASSWORD is not set. Set it" in line
 
 
-def test_more_than_the_machine_has(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_more_than_the_machine_has(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
     config = config_of(tiny_decoder, free_port())
     asked = {"num_cpus": 99, "num_gpus": 99}
     config["applications"][0]["deployments"][0]["ray_actor_options"] = asked
     line = start(written(tmp_path, config))
-    assert re.search(r"asks for 99(\.\d)? CPUs and this machine has \d", line)
-    assert re.search(r"for 99 GPUs and this machine has \d", line)
+    assert re.search(
+        r"config\.yaml: the deployments ask for 99(\.\d)? CPUs \(GradioServer 99,?", line
+    )
+    assert re.search(r"for 99 GPUs \(GradioServer 99.*\) and this machine has \d", line)
 
 
-def test_a_cluster_that_is_not_there(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_model_that_was_renamed_in_the_settings_alone(start: Start, tmp_path: Path) -> None:
+    config = config_of(tmp_path, free_port())
+    config["applications"][0]["deployments"].append({"name": "old-name"})
+    line = start("serve", written(tmp_path, config))
+    assert "config.yaml: deployments names old-name, which is not there." in line
+    assert "has: GradioServer" in line
+
+
+def test_a_cluster_that_is_not_there(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     line = start(config, env={"RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
     assert "Correct RAY_ADDRESS" in line
 
 
-def test_ray_that_takes_too_long_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def time_out(*_: object, **__: object) -> None:
         raise Exception("The node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", time_out)
-    with pytest.raises(StartError, match=r"see its logs: The node timed out during startup\."):
+    with pytest.raises(StartError, match=r"--ray-wait if it is slow: The node timed out during st"):
         start_ray(alone=True)
+
+
+# Ray itself gives up after 30 seconds.
+SLOW_SECONDS = 40
+SLOW_RAY = """
+import os
+from {{ cookiecutter.__package }}.serving.start import start_ray
+print("logs:", start_ray(alone=True, seconds=float(os.environ["WAIT"])).logs, flush=True)
+"""
+
+
+def hold_raylet(of: int, seconds: float) -> None:
+    """Keeps the raylet from running, as a busy machine would."""
+    raylets: list[psutil.Process] = []
+    while not raylets:
+        children = psutil.Process(of).children()
+        raylets = [child for child in children if child.name() == "raylet"]
+    raylets[0].suspend()
+    time.sleep(seconds)
+    raylets[0].resume()
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
+def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RAY],
+        env={**os.environ, "WAIT": str(wait)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    holding = Thread(target=hold_raylet, args=(process.pid, min(SLOW_SECONDS, wait + 10)))
+    holding.start()
+    said, failed = process.communicate(timeout=240)
+    holding.join()
+    assert re.search(
+        rf"^\d+ s: waiting for Ray, whose logs are in \S+_{process.pid}/logs$", said, re.MULTILINE
+    )
+    if wait == 5:
+        assert "StartError: Ray does not start; see its logs in" in failed
+    else:
+        [logs] = re.findall(r"^logs: (.+)$", said, re.MULTILINE)
+        assert (Path(logs) / "raylet.out").is_file()
 
 
 @pytest.mark.served
@@ -201,5 +291,5 @@ def test_a_model_that_fails_to_load_in_its_replica(tmp_path: Path, tiny_decoder:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     # Ray and every replica start first, on a busy machine in minutes.
-    line = start(written(tmp_path, config_of(tmp_path, free_port())), seconds=600)
+    line = start_on_ray(written(tmp_path, config_of(tmp_path, free_port())), seconds=600)
     assert f"{str(tmp_path)!r} cannot be loaded" in line

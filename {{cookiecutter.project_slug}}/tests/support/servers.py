@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 import yaml
 
-from {{ cookiecutter.__package }}.app import Settings
+from {{ cookiecutter.__package }}.app import Settings, build
+from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 
 LOCAL_CONFIG = Path(__file__).parents[2] / "config" / "local.yaml"
-START_SECONDS = 180
+# The start itself gives up sooner, and says why.
+START_SECONDS = 900
 STOP_SECONDS = 60
 UP = "The page is up: "
 
@@ -38,18 +40,21 @@ def local_models() -> list[ModelSettings]:
 
 
 def config_of(source: Path | str, port: int) -> dict[str, Any]:
-    """Returns config/local.yaml with every model from one source, fit for any machine."""
+    """Returns config/local.yaml with every model from one source, fit for any machine.
+
+    It names every deployment, the page's first.
+    """
     config = _local_config()
     config["http_options"]["port"] = port
     models = [{"name": model.name, "source": str(source)} for model in local_models()]
     for application in config["applications"]:
         # A tiny model is done before an eye could follow.
         application["args"] = {"limits": {"update_seconds": 0}, "models": models}
-        if not models:
-            # A page of a team's own may ask none.
-            del application["args"]["models"]
-        for deployment in application["deployments"]:
-            deployment["ray_actor_options"] = {"num_cpus": 0.1}
+        graph = build(Settings.model_validate(application["args"]))
+        application["deployments"] = [
+            {"name": name, "num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}}
+            for name in deployments_in(graph)
+        ]
     return config
 
 

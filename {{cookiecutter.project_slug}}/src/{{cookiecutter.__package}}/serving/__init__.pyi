@@ -4,6 +4,7 @@ from .answers import fan_out as fan_out
 from .deployments.builders import PageOfModels as PageOfModels
 from .deployments.deployment import TextGenerationModel as TextGenerationModel
 from .deployments.deployment import deployments_of as deployments_of
+from .deployments.settings import DeploymentSettings as DeploymentSettings
 from .deployments.settings import ModelSettings as ModelSettings
 from .http.ingress import GradioServer as GradioServer
 from .http.launch import Launch as Launch

@@ -43,7 +43,6 @@ TextGenerationModel = serve.deployment(
     ModelReplica,
     # A model that cannot be loaded is no different the second time.
     max_constructor_retry_count=1,
-    ray_actor_options={"num_cpus": 0.8},
 )
 
 
@@ -54,6 +53,7 @@ def deployments_of(settings: ModelsSettings) -> list[Application]:
             name=model.name,
             max_ongoing_requests=settings.limits.running_requests,
             max_queued_requests=settings.limits.waiting_requests,
+            **settings.deployment_of(model).options(),
         ).bind(model, settings.limits, log_prompts=settings.log_prompts)
         for model in settings.models
         if model.base_url is None

@@ -1,5 +1,7 @@
 """What a request may be, and who may send it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
@@ -36,3 +38,12 @@ class HttpSettings(Strict):
     none."""
     embedded_in: tuple[Origin, ...] = ()
     """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""
+
+    def start_checks(self) -> list[Callable[[], object]]:
+        """Returns what raises a readable error where this machine cannot serve the page."""
+        if self.login_user is None:
+            return []
+        # Here, so that the settings alone load no server.
+        from .login import read_credentials
+
+        return [partial(read_credentials, self.login_user)]

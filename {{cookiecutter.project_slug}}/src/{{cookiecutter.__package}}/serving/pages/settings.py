@@ -1,5 +1,6 @@
 """What a page of text models shows, and what it takes."""
 
+from collections.abc import Callable
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -35,3 +36,6 @@ class PageSettings(HttpSettings, ModelsSettings):
                 f"limits.new_tokens ({self.limits.new_tokens})"
             )
         return self
+
+    def start_checks(self) -> list[Callable[[], object]]:
+        return [*HttpSettings.start_checks(self), *ModelsSettings.start_checks(self)]

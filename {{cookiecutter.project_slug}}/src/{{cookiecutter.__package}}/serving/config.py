@@ -1,0 +1,351 @@
+"""Reads a Serve config, and finds what does not fit before anything starts."""
+
+import errno
+import inspect
+import os
+import pickle
+import pkgutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Protocol, get_type_hints, runtime_checkable
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray.serve import Application
+from ray.serve._private.build_app import build_app
+from ray.serve.deployment import deployment_to_schema
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+from .http.settings import HttpSettings
+from .protocol import LoginError, ModelError, StartError
+
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Addresses of every interface, and where this machine finds what listens there."""
+RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+RUN_CHECKS = """
+import pickle, signal, sys
+from importlib import import_module
+protocol = import_module(f"{sys.argv[1]}.protocol")
+# Else Ctrl-C would print its traceback too.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+# What the checks print goes to the terminal, and the error alone to who asked.
+answer, sys.stdout = sys.stdout, sys.stderr
+try:
+    for check in pickle.load(sys.stdin.buffer):
+        check()
+except (protocol.ModelError, protocol.LoginError) as error:
+    print(error, end="", file=answer)
+    sys.exit(1)
+"""
+
+Options = dict[str, Any]
+"""Of a deployment, under Serve's names."""
+
+
+@runtime_checkable
+class HasDeployments(Protocol):
+    def check_deployments(self, there: Collection[str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An application of a config, as far as this process can know it."""
+
+    config: ServeApplicationSchema
+    builder: object = None
+    """What `import_path` names; None where that cannot be imported here."""
+    settings: BaseModel | None = None
+    """What the builder is called with, where it takes settings."""
+    deployments: Mapping[str, Options] | None = None
+    """Those of the code; None where it cannot be run here."""
+
+    @property
+    def has_no_login(self) -> bool:
+        """Whether that is known."""
+        return isinstance(self.settings, HttpSettings) and self.settings.login_user is None
+
+
+def read_config(path: Path) -> ServeDeploySchema:
+    """Reads a Serve config, or the one that a RayService of KubeRay holds."""
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(written, dict) and written.get("kind") == "RayService":
+            written = yaml.safe_load(written["spec"]["serveConfigV2"])
+        config = ServeDeploySchema.model_validate(written)
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}. Name a Serve config.") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise StartError(f"{path} is no YAML: line {line}: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StartError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except (KeyError, TypeError) as error:
+        raise StartError(f"{path}: the RayService has no spec.serveConfigV2") from error
+    except ValidationError as error:
+        raise StartError(f"{path}: {_reasons(error, ())}") from error
+    # Serve drops names that it does not know, misspelt ones among them.
+    for name in _dropped(written, config.model_dump(exclude_unset=True)):
+        raise StartError(f"{path}: {name}: there is no such name; check its spelling")
+    return config
+
+
+def _dropped(written: object, kept: object, path: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(written, dict) and isinstance(kept, dict):
+        for name, value in written.items():
+            if name in kept:
+                yield from _dropped(value, kept[name], (*path, str(name)))
+            else:
+                yield ".".join((*path, str(name)))
+    elif isinstance(written, list) and isinstance(kept, list):
+        for position, values in enumerate(zip(written, kept, strict=False)):
+            yield from _dropped(*values, (*path, str(position)))
+
+
+def plan(config: ServeDeploySchema, path: Path, *, alone: bool) -> list[Planned]:
+    """Builds each application, in so far as its code is here.
+
+    Args:
+        alone: Ray will run on this machine, with this environment.
+
+    Raises:
+        StartError: the arguments do not fit, or the code is nowhere.
+    """
+    return [_plan(application, path, alone) for application in config.applications]
+
+
+def _plan(application: ServeApplicationSchema, path: Path, alone: bool) -> Planned:
+    variables = application.runtime_env.get("env_vars", {})
+    # Anything else brings code or packages that this process does not have.
+    if set(application.runtime_env) - {"env_vars"}:
+        return Planned(application)
+    with environment(variables):
+        try:
+            builder = pkgutil.resolve_name(application.import_path)
+        # A module that is imported may raise anything.
+        except Exception as error:
+            if alone and "PYTHONPATH" not in variables:
+                raise StartError(
+                    f"{path}: import_path: {application.import_path}: {in_one_line(error)}"
+                ) from error
+            return Planned(application)
+        settings = _settings(builder, application, path)
+        return Planned(application, builder, settings, _deployments(builder, settings))
+
+
+def _settings(builder: object, application: ServeApplicationSchema, path: Path) -> BaseModel | None:
+    if not isinstance(builder, FunctionType):
+        return None
+    [name, *_] = [*inspect.signature(builder).parameters, ""]
+    kind = get_type_hints(builder).get(name)
+    if not (inspect.isclass(kind) and issubclass(kind, BaseModel)):
+        return None
+    if isinstance(builder.__annotations__[name], str):
+        raise StartError(
+            f"{builder.__module__} has `from __future__ import annotations`, and then Serve does "
+            f"not see the class of {builder.__name__}'s {name}. Remove that line."
+        )
+    try:
+        return kind.model_validate(application.args)
+    except ValidationError as error:
+        raise StartError(f"{path}: {_reasons(error, ('args',))}") from error
+
+
+def _deployments(builder: object, settings: BaseModel | None) -> Mapping[str, Options] | None:
+    if not isinstance(builder, Application) and settings is None:
+        # Whatever it does when it is called, it may count on Ray.
+        return None
+    try:
+        application = builder if isinstance(builder, Application) else builder(settings)  # type: ignore[operator]
+        return deployments_in(application)
+    except (StartError, ModelError, LoginError):
+        raise
+    except Exception:
+        # It may count on Ray as well, and Serve says what went wrong.
+        return None
+
+
+def deployments_in(application: Application) -> Mapping[str, Options]:
+    """Returns the options of each deployment of a graph, the page's first."""
+    built = build_app(application, name="planned")
+    options = [deployment_to_schema(each) for each in reversed(built.deployments)]
+    return {each.name: each.model_dump(exclude_unset=True) for each in options}
+
+
+def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
+    details = error.errors()
+    # A list is said to be empty when the only fault is within its first item.
+    whole = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
+    return "; ".join(
+        f"{'.'.join(map(str, (*inside, *detail['loc'])))}: {_reason(detail)}"
+        for detail in details
+        if detail["loc"] not in whole
+    )
+
+
+def _reason(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return "there is no such name; check its spelling"
+    return detail["msg"].removeprefix("Value error, ")
+
+
+def check_deployments(planned: Planned, path: Path) -> None:
+    """Compares the deployments that a config names with those that the code makes."""
+    if planned.deployments is None:
+        return
+    there = planned.deployments.keys()
+    unknown = [each.name for each in planned.config.deployments if each.name not in there]
+    if unknown:
+        one = len(unknown) == 1
+        raise StartError(
+            f"{path}: deployments names {', '.join(unknown)}, which {'is' if one else 'are'} not "
+            f"there. The application {planned.config.name} has: {', '.join(there)}. "
+            f"Rename or remove {'it' if one else 'them'}."
+        )
+    if isinstance(planned.settings, HasDeployments):
+        try:
+            planned.settings.check_deployments(there)
+        except StartError as error:
+            raise StartError(f"{path}: {error}") from error
+
+
+def check_start(planned: Planned, checks: Sequence[Callable[[Any], None]] = ()) -> None:
+    """Runs the checks of an application's settings, with the variables that it is going to have.
+
+    Args:
+        checks: further ones, called with the settings.
+    """
+    if planned.settings is None:
+        return
+    variables = planned.config.runtime_env.get("env_vars", {})
+    new = any(os.environ.get(name) != value for name, value in variables.items())
+    with environment(variables):
+        if isinstance(planned.settings, HttpSettings):
+            own = planned.settings.start_checks()
+            if new and own:
+                _in_a_process_of_their_own(own)
+            else:
+                for each in own:
+                    each()
+        for check in checks:
+            check(planned.settings)
+
+
+def _in_a_process_of_their_own(checks: Sequence[Callable[[], object]]) -> None:
+    """Some libraries, the hub's among them, read a variable once: when they are imported."""
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_CHECKS, __package__],
+        input=pickle.dumps(checks),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if result.returncode:
+        raise StartError(result.stdout.decode() or "a check before the start failed; see above")
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Adds variables to this process's environment, until the block is left."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check_resources(planned: Sequence[Planned], path: Path) -> None:
+    """Serve itself would wait for ever for what this machine does not have."""
+    machine = ResourceAndLabelSpec().resolve(is_head=True)
+    there = {"num_cpus": machine.num_cpus, "num_gpus": machine.num_gpus}
+    asked = [each for application in planned for each in _asked(application)]
+    lacking = []
+    for option, kind in RESOURCES.items():
+        total = sum(amounts[option] for _, amounts in asked)
+        if total > there[option] + 1e-6:
+            parts = ", ".join(f"{name} {amounts[option]:g}" for name, amounts in asked)
+            lacking.append(f"{total:g} {kind}s ({parts}) and this machine has {there[option]:g}")
+    if lacking:
+        raise StartError(
+            f"{path}: the deployments ask for {', for '.join(lacking)}. Lower num_cpus, num_gpus "
+            "or the replicas: of all models under args: deployment:, of one in its settings, of "
+            "others under deployments:. Or join a larger cluster with RAY_ADDRESS."
+        )
+
+
+def _asked(planned: Planned) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yields each deployment with what its replicas take together at the start."""
+    said = {each.name: each.model_dump(exclude_unset=True) for each in planned.config.deployments}
+    for name in planned.deployments or said:
+        code = (planned.deployments or {}).get(name)
+        options = {**(code or {}), **said.get(name, {})}
+        actor = options.get("ray_actor_options") or {}
+        bundles = options.get("placement_group_bundles") or [
+            # Serve takes one CPU where nothing is said; of code that is not here nothing is known.
+            {"CPU": actor.get("num_cpus", code is not None), "GPU": actor.get("num_gpus", 0)}
+        ]
+        replicas = _replicas_at_start(said.get(name, {}), code or {})
+        yield (
+            name,
+            {
+                option: replicas * sum(bundle.get(kind) or 0 for bundle in bundles)
+                for option, kind in RESOURCES.items()
+            },
+        )
+
+
+def _replicas_at_start(*options: Options) -> int:
+    """Looks first in the options of the config, then in those of the code."""
+    for each in options:
+        if scaling := each.get("autoscaling_config"):
+            least = scaling.get("min_replicas", 1)
+            initial = scaling.get("initial_replicas")
+            return int(least if initial is None else initial)
+        if replicas := each.get("num_replicas"):
+            return 1 if replicas == "auto" else int(replicas)
+    return 1
+
+
+def choose_port(config: ServeDeploySchema, port: int) -> None:
+    # Set as a whole, because what a config does not set is left out for `serve run`.
+    config.http_options = config.http_options.model_copy(update={"port": port})
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OverflowError as error:
+            raise StartError(f"port {port} is out of range; choose one below 65536.") from error
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise StartError(
+                    f"{bracketed(host)}:{port} cannot be used: {error.strerror}"
+                ) from error
+            raise StartError(
+                f"port {port} is in use. Stop what uses it, or add {option} with a free one."
+            ) from error
+
+
+def page_url(config: ServeDeploySchema, application: ServeApplicationSchema) -> str:
+    http = config.http_options
+    host = LOOPBACK.get(http.host, http.host)
+    return f"http://{bracketed(host)}:{http.port}{application.route_prefix}"
+
+
+def bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
