@@ -105,7 +105,9 @@ def pictures(session: nox.Session) -> None:
     project = make_project(session, "pictures")
     directory = project.parents[1] / "states"
     with session.chdir(project):
-        session.run(str(python_of(project)), "-m", "tests.support.pictures", str(directory), external=True)
+        session.run(
+            str(python_of(project)), "-m", "tests.support.pictures", str(directory), external=True
+        )
     shutil.copy(directory / "writing-wide-light.png", TEMPLATE / "docs" / "page.png")
 
 
@@ -155,7 +157,9 @@ def benchmark(session: nox.Session) -> None:
     install(session, "benchmark")
     project = make_project(session, "benchmark")
     package = package_of(project)
-    weights = f"from {package}.serving.engine.bundled import bundled_weights; print(bundled_weights())"
+    weights = (
+        f"from {package}.serving.engine.bundled import bundled_weights; print(bundled_weights())"
+    )
     python = str(python_of(project))
     printed = session.run(python, "-c", weights, external=True, silent=True) or ""
     [*_, model] = printed.splitlines()

@@ -228,7 +228,7 @@ def configs(project: Path) -> list[dict[str, Any]]:
     return [yaml.safe_load(path.read_text("utf-8")) for path in paths]
 
 
-def resources_at_start(config: dict[str, Any], models: int) -> Counter[str]:
+def resources_at_start(config: dict[str, Any], models: int) -> dict[str, float]:
     """Adds what the config says to the defaults of the code, which the projects' tests hold."""
     [application] = config["applications"]
     page: dict[str, float] = {"num_cpus": 0.4 if models else 1}
@@ -239,11 +239,10 @@ def resources_at_start(config: dict[str, Any], models: int) -> Counter[str]:
         replicas = deployment.get("num_replicas", 1)
     each = {"num_cpus": 0.5, "num_gpus": 0, "min_replicas": 1}
     each |= application["args"].get("deployment", {})
-    asked: Counter[str] = Counter()
-    for resource in ("num_cpus", "num_gpus"):
-        asked[resource] = replicas * page.get(resource, 0)
-        asked[resource] += models * each["min_replicas"] * each[resource]
-    return asked
+    return {
+        resource: replicas * page.get(resource, 0) + models * each["min_replicas"] * each[resource]
+        for resource in ("num_cpus", "num_gpus")
+    }
 
 
 def names_of_models(project: Path) -> list[str]:

@@ -12,38 +12,72 @@ ALWAYS = set(
     .gitattributes .gitignore .pre-commit-config.yaml AGENTS.md CONTRIBUTING.md LICENSE README.md
     SECURITY.md pyproject.toml
     config/local.yaml config/production.yaml
-    src/our_app/__init__.py src/our_app/__main__.py src/our_app/answers.py src/our_app/app.py
-    src/our_app/attention.py src/our_app/browser.py src/our_app/decoders.py
-    src/our_app/disconnects.py src/our_app/encoder_decoders.py src/our_app/engine.py
-    src/our_app/errors.py src/our_app/generation.py src/our_app/guard.py src/our_app/hosts.py
-    src/our_app/ingress.py src/our_app/login.py src/our_app/logs.py src/our_app/mcp_server.py
-    src/our_app/mount.py src/our_app/openai_server.py
-    src/our_app/page.py src/our_app/preview.py src/our_app/routing.py src/our_app/sampling.py
-    src/our_app/settings.py src/our_app/task.py src/our_app/telemetry.py src/our_app/weights.py
-    tests/__init__.py tests/chat_page.py tests/conftest.py tests/counting_page.py
-    tests/file_page.py tests/loopback_hub.py
-    tests/pictures.py tests/servers.py tests/stand_ins.py tests/test_answers.py tests/test_app.py
-    tests/test_config.py tests/test_disconnects.py tests/test_engine.py tests/test_guard.py
-    tests/test_hosts.py tests/test_logs.py tests/test_mcp_server.py tests/test_mount.py
-    tests/test_openai_server.py tests/test_page.py tests/test_preview.py
-    tests/test_routing.py tests/test_sampling.py tests/test_served.py tests/test_sessions.py
-    tests/test_settings.py tests/test_start.py tests/test_telemetry.py tests/test_weights.py
-    tests/tiny_models.py
+    docs/changing.md docs/operations.md
+    src/our_app/__init__.py src/our_app/__main__.py src/our_app/app.py src/our_app/models.py
+    src/our_app/page.py
+    src/our_app/serving/__init__.py src/our_app/serving/__init__.pyi src/our_app/serving/answers.py
+    src/our_app/serving/config.py src/our_app/serving/preview.py src/our_app/serving/protocol.py
+    src/our_app/serving/start.py
+    src/our_app/serving/deployments/__init__.py src/our_app/serving/deployments/builders.py
+    src/our_app/serving/deployments/deployment.py src/our_app/serving/deployments/handles.py
+    src/our_app/serving/deployments/openai_client.py src/our_app/serving/deployments/settings.py
+    src/our_app/serving/engine/__init__.py src/our_app/serving/engine/attention.py
+    src/our_app/serving/engine/decoders.py src/our_app/serving/engine/encoder_decoders.py
+    src/our_app/serving/engine/engine.py src/our_app/serving/engine/generation.py
+    src/our_app/serving/engine/prompts.py src/our_app/serving/engine/sampling.py
+    src/our_app/serving/engine/settings.py src/our_app/serving/engine/text.py
+    src/our_app/serving/engine/weights.py
+    src/our_app/serving/http/__init__.py src/our_app/serving/http/disconnects.py
+    src/our_app/serving/http/files.py src/our_app/serving/http/guard.py
+    src/our_app/serving/http/hosts.py src/our_app/serving/http/ingress.py
+    src/our_app/serving/http/launch.py src/our_app/serving/http/login.py
+    src/our_app/serving/http/mcp_server.py src/our_app/serving/http/mount.py
+    src/our_app/serving/http/sessions.py src/our_app/serving/http/settings.py
+    src/our_app/serving/pages/__init__.py src/our_app/serving/pages/browser.py
+    src/our_app/serving/pages/compare.py src/our_app/serving/pages/looks.py
+    src/our_app/serving/pages/options.py src/our_app/serving/pages/panes.py
+    src/our_app/serving/pages/prompt.py src/our_app/serving/pages/settings.py
+    src/our_app/serving/telemetry/__init__.py src/our_app/serving/telemetry/logs.py
+    src/our_app/serving/telemetry/metrics.py
+    tests/__init__.py tests/conftest.py tests/test_app.py tests/test_models.py tests/test_page.py
+    tests/serving/__init__.py tests/serving/conftest.py tests/serving/test_answers.py
+    tests/serving/test_config.py tests/serving/test_door.py tests/serving/test_preview.py
+    tests/serving/test_served.py tests/serving/test_served_config.py tests/serving/test_settings.py
+    tests/serving/test_start.py
+    tests/serving/deployments/__init__.py tests/serving/deployments/test_deployments.py
+    tests/serving/deployments/test_faults.py tests/serving/deployments/test_openai_client.py
+    tests/serving/engine/__init__.py tests/serving/engine/test_engine.py
+    tests/serving/engine/test_prompts.py tests/serving/engine/test_sampling.py
+    tests/serving/engine/test_weights.py
+    tests/serving/http/__init__.py tests/serving/http/test_disconnects.py
+    tests/serving/http/test_guard.py tests/serving/http/test_hosts.py
+    tests/serving/http/test_mcp_server.py tests/serving/http/test_mount.py
+    tests/serving/http/test_session_cookie.py tests/serving/http/test_sessions.py
+    tests/serving/pages/__init__.py tests/serving/pages/test_compare.py
+    tests/serving/telemetry/__init__.py tests/serving/telemetry/test_logs.py
+    tests/serving/telemetry/test_telemetry.py
+    tests/support/__init__.py tests/support/accessibility.py tests/support/chat_page.py
+    tests/support/compare_page.py tests/support/counting_page.py tests/support/file_page.py
+    tests/support/loopback_hub.py tests/support/pictures.py tests/support/processes.py
+    tests/support/servers.py tests/support/stand_ins.py tests/support/tiny_models.py
     """.split()  # noqa: SIM905 - a line for each would bury the rest
 )
 
 IMAGE = {
-    *("Dockerfile", ".dockerignore", "tests/test_monitoring.py"),
+    *("Dockerfile", ".dockerignore", "tests/serving/telemetry/test_monitoring.py"),
     *("deploy/monitoring/alerts.yaml", "deploy/monitoring/grafana-dashboard.json"),
 }
 
 BROUGHT: dict[str, dict[str | bool, set[str]]] = {
     "task": {"text-generation": set(), "summarization": set()},
-    "parallel_models": {
-        True: {"src/our_app/deployments.py", "tests/test_deployments.py", "tests/test_faults.py"},
-        False: set(),
+    "parallel_models": {True: set(), False: set()},
+    "models": {
+        "bundled": {
+            "src/our_app/serving/engine/bundled.py",
+            "tests/serving/engine/test_bundled.py",
+        },
+        "hub": set(),
     },
-    "models": {"bundled": {"src/our_app/bundled.py", "tests/test_bundled.py"}, "hub": set()},
     "accelerator": {"cpu": set(), "gpu": set()},
     "deploy": {
         "local": set(),
@@ -54,11 +88,11 @@ BROUGHT: dict[str, dict[str | bool, set[str]]] = {
             "deploy/kubernetes/network-policy.yaml",
             "deploy/kubernetes/rayservice.yaml",
         }
-        | {"tests/test_rayservice.py"},
+        | {"tests/serving/test_rayservice.py"},
     },
     "ci": {
-        "github": {".github/dependabot.yml", ".github/workflows/ci.yml"},
-        "gitlab": {".gitlab-ci.yml"},
+        "github": {".github/CODEOWNERS", ".github/dependabot.yml", ".github/workflows/ci.yml"},
+        "gitlab": {".gitlab-ci.yml", ".gitlab/CODEOWNERS"},
         "none": set(),
     },
     "license": {"MIT": set(), "Apache-2.0": set(), "BSD-3-Clause": set(), "Proprietary": set()},
