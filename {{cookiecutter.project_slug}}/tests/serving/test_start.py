@@ -243,6 +243,7 @@ def hold_raylet(of: int, seconds: float) -> None:
 
 
 @pytest.mark.served
+@pytest.mark.timeout(720)
 @pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
 def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
     process = subprocess.Popen(
@@ -254,8 +255,11 @@ def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
     )
     holding = Thread(target=hold_raylet, args=(process.pid, min(SLOW_SECONDS, wait + 10)))
     holding.start()
-    said, failed = process.communicate(timeout=240)
-    holding.join()
+    try:
+        said, failed = process.communicate(timeout=600)
+    finally:
+        process.kill()
+        holding.join()
     assert re.search(
         rf"^\d+ s: waiting for Ray, whose logs are in \S+_{process.pid}/logs$", said, re.MULTILINE
     )
