@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from socket import create_server
 from threading import Thread
@@ -239,7 +240,9 @@ def hold_raylet(of: int, seconds: float) -> None:
         raylets = [child for child in children if child.name() == "raylet"]
     raylets[0].suspend()
     time.sleep(seconds)
-    raylets[0].resume()
+    # It goes with a start that was given up.
+    with suppress(psutil.NoSuchProcess):
+        raylets[0].resume()
 
 
 @pytest.mark.served
