@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from socket import create_server
 from threading import Thread
@@ -257,10 +258,13 @@ def hold_raylet(of: int, seconds: float) -> None:
         raylets = [child for child in children if child.name() == "raylet"]
     raylets[0].suspend()
     time.sleep(seconds)
-    raylets[0].resume()
+    # It goes with a start that was given up.
+    with suppress(psutil.NoSuchProcess):
+        raylets[0].resume()
 
 
 @pytest.mark.served
+@pytest.mark.timeout(720)
 @pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
 def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
     process = subprocess.Popen(
@@ -272,8 +276,11 @@ def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
     )
     holding = Thread(target=hold_raylet, args=(process.pid, min(SLOW_SECONDS, wait + 10)))
     holding.start()
-    said, failed = process.communicate(timeout=240)
-    holding.join()
+    try:
+        said, failed = process.communicate(timeout=600)
+    finally:
+        process.kill()
+        holding.join()
     assert re.search(
         rf"^\d+ s: waiting for Ray, whose logs are in \S+_{process.pid}/logs$", said, re.MULTILINE
     )
