@@ -60,23 +60,19 @@ class PromptEncoder:
             )
         texts, marked = self._mark(messages)
         turns = self._model.conversation(marked)
-        try:
-            with_marks, rendered = self._render(turns), self._render(_filled(turns, texts))
-        except Exception as error:  # A template is a program of its own.
-            raise PromptError(
-                f"{self._model.name} does not take this conversation ({_first_line(error)}). "
-                "Change the order or the kinds of its messages."
-            ) from error
-        usual: list[int] = self._tokenizer(rendered, add_special_tokens=not self._template)[
-            "input_ids"
-        ]
+        with_marks = self._rendered(turns)
         parts = re.split(f"([{''.join(texts)}])", with_marks) if texts else [with_marks]
         careful = self._encode_parts(parts, texts)
-        harmless = self._controls(usual) == self._controls(careful) and all(
-            self._controls(self._usual(text)) == self._controls(self._bare(text))
+        if any(
+            self._controls(self._usual(text)) != self._controls(self._bare(text))
             for text in texts.values()
-        )
-        return usual if harmless else careful
+        ):
+            return careful
+        usual: list[int] = self._tokenizer(
+            self._rendered(_filled(turns, texts)), add_special_tokens=not self._template
+        )["input_ids"]
+        # A template may join what it writes with a text, or a text with another.
+        return usual if self._controls(usual) == self._controls(careful) else careful
 
     def _mark(self, messages: Sequence[Message]) -> tuple[dict[str, str], list[Message]]:
         """Returns the texts by their marks, and the messages with marks in the place of texts."""
@@ -98,6 +94,15 @@ class PromptEncoder:
         taken = set(own).union(*(message.content for message in messages))
         yield from (mark for mark in map(chr, MARKS) if mark not in taken)
         raise PromptError(f"{self._model.name} cannot read so many messages. Leave some out.")
+
+    def _rendered(self, turns: Sequence[Message]) -> str:
+        try:
+            return self._render(turns)
+        except Exception as error:  # A template is a program of its own.
+            raise PromptError(
+                f"{self._model.name} does not take this conversation ({_first_line(error)}). "
+                "Change the order or the kinds of its messages."
+            ) from error
 
     def _render(self, turns: Sequence[Message]) -> str:
         continued = turns[-1].role == "assistant"
