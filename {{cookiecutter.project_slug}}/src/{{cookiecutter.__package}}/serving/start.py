@@ -44,6 +44,7 @@ from .config import (
 )
 from .protocol import LoginError, ModelError, StartError
 
+PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
 STOP_SECONDS = 30
@@ -192,6 +193,7 @@ def run(
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_MIDDLEWARE)
     print("Starting Ray", flush=True)
     cluster = start_ray(alone, metrics_port, bounds.ray)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)

@@ -45,12 +45,16 @@ def test_of_an_error_the_log_has_its_kind_and_place_alone() -> None:
 
 
 @pytest.mark.served
-def test_no_replica_logs_a_forged_name(words: str, served_pages: Served) -> None:
+def test_no_log_of_ray_has_a_forged_name(words: str, served_pages: Served) -> None:
     forged = "whale-" + "x" * 20_000
     headers = {"x-request-id": forged}
     body = {"data": ["The whale", 1, 1]}
     answer = httpx2.post(f"{words}/gradio_api/run/generate", json=body, headers=headers, timeout=60)
     assert answer.status_code < 500
-    logs = [path.read_text() for path in (served_pages.logs / "serve").glob("replica_*")]
+    logs = [
+        path.read_text()
+        for kind in ("proxy", "replica")
+        for path in (served_pages.logs / "serve").glob(f"{kind}_*")
+    ]
     assert any("whale-" + "x" * 58 in log for log in logs)
     assert not [log for log in logs if "x" * 59 in log]
