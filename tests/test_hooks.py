@@ -12,7 +12,7 @@ import yaml
 from cookiecutter.generate import generate_files
 from markdown_it import MarkdownIt
 
-from .answers import CHOICES, TEMPLATE
+from .answers import CHOICES, PROJECT, TEMPLATE, Answers, every_answer_to, in_words
 from .conftest import Answer, Command, LoadHook, Render
 from .tools import check_with_ruff
 
@@ -242,25 +242,49 @@ def test_a_hook_reads_any_answer_as_it_was_given(text: str, hook: str, load_hook
         assert module.ANSWERS[question] == text
 
 
-def test_files_are_chosen_for_exactly_the_answers_that_there_are(load_hook: LoadHook) -> None:
+def test_files_are_removed_for_exactly_the_answers_that_there_are(load_hook: LoadHook) -> None:
     hook = load_hook("post_gen_project")
 
-    for table in (hook.CHOSEN, hook.UNWANTED):
-        for question, answers in table.items():
-            assert set(answers) == set(CHOICES[question]), question
-            assert {type(key) for key in answers} == {type(key) for key in CHOICES[question]}
+    for question, answers in hook.UNWANTED.items():
+        assert set(answers) == set(CHOICES[question]), question
+        assert {type(key) for key in answers} == {type(key) for key in CHOICES[question]}
+
+
+def test_each_file_of_which_there_are_several_is_one_for_some_answers(load_hook: LoadHook) -> None:
+    chosen = {
+        name
+        for answers in every_answer_to("task", "parallel_models", "models", "license")
+        for name in load_hook("post_gen_project", **answers).CHOSEN
+    }
+    package = "src/{{cookiecutter.__package}}"
+    there = {path.name for path in (PROJECT / package).glob("*.*.py")}
+    there |= {path.name for path in PROJECT.glob("LICENSE.*")}
+
+    assert {Path(name).name for name in chosen} == there
 
 
 def test_the_page_has_the_words_and_the_graph_that_were_chosen(render: Render) -> None:
-    [generation] = render(task="text-generation").rglob("task.py")
-    [summarization] = render(task="summarization").rglob("task.py")
-    [parallel] = render(parallel_models=True).rglob("app.py")
-    [wrap] = render(parallel_models=False).rglob("app.py")
+    [generation] = render(task="text-generation").glob("src/*/page.py")
+    [summarization] = render(task="summarization").glob("src/*/page.py")
+    [parallel] = render(parallel_models=True).glob("src/*/app.py")
+    [wrap] = render(parallel_models=False).glob("src/*/app.py")
 
     assert 'BUTTON = "Generate"' in generation.read_text("utf-8")
     assert 'BUTTON = "Summarize"' in summarization.read_text("utf-8")
-    assert "TextGenerationModel" in parallel.read_text("utf-8")
-    assert "TextGenerationModel" not in wrap.read_text("utf-8")
+    assert "deployments_of(settings)" in parallel.read_text("utf-8")
+    assert "deployments_of" not in wrap.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "answers", every_answer_to("models", "task", "parallel_models"), ids=in_words
+)
+def test_the_models_are_those_that_were_chosen(answers: Answers, render: Render) -> None:
+    [models] = render(**answers).glob("src/*/models.py")
+    text = models.read_text("utf-8")
+
+    assert text.count("ModelSettings(") == (2 if answers["parallel_models"] else 1)
+    assert ("bundled:" in text) == (answers["models"] == "bundled")
+    assert ("ummarize" in text) == (answers["task"] == "summarization")
 
 
 def test_says_what_to_do_next_with_the_names_of_the_project(command: Command) -> None:
