@@ -15,7 +15,7 @@ from ...support.tiny_models import save_tiny_decoder
 
 LOCATE = """
 import sys
-from {{ cookiecutter.__package }} import weights
+from {{ cookiecutter.__package }}.serving.engine import weights
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
 
 weights.HUB_SECONDS = 2
