@@ -130,6 +130,15 @@ def test_nothing_but_the_models_file_names_a_model(answers: Answers, render: Ren
 
 
 @any_graph
+def test_the_configs_name_no_model(answers: Answers, render: Render) -> None:
+    project = render(deploy="kubernetes", **answers)
+
+    for path in (*project.glob("config/*.yaml"), project / "deploy/kubernetes/rayservice.yaml"):
+        text = path.read_text("utf-8")
+        assert [name for name in names_of_models(project) if name in text] == []
+
+
+@any_graph
 def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, render: Render) -> None:
     project = render(**answers)
     models = len(names_of_models(project)) if answers["parallel_models"] else 0

@@ -48,7 +48,7 @@ def test_a_project_is_installed_checked_tested_and_served(
         variables = {
             "RAY_TMPDIR": ray,
             "MYPY_CACHE_DIR": str(caches / "mypy"),
-            "PRE_COMMIT_HOME": str(caches / "pre-commit"),
+            "PREK_HOME": str(caches / "prek"),
         }
         project = Project(render(**choice), environment, variables)
         install(project, newest)
@@ -102,7 +102,7 @@ def check_as_a_commit(project: Project) -> None:
     """The first commit of a team: its checks find nothing to change."""
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
-    project.run("uv", "run", "pre-commit", "run", "--all-files")
+    project.run("uv", "run", "prek", "run", "--all-files")
     # What is in the tree is what was added.
     project.run("git", "diff", "--exit-code")
     project.run("sh", "-c", 'test -z "$(git ls-files --others --exclude-standard)"')

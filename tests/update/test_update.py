@@ -1,10 +1,17 @@
-"""A project of the last release, changed by its team, takes what the template changed since."""
+"""A project of the last release, changed by its team, takes what the template changed since.
+
+Its team does what docs/updates.md says, here and in a folder of a larger repository.
+"""
 
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,27 +20,37 @@ from ..generated.project import Project
 from ..tools import run
 
 PACKAGE = "src/our_app"
-TOUCHED = {
-    "pyproject.toml",
+GONE = {f"{PACKAGE}/settings.py", f"{PACKAGE}/task.py"}
+CONFLICTS = GONE | {
     "config/local.yaml",
     "config/production.yaml",
     "deploy/kubernetes/rayservice.yaml",
     f"{PACKAGE}/page.py",
-    f"{PACKAGE}/settings.py",
-    f"{PACKAGE}/task.py",
+}
+TOUCHED = {
+    "pyproject.toml",
+    "config/production.yaml",
+    "deploy/kubernetes/rayservice.yaml",
+    f"{PACKAGE}/models.py",
+    f"{PACKAGE}/page.py",
 }
 OWN = {f"{PACKAGE}/welcome.py", "tests/test_welcome.py"}
 # What the template changes in a next version, in a file that the team touched and in others.
 NEXT = {
-    f"{PACKAGE}/settings.py": ("class Limits(Strict):\n", "class Limits(Strict):\n    # Next.\n"),
+    f"{PACKAGE}/page.py": ("\nLAUNCH = ", "\n# Next.\nLAUNCH = "),
     "SECURITY.md": ("# Security\n", "# Security\n\nNext.\n"),
     "pyproject.toml": ("[tool.ruff]\n", "# Next.\n[tool.ruff]\n"),
 }
-
-
 DEPENDENCIES = {
     "pyyaml>": "python-dateutil>=2.9,<3",
     "types-pyyaml>": "types-python-dateutil>=2.9,<3",
+}
+TEAM = {
+    "GIT_AUTHOR_NAME": "Team",
+    "GIT_AUTHOR_EMAIL": "team@example.org",
+    "GIT_COMMITTER_NAME": "Team",
+    "GIT_COMMITTER_EMAIL": "team@example.org",
+    "GIT_EDITOR": "true",
 }
 
 
@@ -76,23 +93,88 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
     return template
 
 
+@dataclass(frozen=True)
+class Update:
+    project: Project
+    conflicts: set[str]
+    """What git left to the team."""
+    set_aside: str
+    """What the history shows of the edits."""
+
+
 @pytest.fixture(scope="module")
-def project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of the last release, as its team has changed it, updated to the working tree."""
-    directory = tmp_path_factory.mktemp("project")
-    root = make_project(template, template.last_release(), directory)
+def made(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of the last release, before its team has changed it."""
+    return make_project(template, template.last_release(), tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def alone(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
+    """The project in a repository of its own, updated to the working tree."""
+    directory = tmp_path_factory.mktemp("alone")
+    root = directory / "our-app"
+    shutil.copytree(made, root)
     git(root, "init", "--quiet")
+    update = updated(root, directory)
+    git(root, "revert", "--continue")
+    return update
+
+
+@pytest.fixture(scope="module")
+def inside(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
+    """The project in a folder of a larger repository, whose commits it checks."""
+    directory = tmp_path_factory.mktemp("inside")
+    repository = directory / "all"
+    root = repository / "services" / "chat"
+    shutil.copytree(made, root)
+    (repository / "README.md").write_text("# All \n", "utf-8")
+    git(repository, "init", "--quiet")
+    update = updated(root, directory)
+    update.project.run("uv", "sync")
+    update.project.run("uv", "run", "prek", "install", "--force")
+    update.project.run("git", "add", "--all")
+    update.project.run("git", "revert", "--continue")
+    return update
+
+
+def updated(root: Path, directory: Path) -> Update:
+    """Updates a project that its team has changed, up to where git asks for the commit."""
     commit(root, "What the template made")
     change_as_a_team(root)
     commit(root, "Our model, our page, our dependency")
-    run("cruft", "update", "--project-dir", root, "--skip-apply-ask", "--refresh-private-variables")
-    return Project(root, directory / "venv", {"PRE_COMMIT_HOME": str(directory / "pre-commit")})
+    assert follow_the_docs(root).returncode == 1
+    conflicts = set(names(git(root, "diff", "--name-only", "--diff-filter=U", "--relative", "-z")))
+    set_aside = git(root, "show", "-R", "REVERT_HEAD", "--", ".")
+    finish_as_a_team(root)
+    git(root, "add", "--all")
+    variables = {**TEAM, "PREK_HOME": str(directory / "prek")}
+    return Update(Project(root, directory / "venv", variables), conflicts, set_aside)
+
+
+def follow_the_docs(root: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the commands of "From 0.1.0", the last of which ends in conflicts."""
+    docs = (TEMPLATE / "docs" / "updates.md").read_text("utf-8").partition("## From 0.1.0")[2]
+    commands = docs.partition("```sh\n")[2].partition("```")[0].replace("uvx cruft", "cruft")
+    assert commands.count("cruft") == 2
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["sh", "-ec", commands],
+        cwd=root,
+        env={**os.environ, **TEAM, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(result.stdout, result.stderr)
+    return result
 
 
 @pytest.fixture(scope="module")
 def rendered(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the working tree makes of the same answers."""
-    return make_project(template, "HEAD", tmp_path_factory.mktemp("rendered"))
+    root = make_project(template, "HEAD", tmp_path_factory.mktemp("rendered"))
+    git(root, "init", "--quiet")
+    return root
 
 
 def make_project(template: Template, version: str, directory: Path) -> Path:
@@ -105,55 +187,90 @@ def make_project(template: Template, version: str, directory: Path) -> Path:
     return directory / "our-app"
 
 
-def test_no_file_is_in_conflict(project: Project) -> None:
-    assert not list(project.root.rglob("*.rej"))
-    for name in files(project.root):
-        assert "<<<<<<<" not in (project.root / name).read_text("utf-8"), name
+def test_git_leaves_to_the_team_what_the_docs_tell_of(alone: Update) -> None:
+    assert alone.conflicts == CONFLICTS
+
+
+def test_no_file_is_in_conflict_afterwards(alone: Update) -> None:
+    assert not git(alone.project.root, "status", "--porcelain")
+    for name, text in texts(alone.project.root).items():
+        assert not name.endswith((".rej", ".orig"))
+        assert not re.search("^(<{7}|={7}|>{7})", text, re.MULTILINE), name
 
 
 def test_what_the_team_did_not_touch_is_as_the_working_tree_makes_it(
-    project: Project, rendered: Path
+    alone: Update, rendered: Path
 ) -> None:
-    assert files(project.root) == files(rendered) | OWN
+    root = alone.project.root
+    assert files(root) == files(rendered) | OWN
     for name in files(rendered) - TOUCHED - {".cruft.json"}:
-        assert (project.root / name).read_bytes() == (rendered / name).read_bytes(), name
+        assert (root / name).read_bytes() == (rendered / name).read_bytes(), name
 
 
-def test_the_edits_of_the_team_and_of_the_template_are_both_there(project: Project) -> None:
-    texts = {name: (project.root / name).read_text("utf-8") for name in files(project.root)}
+def test_the_edits_of_the_team_and_of_the_template_are_both_there(alone: Update) -> None:
+    found = texts(alone.project.root)
 
-    assert 'name="ours"' in texts[f"{PACKAGE}/settings.py"]
-    assert "- name: ours" in texts["config/local.yaml"]
-    assert "- name: ours" in texts["config/production.yaml"]
-    assert "gr.Markdown(welcome())" in texts[f"{PACKAGE}/page.py"]
-    assert '"Ask us"' in texts[f"{PACKAGE}/task.py"]
-    assert "python-dateutil" in texts["pyproject.toml"]
+    assert 'name="ours"' in found[f"{PACKAGE}/models.py"]
+    for name in ("config/production.yaml", "deploy/kubernetes/rayservice.yaml"):
+        assert "- name: ours" in found[name]
+        assert "max_replicas: 8" in found[name]
+    assert "smollm2-lively" not in "".join(found.values())
+    assert "gr.Markdown(welcome())" in found[f"{PACKAGE}/page.py"]
+    assert '"Ask us"' in found[f"{PACKAGE}/page.py"]
+    assert "python-dateutil" in found["pyproject.toml"]
     for name, (_, after) in NEXT.items():
-        assert after in texts[name]
+        assert after in found[name]
+
+
+def test_each_edit_that_was_set_aside_can_be_read_while_git_waits(alone: Update) -> None:
+    added = {line[1:].strip() for line in alone.set_aside.splitlines() if line.startswith("+")}
+
+    assert {'name="ours",', 'BUTTON = "Ask us"', "gr.Markdown(welcome())"} <= added
 
 
 def test_the_version_that_the_project_came_from_is_the_working_tree(
-    project: Project, template: Template
+    alone: Update, template: Template
 ) -> None:
-    state = json.loads((project.root / ".cruft.json").read_text("utf-8"))
+    state = json.loads((alone.project.root / ".cruft.json").read_text("utf-8"))
 
     assert state["commit"] == template.git("rev-parse", "HEAD").strip()
 
 
-def test_the_projects_own_checks_are_green(project: Project) -> None:
-    project.run("uv", "sync")
-    project.run("git", "add", "--all")
-    project.run("uv", "run", "pre-commit", "run", "--all-files")
-    project.run("uv", "run", "pytest", "-q", "-m", "not served and not browser")
+def test_in_a_folder_of_a_larger_repository_it_ends_the_same(alone: Update, inside: Update) -> None:
+    assert inside.conflicts == alone.conflicts
+    assert texts(inside.project.root) == texts(alone.project.root)
+
+
+def test_the_projects_own_checks_are_green_there(inside: Update) -> None:
+    inside.project.run("uv", "run", "prek", "run", "--all-files")
+    # The other tests are of files that are as the working tree makes them; `generated` runs those.
+    tests = [f"tests/serving/test_{name}.py" for name in ("config", "rayservice", "settings")]
+    tests += [f"tests/test_{name}.py" for name in ("app", "models", "page", "welcome")]
+    inside.project.run("uv", "run", "pytest", "-q", "-m", "not served and not browser", *tests)
+
+
+def test_the_hooks_of_a_folder_run_for_each_commit_of_its_files(inside: Update) -> None:
+    root = inside.project.root
+    (root / PACKAGE / "unused.py").write_text("import json\n", "utf-8")
+    (root.parents[1] / "README.md").write_text("# Everything \n", "utf-8")
+    git(root.parents[1], "add", "--all")
+    commands = ("git", "commit", "--message")
+    with pytest.raises(AssertionError, match="git commit"):
+        inside.project.run(*commands, "An import that is not used")
+    git(root, "rm", "--quiet", "--force", f"{PACKAGE}/unused.py")
+
+    # Its line that ends with a space is the business of the others.
+    inside.project.run(*commands, "Beside the project")
 
 
 def files(root: Path) -> set[str]:
     """Returns what is, or would be, under version control, but the lock."""
-    if (root / ".git").exists():
-        found = names(git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z"))
-    else:
-        found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    found = names(git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z"))
     return set(found) - {"uv.lock"}
+
+
+def texts(root: Path) -> dict[str, str]:
+    return {name: (root / name).read_text("utf-8") for name in files(root)}
 
 
 def names(listed: str) -> list[str]:
@@ -162,9 +279,12 @@ def names(listed: str) -> list[str]:
 
 def change_as_a_team(root: Path) -> None:
     package = root / PACKAGE
+    production = root / "config" / "production.yaml"
     manifest = root / "deploy" / "kubernetes" / "rayservice.yaml"
     for path in (package / "settings.py", manifest, *(root / "config").iterdir()):
         edit(path, "smollm2-lively", "ours")
+    for path in (production, manifest):
+        edit(path, "max_replicas: 4", "max_replicas: 8")
     edit(package / "task.py", '"Generate"', '"Ask us"')
     edit(
         package / "page.py",
@@ -183,20 +303,44 @@ def change_as_a_team(root: Path) -> None:
         edit(pyproject, f'    "{beside}', f'    "{ours}",\n    "{beside}')
 
 
+def finish_as_a_team(root: Path) -> None:
+    """Does by hand what "From 0.1.0" leaves to a team."""
+    package = root / PACKAGE
+    edit(package / "models.py", "smollm2-lively", "ours")
+    edit(package / "page.py", 'BUTTON = "Generate"', 'BUTTON = "Ask us"')
+    for name in GONE:
+        git(root, "rm", "--quiet", name)
+    keep("HEAD", package / "page.py", root / "config" / "local.yaml")
+    edit(package / "page.py", "\n)\n\nTITLE", "\n)\nfrom .welcome import welcome\n\nTITLE")
+    keep("ours", root / "config" / "production.yaml", root / "deploy/kubernetes/rayservice.yaml")
+    edit(package / "welcome.py", "from .settings import", "from .serving import")
+
+
+def keep(side: Literal["HEAD", "ours"], *paths: Path) -> None:
+    """Keeps a side of each conflict, that of the template or that of the team."""
+    conflict = re.compile(r"^<{7}.*\n((?:.*\n)*?)={7}\n((?:.*\n)*?)>{7}.*\n", re.MULTILINE)
+    for path in paths:
+        text = path.read_text("utf-8")
+        path.write_text(conflict.sub(r"\1" if side == "HEAD" else r"\2", text), "utf-8")
+
+
 WELCOME = '''"""What the page says first."""
 
 from dateutil.relativedelta import relativedelta
 
+from .settings import GenerationOptions
+
 
 def welcome() -> str:
-    return f"We are {relativedelta(years=3).years} years old."
+    tokens = GenerationOptions().max_new_tokens
+    return f"For {relativedelta(years=3).years} years, in {tokens} tokens."
 '''
 
 TEST_WELCOME = """from our_app.welcome import welcome
 
 
 def test_welcomes() -> None:
-    assert welcome() == "We are 3 years old."
+    assert welcome() == "For 3 years, in 100 tokens."
 """
 
 
@@ -213,9 +357,13 @@ def commit(root: Path, message: str) -> str:
 
 
 def git(root: Path, *arguments: str) -> str:
-    author = ("-c", "user.name=Team", "-c", "user.email=team@example.org")
     result = subprocess.run(
-        ["git", *author, *arguments], cwd=root, capture_output=True, text=True, check=False
+        ["git", *arguments],
+        cwd=root,
+        env={**os.environ, **TEAM},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

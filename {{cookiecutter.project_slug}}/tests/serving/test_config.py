@@ -70,12 +70,6 @@ def test_a_config_names_deployments_that_the_code_makes(path: Path) -> None:
     check_deployments(application, path)
 
 
-@any_config
-def test_a_config_names_no_model(path: Path) -> None:
-    text = path.read_text("utf-8")
-    assert [model.name for model in Settings().models if model.name in text] == []
-
-
 def test_replicas_are_said_once_for_all_models_and_once_more_for_one() -> None:
     models = [{**THREE[0], "deployment": {"num_replicas": 3, "num_gpus": 1}}, *THREE[1:]]
     shared = {"min_replicas": 2, "max_replicas": 4, "num_cpus": 0.25}
