@@ -192,7 +192,7 @@ def test_the_door_says_in_ten_lines_what_a_team_may_rely_on(project: Path) -> No
 @pytest.mark.parametrize(
     ("ci", "name"), [("github", ".github/CODEOWNERS"), ("gitlab", ".gitlab/CODEOWNERS")]
 )
-def test_code_owners_name_both_rooms_and_ask_nobody_yet(ci: str, name: str, render: Render) -> None:
+def test_code_owners_name_both_parts_and_ask_nobody_yet(ci: str, name: str, render: Render) -> None:
     project = render(project_slug="our-app", ci=ci)
     text = (project / name).read_text("utf-8")
 

@@ -62,7 +62,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
         prompt = gr.Textbox(
             label=PROMPT_LABEL,
             placeholder=PROMPT_PLACEHOLDER,
-            info="Enter runs it, Shift and Enter begin a line.",
+            info="Enter runs it; Shift+Enter starts a new line.",
             max_lines=12,
             autofocus=True,
             elem_classes="prompt",

@@ -17,11 +17,11 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 import {{ cookiecutter.__package }}
-from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.page import BUTTON, PROMPT_LABEL
 from {{ cookiecutter.__package }}.serving.preview import Echo
 from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Message
 
+from ..support import compare_page
+from ..support.compare_page import BUTTON, MODELS, PROMPT_LABEL
 from ..support.servers import free_port
 from ..support.stand_ins import pieces_of
 
@@ -29,6 +29,25 @@ SECONDS = 120
 UP = "The preview is up: "
 FOLLOWS = "It follows each change"
 PASSWORD = "a wet whale"  # noqa: S105
+
+APP = """
+from ray.serve import Application
+
+from .models import MODELS
+from .page import LAUNCH, build_page
+from .serving import GradioServer, ModelSettings, PageOfModels, PageSettings, deployments_of
+
+
+class Settings(PageSettings):
+    title: str = "Words"
+    description: str = ""
+    models: tuple[ModelSettings, ...] = MODELS
+
+
+def build(settings: Settings) -> Application:
+    page = PageOfModels(settings, build_page)
+    return GradioServer.bind(settings, page, *deployments_of(settings), launch=LAUNCH)
+"""
 
 # What a team adds to its app.py: a field, a route, middleware, and a header that it sets.
 OWN_PARTS = """
@@ -114,9 +133,15 @@ class Preview:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the package, to change."""
+    """A copy of the package, to change, whose page is the tests' own."""
     [source] = {{ cookiecutter.__package }}.__path__
-    return shutil.copytree(source, tmp_path / Path(source).name)
+    package = shutil.copytree(source, tmp_path / Path(source).name)
+    (package / "app.py").write_text(APP, encoding="utf-8")
+    shutil.copy(compare_page.__file__, package / "page.py")
+    models = "".join(f'    ModelSettings(name="{name}", source="none"),\n' for name in MODELS)
+    text = f"from .serving import ModelSettings\n\nMODELS = (\n{models})\n"
+    (package / "models.py").write_text(text, encoding="utf-8")
+    return package
 
 
 @contextmanager
@@ -172,7 +197,7 @@ def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
         page.get_by_label(PROMPT_LABEL).fill("whales sing")
         page.get_by_role("button", name=BUTTON, exact=True).click()
         panes = page.locator("[id^=pane-] textarea")
-        for number in range(len(Settings().models)):
+        for number in range(len(MODELS)):
             expect(panes.nth(number)).to_have_value("whales sing " * 50)
         preview.change("page.py", f'BUTTON = "{BUTTON}"', 'BUTTON = "Sing"')
         button = page.get_by_role("button", name="Sing", exact=True)
@@ -244,7 +269,7 @@ def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
 def test_the_login_of_the_settings_holds(package: Path) -> None:
     app = package / "app.py"
     text = app.read_text(encoding="utf-8")
-    field = "    title: str = TITLE\n"
+    field = '    title: str = "Words"\n'
     assert field in text
     app.write_text(text.replace(field, f'{field}    login_user: str | None = "ada"\n'), "utf-8")
     with preview_of(package) as preview:

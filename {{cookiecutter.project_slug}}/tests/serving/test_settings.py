@@ -3,16 +3,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from {{ cookiecutter.__package }}.app import Settings
 from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits, PageSettings
 from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Message, PromptError
+
+THE_REST = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
 
 
 def test_defaults_are_20_to_100_sampled_tokens() -> None:
-    settings = Settings()
-    assert (settings.options.min_new_tokens, settings.options.max_new_tokens) == (20, 100)
-    assert all(model.temperature > 0 for model in settings.models)
+    options = GenerationOptions()
+    assert (options.min_new_tokens, options.max_new_tokens) == (20, 100)
+    assert ModelSettings(name="a", source="b").temperature > 0
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_wrong_argument_is_refused_with_its_reason(
     arguments: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ValidationError, match=reason):
-        Settings.model_validate(arguments)
+        PageSettings.model_validate(THE_REST | arguments)
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:

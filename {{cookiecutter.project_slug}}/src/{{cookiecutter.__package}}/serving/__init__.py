@@ -1,6 +1,6 @@
 """The machinery. Import from here, and from nothing below: updates replace this whole folder.
 
-You may rely on the names in `__init__.pyi`. A version that changes one says so in its changelog.
+You may rely on the names in `__init__.pyi`. The template's changelog says which one a version changes.
 
 - The application: `GradioServer`, which takes `Launch` options, middleware and routes of yours.
   You add fields to `PageSettings`, or to `HttpSettings` without models. `main` starts it.
