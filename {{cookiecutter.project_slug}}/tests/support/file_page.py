@@ -100,6 +100,7 @@ def places(file: File) -> list[tuple[str, Any]]:
         *(("chatbot", said(shown(kind, bare))) for kind in ("image", "file", "audio", "video")),
         ("chatbot", said(shown("gallery", [{"image": bare, "caption": None}]))),
         ("chatbot", said({**shown("html", ""), "constructor_args": {"value": file}})),
+        *(("chatbot", said(content)) for content in made_with(file["path"])),
         ("audio", file),
         ("video", file),
         ("video", {"video": file, "subtitles": file}),
@@ -119,6 +120,16 @@ def shown(component: str, value: object) -> dict[str, Any]:
     """A component in a message; Gradio makes it anew from what the caller sends."""
     made = {"type": "component", "component": component, "value": value}
     return {**made, "constructor_args": {}, "props": {}}
+
+
+def made_with(path: str) -> list[dict[str, Any]]:
+    """Components in a message whose arguments name the file by its path alone."""
+    return [
+        {**shown("button", "whale"), "constructor_args": {"icon": path}},
+        {**shown("chatbot", []), "constructor_args": {"avatar_images": [path, None]}},
+        {**shown("video", None), "constructor_args": {"subtitles": path}},
+        {**shown("image", None), "constructor_args": {"watermark": path}},
+    ]
 
 
 class Way(StrEnum):

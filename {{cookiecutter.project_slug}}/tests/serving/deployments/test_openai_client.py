@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -240,6 +241,25 @@ async def test_a_wrong_key_names_the_variable_to_set(
     monkeypatch.delenv("WHALE_KEY", raising=False)
     with pytest.raises(InterruptionError, match="Set WHALE_KEY"):
         await anext(model_at(loopback.url).stream(user("Hello"), OPTIONS))
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY} "])
+async def test_what_surrounds_a_key_is_left_out(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("WHALE_KEY", key)
+    assert len(await pieces_of(model_at(loopback.url).stream(user("Hello"), OPTIONS))) == 3
+
+
+async def test_a_key_that_cannot_be_sent_is_in_no_log_and_no_traceback(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "ray.serve")
+    monkeypatch.setenv("WHALE_KEY", "secret-whale\nsecond line")
+    with pytest.raises(InterruptionError) as caught:
+        await anext(model_at(loopback.url).stream(user("Hello"), OPTIONS))
+    assert "APIConnectionError: LocalProtocolError" in caplog.text
+    assert "secret-whale" not in caplog.text + "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_server_that_is_not_there_is_told() -> None:

@@ -3,17 +3,21 @@
 import asyncio
 import base64
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest.mock import AsyncMock
 
 import gradio as gr
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from httpx2 import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from {{ cookiecutter.__package }}.serving.http.guard import BodyLimit, guard, refuse_files
+from {{ cookiecutter.__package }}.serving.http.guard import BodyLimit, explain_refusals, guard
+from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings, RequestLimits
 from {{ cookiecutter.__package }}.serving.protocol import LoginError
 
@@ -85,19 +89,55 @@ def test_another_site_can_send_nothing(sender: str) -> None:
     assert page.post("/echo", headers={"sec-fetch-site": "same-origin"}).status_code == 200
 
 
-@pytest.mark.parametrize(("component", "status"), [(gr.Textbox, 404), (gr.File, 200)])
-def test_a_page_takes_files_only_where_it_has_a_place_for_them(
-    component: type[gr.Textbox] | type[gr.File], status: int
-) -> None:
-    web = FastAPI()
+def status_of_upload(blocks: gr.Blocks, path: str = "upload", name: str = "files") -> int:
+    with TestClient(mount(blocks, HttpSettings()), base_url=HERE) as page:
+        return page.post(f"/gradio_api/{path}", files={name: ("a.txt", b"abc")}).status_code
+
+
+def page_with(component: Callable[[], object]) -> gr.Blocks:
     with gr.Blocks() as blocks:
         component()
         gr.Button()
-    refuse_files(web, blocks)
-    gr.mount_gradio_app(web, blocks, path="/", ssr_mode=False)
-    with TestClient(web) as page:
-        answer = page.post("/gradio_api/upload", files={"files": ("a.txt", b"abc")})
-    assert answer.status_code == status
+        gr.State()
+    return blocks
+
+
+def rendering() -> gr.Blocks:
+    with gr.Blocks() as blocks:
+        kind = gr.Radio(["text", "file"], value="text")
+
+        @gr.render(inputs=kind)
+        def show(kind: str) -> None:
+            gr.File() if kind == "file" else gr.Textbox()
+
+    return blocks
+
+
+UPLOADING = "element.onchange = async () => { props.value = (await upload(element.file)).url }"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "status"),
+    [
+        (page_with(gr.Textbox), 404),
+        (page_with(gr.HTML), 404),
+        (page_with(gr.File), 200),
+        (page_with(gr.MultimodalTextbox), 200),
+        (page_with(lambda: gr.HTML("<input type=file>", js_on_load=UPLOADING)), 200),
+        (rendering(), 200),
+        (gr.TabbedInterface([rendering(), page_with(gr.Textbox)], ["one", "two"]), 200),
+    ],
+    ids=["text", "html", "file", "multimodal", "html that uploads", "render", "render in a tab"],
+)
+def test_a_page_takes_files_only_where_it_has_a_place_for_them(
+    blocks: gr.Blocks, status: int
+) -> None:
+    assert status_of_upload(blocks) == status
+
+
+@pytest.mark.parametrize("component", [gr.Textbox, gr.File])
+def test_a_page_takes_no_recording(component: Callable[[], object]) -> None:
+    assert status_of_upload(page_with(component), "process_recording", "video") == 404
 
 
 def in_parts(number: int) -> Iterator[bytes]:
@@ -155,12 +195,10 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    web = FastAPI()
-    guard(web, HttpSettings())
     refused = threading.Event()
     with gr.Blocks() as blocks:
         gr.Button("Wait").click(lambda: refused.wait(60), api_name="wait")
-    gr.mount_gradio_app(web, blocks.queue(max_size=1), path="/", ssr_mode=False)
+    web = mount(blocks.queue(max_size=1), HttpSettings())
     with TestClient(web, base_url=HERE) as page:
         call = {"data": [], "fn_index": 0, "session_hash": "me"}
         answers = [page.post("/gradio_api/queue/join", json=call) for _ in range(4)]
@@ -174,13 +212,11 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 @pytest.fixture
 def small_page() -> Iterator[TestClient]:
     """A page with a function that divides, and one that fails."""
-    web = FastAPI()
-    guard(web, HttpSettings())
     with gr.Blocks() as blocks:
         number = gr.Number()
         gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
         gr.Button("Refuse").click(refuse, api_name="refuse")
-    gr.mount_gradio_app(web, blocks, path="/", ssr_mode=False, show_error=False)
+    web = mount(blocks, HttpSettings())
     with TestClient(web, base_url=HERE, raise_server_exceptions=False) as page:
         yield page
 
@@ -238,7 +274,44 @@ def test_an_error_of_the_server_stays_one() -> None:
 
     guard(web, HttpSettings())
     web.mount("/", mounted)
+    explain_refusals(web)
     assert TestClient(web, base_url=HERE, raise_server_exceptions=False).get("/").status_code == 500
+
+
+@pytest.mark.parametrize("root_path", ["", "/behind/a/prefix"])
+def test_a_route_and_a_middleware_of_your_own_answer_as_they_do(root_path: str) -> None:
+    def broken(_: Request) -> Response:
+        raise LookupError
+
+    def closed(app: ASGIApp) -> ASGIApp:
+        async def close(scope: Scope, receive: Receive, send: Send) -> None:
+            shut = scope["type"] == "http" and "closed" in Headers(scope["headers"])
+            await (PlainTextResponse("closed", 503) if shut else app)(scope, receive, send)
+
+        return close
+
+    def busy(_: Request) -> Response:
+        return PlainTextResponse("not ready", 503, {"retry-after": "60"})
+
+    def failed(_: Request) -> Response:
+        return PlainTextResponse("own", 500)
+
+    routes = [Route("/busy", busy), Route("/failed", failed), Route("/broken", broken)]
+    blocks = page_with(gr.Textbox)
+    web = mount(blocks, HttpSettings(), routes=routes, middleware=[Middleware(closed)])
+    client = TestClient(web, HERE, raise_server_exceptions=False, root_path=root_path)
+    with client as page:
+        answer = page.get(f"{root_path}/busy")
+        assert (answer.status_code, answer.text) == (503, "not ready")
+        assert answer.headers["retry-after"] == "60"
+        answer = page.get(f"{root_path}/failed")
+        assert (answer.status_code, answer.text) == (500, "own")
+        assert page.get(f"{root_path}/broken").status_code == 500
+        answer = page.get(f"{root_path}/config", headers={"closed": "yes"})
+        assert (answer.status_code, answer.text) == (503, "closed")
+        # Of Gradio's, what makes no sense is still told so.
+        nothing = page.post(f"{root_path}/gradio_api/call/nothing", json={"data": []})
+        assert nothing.status_code == 422
 
 
 def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:

@@ -109,6 +109,66 @@ def test_another_site_can_send_nothing(host: str, origin: str, status: int) -> N
     assert page(*NAMED).get("/mcp", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("sender", "origin", "status"),
+    [
+        ("same-site", "https://b.lab.example.org", 200),
+        ("cross-site", "https://b.lab.example.org", 200),
+        ("same-site", "https://other.example.org", 403),
+        ("same-site", "http://localhost:3000", 403),
+        ("same-origin", "https://other.example.org", 403),
+        ("same-origin", "https://page.example.org", 200),
+        ("same-site", None, 403),
+        ("cross-site", None, 403),
+        ("same-origin", None, 200),
+        ("none", None, 200),
+    ],
+)
+def test_the_origin_decides_where_there_is_one(
+    sender: str, origin: str | None, status: int
+) -> None:
+    headers = {"host": "page.example.org", "sec-fetch-site": sender}
+    headers |= {"origin": origin} if origin else {}
+    assert page(*NAMED).post("/mcp", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("forwarded", "status"),
+    [
+        ("page.example.org", 200),
+        ("page.example.org:8443", 200),
+        ("localhost:8000", 200),
+        ("10.1.2.3", 200),
+        ("page.example.org, internal.example", 200),
+        ("", 200),
+        ("evil.example", 421),
+        ("evil.example, page.example.org", 421),
+        ("evil.example/page.example.org", 400),
+        ("page.example.org@evil.example", 400),
+    ],
+)
+def test_the_name_that_a_proxy_forwards_is_one_of_the_page(
+    method: str, forwarded: str, status: int
+) -> None:
+    headers = {"host": "127.0.0.1:8000", "x-forwarded-host": forwarded}
+    assert page(*NAMED).request(method, "/mcp", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("port", [80, 443])
+@pytest.mark.parametrize("name", ["usual.example.org", "*.example.org"])
+def test_a_browser_leaves_out_a_usual_port(name: str, port: int) -> None:
+    client = page(f"{name}:{port}")
+    for host, status in (
+        ("usual.example.org", 200),
+        (f"usual.example.org:{port}", 200),
+        ("usual.example.org:8443", 421),
+    ):
+        assert client.get("/mcp", headers={"host": host}).status_code == status, host
+    headers = {"host": "10.1.2.3", "origin": "https://usual.example.org"}
+    assert client.post("/mcp", headers=headers).status_code == 200
+
+
 def test_a_websocket_is_opened_by_the_page_itself_alone() -> None:
     client = page()
     with client.websocket_connect("ws://localhost/talk", headers={"origin": "http://localhost"}):

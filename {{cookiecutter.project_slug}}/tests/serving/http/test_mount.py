@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import Launch
+from {{ cookiecutter.__package }}.serving.http import files
 from {{ cookiecutter.__package }}.serving.http.files import NOT_UPLOADED, is_public
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
@@ -28,6 +30,8 @@ from ...support.file_page import (
     named,
     places,
     result,
+    said,
+    shown,
     upload,
 )
 
@@ -92,6 +96,52 @@ def test_the_refusal_says_what_to_do_and_tells_no_path(
     assert "/proc" not in "".join(capfd.readouterr())
 
 
+@pytest.fixture
+def opened() -> Iterator[set[str]]:
+    """The files that Python opened meanwhile."""
+    names: set[str] = set()
+    watching = True
+
+    def watch(event: str, details: tuple[object, ...]) -> None:
+        if watching and event == "open":
+            names.add(str(details[0]))
+
+    # There is no way to remove it.
+    sys.addaudithook(watch)
+    yield names
+    watching = False
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_arguments_of_a_component_in_a_message_open_nothing(
+    page: TestClient, folder: Path, opened: set[str], kind: str
+) -> None:
+    picture = (folder / "picture.png").read_bytes()
+    sent = {"image": ("picture.png", picture), "video": ("song.mp4", b"0000ftypmp42")}
+    opened.clear()
+    value = named(upload(page, *sent[kind]))
+    for path in (str(folder / "picture.png"), str(folder / "song.txt")):
+        message = {**shown(kind, value), "constructor_args": {"watermark": path}}
+        [said_back] = result(page, "chatbot", said(message))
+        # The function gets what was sent, and only the component is made without it.
+        assert said_back["content"][0]["constructor_args"] == {"watermark": path}
+    assert {path for path in opened if path.startswith(str(folder))}
+    assert not opened & {str(folder / "picture.png"), str(folder / "song.txt")}
+
+
+def test_a_label_in_a_message_opens_nothing(
+    page: TestClient, folder: Path, opened: set[str]
+) -> None:
+    figures = folder / "figures.json"
+    figures.write_text("{}")
+    opened.clear()
+    for component in ("label", "Label"):
+        with pytest.raises(httpx2.HTTPStatusError):
+            result(page, "chatbot", said(shown(component, {"label": str(figures)})))
+    assert str(figures) not in opened
+    assert result(page, "chatbot", said(shown("label", {"label": "whale"})))
+
+
 def test_a_text_that_has_paths_in_it_is_none_of_a_file(page: TestClient) -> None:
     tree = {"path": "/", "children": [{"path": "/etc"}]}
     assert result(page, "json", tree) == tree
@@ -131,6 +181,81 @@ def test_what_a_function_returns_can_be_downloaded_from_where_it_is_allowed(
         assert download(page, str(secret)).status_code == 403
         with pytest.raises(httpx2.HTTPStatusError):
             result(page, "returned", str(secret))
+
+
+@pytest.mark.parametrize("blocked", ["private", "Private"])
+@pytest.mark.parametrize("link", ["link", "Link"])
+def test_what_is_blocked_is_so_through_a_link_too(tmp_path: Path, blocked: str, link: str) -> None:
+    for name in (blocked, "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "song.txt").write_bytes(SONG)
+    (tmp_path / link).symlink_to(tmp_path / blocked)
+    (tmp_path / f"{link}-to-open").symlink_to(tmp_path / "open")
+    launch = Launch(allowed_paths=[str(tmp_path)], blocked_paths=[str(tmp_path / blocked)])
+    web = mount(file_page(), HttpSettings(), launch)
+    with TestClient(web, base_url="http://localhost", raise_server_exceptions=False) as page:
+        for name in (blocked, link, f"open/../{link}"):
+            path = f"{tmp_path}/{name}/song.txt"
+            assert download(page, path).status_code == 403, path
+            with pytest.raises(httpx2.HTTPStatusError):
+                result(page, "returned", path)
+        for name in ("open", f"{link}-to-open"):
+            assert download(page, f"{tmp_path}/{name}/song.txt").content == SONG
+
+
+def draw(page: TestClient, **fields: object) -> int:
+    """Sends a part of an edited picture, as the editor does before a call; returns the status."""
+    components = page.get("config").json()["components"]
+    [editor] = [each["id"] for each in components if each["type"] == "imageeditor"]
+    drawn = {"component_id": editor, "session_hash": "me", "fn_name": "accept_blobs"}
+    drawn |= {"id": "whale", "type": "layer", "index": "0", **fields}
+    blob = drawn.pop("blob", b"blob")
+    body = {name: str(value) for name, value in drawn.items()}
+    return page.post(
+        "gradio_api/component_server", data=body, files={"file": ("blob", blob)}
+    ).status_code
+
+
+def edited(name: str) -> dict[str, object]:
+    """What brings an edited picture to a call."""
+    return {"background": None, "layers": [], "composite": None, "id": name}
+
+
+@pytest.mark.parametrize("index", [100, 20_000_000, -1, "whale"])
+def test_an_edited_picture_has_a_bounded_number_of_layers(page: TestClient, index: object) -> None:
+    assert 400 <= draw(page, index=index) < 500
+    assert draw(page, index=99) == 200
+    assert draw(page, type="background", index="null") == 200
+
+
+def test_an_edited_picture_arrives_with_its_layers(page: TestClient, folder: Path) -> None:
+    picture = (folder / "picture.png").read_bytes()
+    for kind, index in (("background", "null"), ("layer", 0), ("composite", "null")):
+        assert draw(page, id="drawn", type=kind, index=index, blob=picture) == 200
+    drawn = result(page, "editor", edited("drawn"))
+    assert drawn["composite"]["path"]
+    assert len(drawn["layers"]) == 1
+
+
+def test_of_edited_pictures_that_no_call_brings_the_newest_are_kept(
+    page: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = (folder / "picture.png").read_bytes()
+    monkeypatch.setattr(files, "EDITS", 3)
+    for edit in range(5):
+        assert draw(page, id=edit, type="composite", index="null", blob=picture) == 200
+    there = [edit for edit in range(5) if result(page, "editor", edited(str(edit)))["composite"]]
+    assert there == [2, 3, 4]
+
+
+def test_edited_pictures_have_a_bounded_size_together(
+    page: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "EDITED_BYTES", 10_000)
+    assert draw(page, id="first", blob=bytes(6000)) == 200
+    assert draw(page, id="second", blob=bytes(6000)) == 200
+    assert draw(page, id="second", index=1, blob=bytes(6000)) == 413
+    assert draw(page, id="second", blob=bytes(6000)) == 200
 
 
 def test_an_example_can_be_chosen(page: TestClient) -> None:

@@ -11,7 +11,12 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from {{ cookiecutter.__package }}.serving.http.sessions import SessionCookie, SessionRouter, session_cookie
+from {{ cookiecutter.__package }}.serving.http.sessions import (
+    FOLLOWS_A_CALL,
+    SessionCookie,
+    SessionRouter,
+    session_cookie,
+)
 from {{ cookiecutter.__package }}.serving.protocol import SESSION_LOST
 
 
@@ -128,3 +133,29 @@ async def test_the_router_keeps_no_cookie_that_the_page_never_set() -> None:
     assert router._began == {}
     await choose(b"first.1")
     assert router._began == {"first.1": first}
+
+
+@pytest.mark.parametrize("prefix", ["", "/behind/a/prefix"])
+@pytest.mark.parametrize(
+    ("path", "follows"),
+    [
+        ("queue/data", True),
+        ("cancel", True),
+        ("reset", True),
+        ("file=/tmp/a.png", True),
+        ("stream/whale/1/2/playlist.m3u8", True),
+        ("call/generate/0a1b", True),
+        ("call/v2/generate/0a1b", True),
+        ("call/generate", False),
+        ("call/generate/", False),
+        ("call/v2/generate", False),
+        ("call/v2/generate/", False),
+        ("run/generate", False),
+        ("queue/join", False),
+        ("upload", False),
+    ],
+)
+def test_what_asks_for_the_answer_of_a_call_follows_it(
+    prefix: str, path: str, follows: bool
+) -> None:
+    assert bool(FOLLOWS_A_CALL.search(f"{prefix}/gradio_api/{path}")) == follows

@@ -39,7 +39,7 @@ class OpenAIClient:
         self._settings = model
         self._client = openai.AsyncOpenAI(
             base_url=model.base_url,
-            api_key=os.environ.get(model.api_key_variable) or "none",
+            api_key=os.environ.get(model.api_key_variable, "").strip() or "none",
             timeout=openai.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             max_retries=1,
         )
@@ -82,13 +82,14 @@ class OpenAIClient:
             yield End(ENDS.get(reason, "stop"), prompt_tokens)
         except openai.OpenAIError as error:
             self._log(error)
-            raise self._explained(error) from error
+            # What it came from may hold the prompt, or the key.
+            raise self._explained(error) from None
 
     def _log(self, error: openai.OpenAIError) -> None:
-        # What a server says of it may repeat the prompt.
+        # What a server says of it may repeat the prompt, and what a connection does, the key.
         match error:
             case openai.APIConnectionError():
-                reason = repr(error.__cause__)
+                reason = type(error.__cause__).__name__
             case openai.APIError():
                 status = getattr(error, "status_code", None)
                 reason = f"{status}, {clean(str(error.code))}, {clean(str(error.param))}"

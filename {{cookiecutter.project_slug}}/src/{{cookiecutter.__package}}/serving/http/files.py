@@ -1,6 +1,7 @@
 """No caller reads a file of the server by naming it. `SECURITY.md` says what this promises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from secrets import token_hex
@@ -8,10 +9,13 @@ from typing import Any
 
 import gradio as gr
 import safehttpx
-from gradio import routes
+from fastapi.exceptions import HTTPException
+from gradio import routes, utils
 from gradio.components import Component
 from gradio.components.api_component import Api
-from gradio.utils import get_upload_folder, is_in_or_equal, is_static_file
+from gradio.components.chatbot import ComponentMessage
+from gradio.components.image_editor import EditorDataBlobs
+from gradio.utils import abspath, get_upload_folder, is_in_or_equal, is_static_file
 from gradio_client.utils import (
     is_file_obj,
     is_file_obj_with_meta,
@@ -20,6 +24,13 @@ from gradio_client.utils import (
 )
 
 NOT_UPLOADED = "A file was named that was not uploaded. Upload it first."
+
+LAYERS = 100
+"""The most layers of one edited picture."""
+EDITS = 100
+"""Edited pictures that an ImageEditor keeps until the calls that bring them."""
+EDITED_BYTES = 2**28
+"""What these may have together."""
 
 
 def check_files(page: gr.Blocks) -> None:
@@ -95,7 +106,78 @@ async def upload(request: object, folder: str, *args: Any, **options: Any) -> An
     return await gradio_upload(request, Path(folder) / token_hex(16), *args, **options)
 
 
-# Gradio has a setting for neither. It would also fetch from 100.64.0.0/10, where clouds and
-# clusters have addresses of their own.
+gradio_preprocess_content = gr.Chatbot._preprocess_content
+
+
+def preprocess_content(chatbot: gr.Chatbot, message: Any) -> Any:
+    """Makes the component in a message without the arguments that the caller chose for it.
+
+    Among them are paths and addresses that a component opens: an icon, a watermark, subtitles.
+    """
+    if not isinstance(message, ComponentMessage):
+        return gradio_preprocess_content(chatbot, message)
+    if message.component.casefold() == "label" and _names_json(message.value):
+        raise gr.Error(NOT_UPLOADED, print_exception=False)
+    plain = message.model_copy(update={"constructor_args": {}})
+    made = gradio_preprocess_content(chatbot, plain)
+    return {**made, "constructor_args": message.constructor_args}
+
+
+def _names_json(value: object) -> bool:
+    """Says whether a gr.Label that is made with the value would open a file."""
+    label = value.get("label") if isinstance(value, dict) else value
+    return isinstance(label, str) and label.endswith(".json")
+
+
+gradio_accept_blobs = gr.ImageEditor.accept_blobs
+
+
+@wraps(gradio_accept_blobs)
+def accept_blobs(editor: gr.ImageEditor, data: Any) -> None:
+    """Keeps a part of an edited picture, and of all of them no more than the bounds allow."""
+    edit, index = data.data["id"], data.data["index"]
+    if index not in ("", "null") and not 0 <= int(index) < LAYERS:
+        raise HTTPException(400, f"A picture has at most {LAYERS} layers.")
+    gradio_accept_blobs(editor, data)
+    kept = editor.blob_storage
+    sizes = {name: len(name) + _size(blobs) for name, blobs in list(kept.items())}
+    # Gradio forgets one with the call that brings it, and that may never come.
+    for oldest in list(sizes):
+        if len(sizes) <= EDITS and sum(sizes.values()) <= EDITED_BYTES:
+            break
+        del sizes[oldest]
+        kept.pop(oldest, None)
+    if edit not in sizes:
+        raise HTTPException(413, f"An edited picture may have {EDITED_BYTES:,} bytes. Send less.")
+
+
+def _size(blobs: EditorDataBlobs) -> int:
+    return sum(len(blob or b"") for blob in (blobs.background, blobs.composite, *blobs.layers))
+
+
+gradio_is_allowed_file = utils.is_allowed_file
+
+
+def is_allowed_file(path: Path, blocked_paths: Sequence[str | Path], **others: Any) -> Any:
+    """Refuses what is blocked by the place where it is, whichever links lead there.
+
+    Gradio follows the links of a path whose letters it has made small.
+    """
+    if any(_is_below(path, blocked) for blocked in blocked_paths):
+        return False, "in_blocklist"
+    return gradio_is_allowed_file(path, blocked_paths, **others)
+
+
+def _is_below(path: str | Path, folder: str | Path) -> bool:
+    # A disk may take capital and small letters for the same.
+    place, blocked = (Path(str(abspath(each).resolve()).lower()) for each in (path, folder))
+    return place.is_relative_to(blocked)
+
+
+# Gradio has a setting for none of these. It would also fetch from 100.64.0.0/10, where clouds
+# and clusters have addresses of their own.
 routes.upload_fn = upload
 safehttpx.is_public_ip = is_public
+gr.Chatbot._preprocess_content = preprocess_content
+gr.ImageEditor.accept_blobs = accept_blobs
+utils.is_allowed_file = is_allowed_file

@@ -1,6 +1,7 @@
 """What every request passes before it reaches the page. `SECURITY.md` says what it promises."""
 
 import asyncio
+import re
 
 import gradio as gr
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from httpx import InvalidURL
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..telemetry.logs import logger, where
@@ -20,7 +22,10 @@ from .login import Login, read_credentials
 from .settings import HttpSettings
 
 RETRY_SECONDS = 5
+QUEUE_IS_FULL = "Too many requests are waiting. Try again in a few seconds."
 BODY_SECONDS = 15.0
+UPLOADS = re.compile(r"\bupload\b")
+"""What the JavaScript of a gr.HTML calls to upload a file."""
 
 
 def guard(web: FastAPI, settings: HttpSettings) -> None:
@@ -31,8 +36,6 @@ def guard(web: FastAPI, settings: HttpSettings) -> None:
     """
     # With no origin allowed; Gradio itself would allow all of them.
     web.add_middleware(CORSMiddleware)
-    web.add_middleware(Unprocessable)
-    web.add_middleware(QueueLimit)
     web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
         web.add_middleware(Login, credentials=read_credentials(settings.login_user))
@@ -40,16 +43,38 @@ def guard(web: FastAPI, settings: HttpSettings) -> None:
     web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
 
 
-def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
-    """Answers 404 to an upload where no component of the page takes one.
+def explain_refusals(web: FastAPI) -> None:
+    """Has the page that was mounted last say why it refuses; other routes answer as they do."""
+    mounted = web.router.routes[-1]
+    if not isinstance(mounted, Mount):
+        raise TypeError(f"{mounted} is no mounted application")
+    mounted.app = QueueLimit(Unprocessable(mounted.app))
 
-    Gradio would keep what anybody sends, as long as the process runs.
+
+def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
+    """Answers 404 to a recording, and to an upload where no component of the page takes one.
+
+    Gradio would keep what anybody sends, as long as the process runs. Where it can save no
+    recording of the screen, the browser saves the one that it has.
     """
-    blocks = page.blocks.values()
-    taking = [block for block in blocks if isinstance(block, Component) and not block.skip_api]
-    if not any(value_is_file(component.api_info()) for component in taking):
-        refusal = JSONResponse({"detail": "This page takes no files."}, 404)
-        web.add_route(f"{API_PREFIX}/upload", lambda _: refusal, methods=["POST"])
+    refused = {f"{API_PREFIX}/process_recording": "This page takes no recordings."}
+    if not _takes_files(page):
+        refused[f"{API_PREFIX}/upload"] = "This page takes no files."
+    for path, detail in refused.items():
+        web.router.routes.append(Route(path, JSONResponse({"detail": detail}, 404)))
+
+
+def _takes_files(page: gr.Blocks) -> bool:
+    # What gr.render makes is not there yet.
+    if any(function.renderable is not None for function in page.fns.values()):
+        return True
+    for block in page.blocks.values():
+        if isinstance(block, gr.HTML) and UPLOADS.search(block.js_on_load or ""):
+            return True
+        is_input = isinstance(block, Component) and not block.skip_api
+        if is_input and value_is_file(block.api_info()):
+            return True
+    return False
 
 
 class BodyLimit:
@@ -109,9 +134,9 @@ class QueueLimit:
             # Gradio answers 503 only where its queue takes no more.
             if message["type"] == "http.response.start" and message["status"] == 503:
                 refused = True
-                detail = "Too many requests are waiting. Try again in a few seconds."
                 headers = {"retry-after": str(RETRY_SECONDS)}
-                await JSONResponse({"detail": detail}, 429, headers)(scope, receive, send)
+                refusal = JSONResponse({"detail": QUEUE_IS_FULL}, 429, headers)
+                await refusal(scope, receive, send)
             elif not refused:
                 await send(message)
 

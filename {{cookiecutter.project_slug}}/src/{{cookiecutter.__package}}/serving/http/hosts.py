@@ -44,19 +44,24 @@ class OwnSite:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
-        asked = headers.getlist("host")
-        for host in asked:
+        asked: list[Authority] = []
+        for host in [*headers.getlist("host"), *_forwarded(headers)]:
             authority = _authority(host)
             if authority is None:
                 return JSONResponse({"detail": "The Host header names no host."}, 400)
             if not self._is_right(authority):
                 detail = f"This page does not answer to {authority.name}. {REMEDY}"
                 return JSONResponse({"detail": detail}, 421)
+            asked.append(authority)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             return None
-        origin, sender = headers.get("origin"), headers.get("sec-fetch-site")
-        # Over plain HTTP, browsers tell Sec-Fetch-Site to their own machine alone.
-        if sender in ("cross-site", "same-site") or (origin and not self._is_own(origin, asked)):
+        # Over plain HTTP, browsers tell Sec-Fetch-Site to their own machine alone. Another name
+        # in `hosts` may be of the same site, and only its Origin says which one it is.
+        if origin := headers.get("origin"):
+            foreign = not self._is_own(origin, asked)
+        else:
+            foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if foreign:
             return JSONResponse({"detail": f"Another site may not send this. {REMEDY}"}, 403)
         return None
 
@@ -64,13 +69,15 @@ class OwnSite:
         return host.name == "localhost" or _is_address(host.name) or self._is_listed(host)
 
     def _is_listed(self, host: Authority) -> bool:
+        # A browser leaves out the usual port.
+        ports = (None, host.port) if host.port else (None, *DEFAULT_PORTS.values())
         return any(
             (own.name == host.name or (own.name[:2] == "*." and host.name.endswith(own.name[1:])))
-            and own.port in (None, host.port)
+            and own.port in ports
             for own in self._hosts
         )
 
-    def _is_own(self, origin: str, asked: list[str]) -> bool:
+    def _is_own(self, origin: str, asked: list[Authority]) -> bool:
         found = ORIGIN.fullmatch(origin)
         sender = found and _authority(found[2])
         if not found or not sender:
@@ -80,9 +87,14 @@ class OwnSite:
         usual = DEFAULT_PORTS[found[1]]
         return any(
             sender.name == host.name and (sender.port or usual) == (host.port or usual)
-            for host in map(_authority, asked)
-            if host
+            for host in asked
         )
+
+
+def _forwarded(headers: Headers) -> list[str]:
+    """Returns the name that Gradio takes from a proxy, and puts into the page's addresses."""
+    name = headers.get("x-forwarded-host", "").split(",")[0].strip()
+    return [name] if name else []
 
 
 def _authority(text: str, before: str = "") -> Authority | None:

@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from .files import check_files
-from .guard import guard, refuse_files
+from .guard import explain_refusals, guard, refuse_files
 from .launch import Launch
 from .settings import HttpSettings
 
@@ -51,4 +51,5 @@ def mount(
         max_file_size=settings.limits.request_bytes,
         **launch.options(),
     )
+    explain_refusals(web)
     return web

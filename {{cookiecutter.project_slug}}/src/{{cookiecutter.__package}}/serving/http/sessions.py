@@ -38,7 +38,9 @@ REMEMBERED = 10_000
 COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}\.[0-9a-f]{1,16}", re.ASCII)
 """The replica's name and the session's. What looks otherwise is none of ours, and not kept."""
 
-FOLLOWS_A_CALL = re.compile("/gradio_api/(queue/data|cancel|reset|file=|call/[^/]+/.)")
+FOLLOWS_A_CALL = re.compile(
+    "/gradio_api/(queue/data|cancel|reset|file=|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
+)
 """Paths that ask for what the session's last call has begun."""
 
 
