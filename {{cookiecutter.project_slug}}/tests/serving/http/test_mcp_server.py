@@ -1,6 +1,7 @@
 """The page's function as a tool, asked by the protocol's own client."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from mcp.types import CallToolResult, TextContent
 
 from {{ cookiecutter.__package }}.serving.http.mcp_server import offers_of
 from {{ cookiecutter.__package }}.serving.http.mount import mount
+from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 
 from ...support.compare_page import MODELS, build_page
 from ...support.stand_ins import StandIn, broken, fast, in_thread, settings_of, slow, until
@@ -122,8 +124,13 @@ async def remember(text: str, before: str) -> AsyncGenerator[str, None]:
 
 @pytest.mark.parametrize(
     ("function", "inputs"),
-    [(shout, ["text"]), (remember, ["text", "state"]), (remember, ["text", "file"])],
-    ids=["no generator", "a state", "a file"],
+    [
+        (shout, ["text"]),
+        (remember, ["text", "state"]),
+        (remember, ["text", "file"]),
+        (remember, ["text", "button"]),
+    ],
+    ids=["no generator", "a state", "a file", "a button"],
 )
 def test_a_function_that_cannot_be_a_tool_is_refused_with_a_way_out(
     function: Callable[..., object], inputs: list[str]
@@ -141,6 +148,83 @@ def test_each_named_function_of_another_page_is_offered() -> None:
     page = gr.Interface(count, gr.Textbox(label="Text"), gr.Textbox(label="Letters"))
     [offer] = offers_of(page)
     assert offer.tool.description == "Counts the letters. Returns: Letters."
+
+
+async def repeat(values: object) -> AsyncGenerator[object, None]:
+    yield values
+
+
+@pytest.mark.parametrize(
+    ("multiselect", "custom", "schema"),
+    [
+        (False, False, {"type": "string", "enum": ["a", "b"]}),
+        (False, True, {"type": ["string", "number"], "examples": ["a", "b"]}),
+        (True, False, {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}}),
+        (
+            True,
+            True,
+            {"type": "array", "items": {"type": ["string", "number"], "examples": ["a", "b"]}},
+        ),
+    ],
+)
+def test_a_dropdown_is_described_by_what_it_takes(
+    multiselect: bool, custom: bool, schema: dict[str, object]
+) -> None:
+    box = gr.Dropdown(["a", "b"], multiselect=multiselect, allow_custom_value=custom)
+    [offer] = offers_of(gr.Interface(repeat, box, "text"))
+    described = offer.tool.input_schema["properties"]["values"]
+    assert {name: described.get(name) for name in ("type", "enum", "items", "examples")} == {
+        **dict.fromkeys(("type", "enum", "items", "examples")),
+        **schema,
+    }
+
+
+@pytest.mark.parametrize("several", [("one", "two"), ["one", "two"]])
+async def test_each_of_several_values_is_a_text_of_its_own(several: object) -> None:
+    async def count(_: str) -> AsyncGenerator[object, None]:
+        yield several
+
+    page = gr.Interface(count, "text", ["text", "text"], api_name="count")
+    with in_thread(mount(page, HttpSettings(mcp=True))) as url:
+        async with Client(f"{url}/mcp") as client:
+            result = await client.call_tool("count", {"_": ""})
+    assert texts(result) == ["one", "two"]
+
+
+async def test_calls_take_turns_as_those_of_the_page_do() -> None:
+    running, most = 0, 0
+    released = threading.Event()
+
+    async def wait(word: str) -> AsyncGenerator[str, None]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.to_thread(released.wait, 60)
+        running -= 1
+        yield word
+
+    with gr.Blocks() as page:
+        box = gr.Textbox()
+        for name in ("wait", "wait_too"):
+            gr.Button().click(
+                wait, box, box, api_name=name, concurrency_limit=2, concurrency_id="shared"
+            )
+    page.queue(max_size=3)
+    with in_thread(mount(page, HttpSettings(mcp=True))) as url:
+        async with Client(f"{url}/mcp") as client:
+            names = ("wait", "wait_too", "wait", "wait_too", "wait")
+            calls = [asyncio.create_task(client.call_tool(each, {"word": each})) for each in names]
+            await until(lambda: running == 2)
+            await asyncio.sleep(0.5)
+            refused = await client.call_tool("wait_too", {"word": "late"})
+            released.set()
+            answers = await asyncio.gather(*calls)
+            after = await client.call_tool("wait", {"word": "after"})
+    assert refused.is_error
+    assert texts(refused) == ["Too many requests are waiting. Try again in a few seconds."]
+    assert [texts(answer) for answer in answers] == [[name] for name in names]
+    assert texts(after) == ["after"]
+    assert most == 2
 
 
 @pytest.mark.served

@@ -4,9 +4,10 @@ Gradio has a server of its own for it, which asks the page over HTTP for every c
 address that the first one names in its Host header. This one calls the functions themselves.
 """
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, Te
 from starlette.routing import Route
 
 from ..telemetry.logs import keep_request_id, logger
+from .guard import QUEUE_IS_FULL
 
 PATH = "/mcp"
 
@@ -32,6 +34,42 @@ class Offer:
 
     function: Callable[..., AsyncGenerator[object, None]]
     tool: Tool
+    turns: "Turns"
+
+
+class Turns:
+    """Lets as many calls run at a time as the page's queue does, and as many wait.
+
+    They are counted apart from those of the page.
+    """
+
+    def __init__(self, running: int | None, waiting: int | None) -> None:
+        self._running = None if running is None else asyncio.Semaphore(running)
+        self._most_waiting = waiting
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Waits for a turn.
+
+        Raises:
+            gr.Error: as many wait already as may.
+        """
+        if self._running is None:
+            yield
+            return
+        full = self._most_waiting is not None and self._waiting >= self._most_waiting
+        if full and self._running.locked():
+            raise gr.Error(QUEUE_IS_FULL, print_exception=False)
+        self._waiting += 1
+        try:
+            await self._running.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._running.release()
 
 
 def offer_tools(web: FastAPI, page: gr.Blocks) -> None:
@@ -39,7 +77,7 @@ def offer_tools(web: FastAPI, page: gr.Blocks) -> None:
 
     No session is kept between requests, so that any replica of the page can answer.
     """
-    server = _server(page.title, {offer.tool.name: offer for offer in offers_of(page)})
+    server = _server(page.title or "Gradio", {offer.tool.name: offer for offer in offers_of(page)})
     sessions = StreamableHTTPSessionManager(server, stateless=True)
     web.router.routes.append(Route(PATH, StreamableHTTPASGIApp(sessions)))
     web.router.lifespan_context = lambda _: sessions.run()
@@ -49,20 +87,26 @@ def offers_of(page: gr.Blocks) -> Iterator[Offer]:
     """Yields each function that has a name in the page's API.
 
     Raises:
-        TypeError: it is no asynchronous generator, or takes the state of a session, or a file.
+        TypeError: it is no asynchronous generator, or takes the state of a session, a button or a
+            file.
     """
     endpoints = page.get_api_info()["named_endpoints"]
+    queue = page._queue
+    # Functions share the turns of one `concurrency_id`.
+    turns: dict[str, Turns] = {}
     for each in page.fns.values():
         endpoint = endpoints.get(f"/{each.api_name}")
         if endpoint is None:
             continue
-        stateful = any(isinstance(component, gr.State) for component in each.inputs)
+        # Gradio puts the value of a state or a button in itself.
+        hidden = any(component.skip_api for component in each.inputs)
         # A tool's arguments go past Gradio, which checks what a caller names as a file.
         files = any(value_is_file(parameter["type"]) for parameter in endpoint["parameters"])
-        if stateful or files or not inspect.isasyncgenfunction(each.fn):
+        if hidden or files or not inspect.isasyncgenfunction(each.fn):
             raise TypeError(
-                f"The page's function {each.api_name} cannot be a tool: it takes a gr.State or a "
-                "file, or is no asynchronous generator. Change it, or leave mcp out of the settings."
+                f"The page's function {each.api_name} cannot be a tool: it takes a gr.State, "
+                "a button or a file, or is no asynchronous generator. Change it, or leave mcp out "
+                "of the settings."
             )
         returned = ", ".join(value["label"] for value in endpoint["returns"])
         tool = Tool(
@@ -70,7 +114,10 @@ def offers_of(page: gr.Blocks) -> Iterator[Offer]:
             description=f"{inspect.getdoc(each.fn) or each.api_name} Returns: {returned}.",
             input_schema=_schema(each.inputs, endpoint["parameters"]),
         )
-        yield Offer(each.fn, tool)
+        limit = each.concurrency_limit
+        running = queue.default_concurrency_limit if limit == "default" else limit
+        own = turns.setdefault(each.concurrency_id, Turns(running, queue.max_size))
+        yield Offer(each.fn, tool, own)
 
 
 def _schema(inputs: Sequence[Component], parameters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,7 +128,10 @@ def _schema(inputs: Sequence[Component], parameters: list[dict[str, Any]]) -> di
         if isinstance(component, gr.Slider):
             described |= {"minimum": component.minimum, "maximum": component.maximum}
         elif isinstance(component, gr.Dropdown) and component.allow_custom_value:
-            described |= {"type": ["string", "number"], "examples": described.pop("enum")}
+            # Of several values, each one is described.
+            one = described.get("items", described)
+            free = {"type": ["string", "number"], "examples": one["enum"]}
+            described = {**described, "items": free} if component.multiselect else free
         properties[parameter["parameter_name"]] = {
             **described,
             "title": parameter["label"],
@@ -114,9 +164,9 @@ def _server(title: str, offers: dict[str, Offer]) -> Server:
         progress = 0
         try:
             validate(arguments, offer.tool.input_schema)
-            async with aclosing(offer.function(**arguments)) as results:
+            async with offer.turns.turn(), aclosing(offer.function(**arguments)) as results:
                 async for result in results:
-                    texts = result if isinstance(result, list) else [result]
+                    texts = [*result] if isinstance(result, list | tuple) else [result]
                     progress += 1
                     await context.session.report_progress(progress)
         except ValidationError as error:
