@@ -32,7 +32,8 @@ ALWAYS = set(
     src/our_app/serving/http/hosts.py src/our_app/serving/http/ingress.py
     src/our_app/serving/http/launch.py src/our_app/serving/http/login.py
     src/our_app/serving/http/mcp_server.py src/our_app/serving/http/mount.py
-    src/our_app/serving/http/sessions.py src/our_app/serving/http/settings.py
+    src/our_app/serving/http/proxy.py src/our_app/serving/http/sessions.py
+    src/our_app/serving/http/settings.py
     src/our_app/serving/pages/__init__.py src/our_app/serving/pages/browser.py
     src/our_app/serving/pages/compare.py src/our_app/serving/pages/looks.py
     src/our_app/serving/pages/options.py src/our_app/serving/pages/panes.py

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from {{ cookiecutter.__package }}.models import MODELS
-from {{ cookiecutter.__package }}.serving import GenerationOptions, Limits, ModelSettings
+from {{ cookiecutter.__package }}.serving import (
+    GenerationOptions,
+    Limits,
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 
 from .support.stand_ins import pieces_of, user

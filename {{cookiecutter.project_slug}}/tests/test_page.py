@@ -7,7 +7,13 @@ from gradio_client import Client
 from playwright.sync_api import Browser, expect
 
 from {{ cookiecutter.__package }}.app import Settings
-from {{ cookiecutter.__package }}.page import BUTTON, EXAMPLES, LAUNCH, PROMPT_LABEL, build_page
+from {{ cookiecutter.__package }}.page import (
+    BUTTON,
+    EXAMPLES,
+    LAUNCH,
+    PROMPT_LABEL,
+    build_page,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 
 from .support.accessibility import violations

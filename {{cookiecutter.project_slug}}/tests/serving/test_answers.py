@@ -6,7 +6,12 @@ from contextlib import aclosing
 import pytest
 
 from {{ cookiecutter.__package }}.serving.answers import Answer, State, fan_out
-from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Piece, PromptError
+from {{ cookiecutter.__package }}.serving.protocol import (
+    End,
+    GenerationOptions,
+    Piece,
+    PromptError,
+)
 
 from ..support.stand_ins import StandIn, broken, fast, slow, user
 

@@ -18,7 +18,11 @@ from playwright.sync_api import Browser, expect
 
 import {{ cookiecutter.__package }}
 from {{ cookiecutter.__package }}.serving.preview import Echo
-from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Message
+from {{ cookiecutter.__package }}.serving.protocol import (
+    End,
+    GenerationOptions,
+    Message,
+)
 
 from ..support import compare_page
 from ..support.compare_page import BUTTON, MODELS, PROMPT_LABEL

@@ -3,9 +3,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits, PageSettings
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Message, PromptError
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
+from {{ cookiecutter.__package }}.serving.pages.settings import (
+    Limits,
+    PageSettings,
+)
+from {{ cookiecutter.__package }}.serving.protocol import (
+    GenerationOptions,
+    Message,
+    PromptError,
+)
 
 THE_REST = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
 

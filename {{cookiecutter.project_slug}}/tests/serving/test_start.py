@@ -54,7 +54,13 @@ def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def start_on_ray(config: Path, *options: str, seconds: float) -> str:
     """Does the same in a process of its own, which may go as far as Ray."""
     result = subprocess.run(
-        [sys.executable, "-m", "{{ cookiecutter.__package }}", str(config), *options],
+        [
+            sys.executable,
+            "-m",
+            "{{ cookiecutter.__package }}",
+            str(config),
+            *options,
+        ],
         capture_output=True,
         text=True,
         timeout=seconds,

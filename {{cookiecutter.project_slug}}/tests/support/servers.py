@@ -18,7 +18,9 @@ import yaml
 
 from {{ cookiecutter.__package }}.app import Settings, build
 from {{ cookiecutter.__package }}.serving.config import deployments_in
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 
 LOCAL_CONFIG = Path(__file__).parents[2] / "config" / "local.yaml"
 # The start itself gives up sooner, and says why.

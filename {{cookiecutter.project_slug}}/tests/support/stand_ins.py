@@ -10,9 +10,18 @@ from dataclasses import dataclass, field
 import uvicorn
 from starlette.types import ASGIApp
 
-from {{ cookiecutter.__package }}.serving import Limits, ModelSettings, PageSettings
+from {{ cookiecutter.__package }}.serving import (
+    Limits,
+    ModelSettings,
+    PageSettings,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
-from {{ cookiecutter.__package }}.serving.protocol import End, GenerationOptions, Message, Piece
+from {{ cookiecutter.__package }}.serving.protocol import (
+    End,
+    GenerationOptions,
+    Message,
+    Piece,
+)
 
 from .compare_page import LAUNCH, build_page
 

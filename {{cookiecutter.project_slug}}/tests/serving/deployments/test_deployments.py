@@ -8,9 +8,13 @@ import pytest
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 
-from {{ cookiecutter.__package }}.serving.deployments.deployment import TextGenerationModel
+from {{ cookiecutter.__package }}.serving.deployments.deployment import (
+    TextGenerationModel,
+)
 from {{ cookiecutter.__package }}.serving.deployments.handles import RemoteModel
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,

@@ -15,8 +15,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from {{ cookiecutter.__package }}.serving.deployments import openai_client
-from {{ cookiecutter.__package }}.serving.deployments.openai_client import OpenAIClient
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.deployments.openai_client import (
+    OpenAIClient,
+)
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
     End,

@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.engine import bundled
 from {{ cookiecutter.__package }}.serving.engine.bundled import BUNDLED
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.prompts import PromptEncoder
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Message
+from {{ cookiecutter.__package }}.serving.protocol import (
+    GenerationOptions,
+    Message,
+)
 
 from ...support.stand_ins import pieces_of, user
 

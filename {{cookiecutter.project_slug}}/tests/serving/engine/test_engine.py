@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.engine import encoder_decoders
 from {{ cookiecutter.__package }}.serving.engine import engine as engine_module
 from {{ cookiecutter.__package }}.serving.engine.attention import attend_by_rows

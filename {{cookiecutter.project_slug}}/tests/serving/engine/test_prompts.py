@@ -20,7 +20,11 @@ from transformers import PreTrainedTokenizerFast
 
 from {{ cookiecutter.__package }}.serving.engine.prompts import PromptEncoder
 from {{ cookiecutter.__package }}.serving.engine.settings import EngineSettings
-from {{ cookiecutter.__package }}.serving.protocol import Message, ModelError, PromptError
+from {{ cookiecutter.__package }}.serving.protocol import (
+    Message,
+    ModelError,
+    PromptError,
+)
 
 from ...support.stand_ins import user
 from ...support.tiny_models import CORPUS

@@ -6,7 +6,9 @@ from socket import create_server
 
 import pytest
 
-from {{ cookiecutter.__package }}.serving.deployments.settings import ModelSettings
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.engine.weights import locate
 from {{ cookiecutter.__package }}.serving.protocol import ModelError
 

@@ -7,7 +7,10 @@ import pytest
 from ray.exceptions import RayActorError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from {{ cookiecutter.__package }}.serving.http.disconnects import LeftStreams, ProxyLoss
+from {{ cookiecutter.__package }}.serving.http.disconnects import (
+    LeftStreams,
+    ProxyLoss,
+)
 
 SCOPE = {
     "type": "http",

@@ -16,9 +16,17 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from {{ cookiecutter.__package }}.serving.http.guard import BodyLimit, explain_refusals, guard
+from {{ cookiecutter.__package }}.serving.http import guard as guard_module
+from {{ cookiecutter.__package }}.serving.http.guard import (
+    BodyLimit,
+    explain_refusals,
+    guard,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
-from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings, RequestLimits
+from {{ cookiecutter.__package }}.serving.http.settings import (
+    HttpSettings,
+    RequestLimits,
+)
 from {{ cookiecutter.__package }}.serving.protocol import LoginError
 
 HERE = "http://localhost"
@@ -157,7 +165,7 @@ def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
 
 
 async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("{{ cookiecutter.__package }}.serving.http.guard.BODY_SECONDS", 0.1)
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.1)
     parts = iter([{"type": "http.request", "body": b"ab", "more_body": True}])
 
     async def receive() -> Message:
@@ -177,7 +185,7 @@ async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.Monk
 async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_broke_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("{{ cookiecutter.__package }}.serving.http.guard.BODY_SECONDS", 0.1)
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.1)
     messages = asyncio.Queue[Message]()
 
     async def stream(_scope: Scope, receive: Receive, _send: Send) -> None:

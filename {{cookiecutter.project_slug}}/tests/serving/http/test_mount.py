@@ -17,7 +17,10 @@ from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import Launch
 from {{ cookiecutter.__package }}.serving.http import files
-from {{ cookiecutter.__package }}.serving.http.files import NOT_UPLOADED, is_public
+from {{ cookiecutter.__package }}.serving.http.files import (
+    NOT_UPLOADED,
+    is_public,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 

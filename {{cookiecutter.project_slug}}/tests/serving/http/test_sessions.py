@@ -12,7 +12,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, HttpCredentials, expect
 
-from {{ cookiecutter.__package }}.serving.pages.compare import SESSION_LOST_WARNING
+from {{ cookiecutter.__package }}.serving.pages.compare import (
+    SESSION_LOST_WARNING,
+)
 
 from ...support.compare_page import BUTTON, PROMPT_LABEL
 from ...support.counting_page import MISSING_FILE, PAGE_REPLICAS, PASSWORD, USER

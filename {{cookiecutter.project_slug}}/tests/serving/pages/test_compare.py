@@ -11,7 +11,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, PromptError
+from {{ cookiecutter.__package }}.serving.protocol import (
+    GenerationOptions,
+    PromptError,
+)
 
 from ...support.accessibility import violations
 from ...support.compare_page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page

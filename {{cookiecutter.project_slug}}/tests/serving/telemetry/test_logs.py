@@ -6,7 +6,12 @@ import logging
 import httpx2
 import pytest
 
-from {{ cookiecutter.__package }}.serving.telemetry.logs import LONGEST_NAME, CleanRequestId, clean, where
+from {{ cookiecutter.__package }}.serving.telemetry.logs import (
+    LONGEST_NAME,
+    CleanRequestId,
+    clean,
+    where,
+)
 
 from ...support.servers import Served
 
