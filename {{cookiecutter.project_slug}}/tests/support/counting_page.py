@@ -12,7 +12,12 @@ MISSING_FILE = "/home/ada/whales.txt"
 USER, PASSWORD = "ada", "a wet whale"
 
 
-def build(settings: HttpSettings) -> Application:
+class Settings(HttpSettings):
+    title: str = ""
+    """Another one makes another version of the application."""
+
+
+def build(settings: Settings) -> Application:
     return GradioServer.bind(settings, counting_page)
 
 
