@@ -52,12 +52,17 @@ def served_pages(
                 "counting", "/counting", {"login_user": USER}, {"GradioServer": PAGE_REPLICAS}
             ),
             application("chat", "/chat", {}, {"GradioServer": 1}),
-            keeping(kept_files, application("file", "/", {}, {"GradioServer": 1})),
-            keeping(kept_files, application("file", "/files/behind", {}, {"GradioServer": 1})),
+            application("file", "/", {}, {"GradioServer": 1}),
+            {**application("file", "/files/behind", {}, {"GradioServer": 1}), "name": "behind"},
         ],
     }
-    directory, variables = tmp_path_factory.mktemp("served"), {"PAGE_PASSWORD": PASSWORD}
-    with served(config, directory, variables) as pages:
+    # For all, because Ray starts further processes for an application with variables of its own.
+    variables = {
+        "GRADIO_TEMP_DIR": str(kept_files),
+        "PAGE_PASSWORD": PASSWORD,
+        "PYTHONPATH": PYTHONPATH,
+    }
+    with served(config, tmp_path_factory.mktemp("served"), variables) as pages:
         yield pages
 
 
@@ -69,20 +74,12 @@ def application(
         "name": name,
         "route_prefix": prefix,
         "import_path": f"tests.support.{name}_page:build",
-        "runtime_env": {"env_vars": {"PYTHONPATH": PYTHONPATH}},
         "args": arguments,
         "deployments": [
             {"name": each, "num_replicas": number, "ray_actor_options": {"num_cpus": 0.1}}
             for each, number in replicas.items()
         ],
     }
-
-
-def keeping(directory: Path, application: dict[str, Any]) -> dict[str, Any]:
-    """Returns the application with a directory for its files, and a name by its prefix."""
-    variables = {**application["runtime_env"]["env_vars"], "GRADIO_TEMP_DIR": str(directory)}
-    name = f"files{application['route_prefix'].replace('/', '-')}"
-    return {**application, "name": name, "runtime_env": {"env_vars": variables}}
 
 
 @pytest.fixture
