@@ -104,7 +104,8 @@ def test_in_the_browser_the_page_goes_on_and_says_that_its_history_is_lost(
     with browser.new_page() as page:
         page.goto(words)
         page.get_by_label(PROMPT_LABEL).fill("The whale")
-        [cookie] = page.context.cookies(words)
+        # What a browser asks the root for, a favicon say, is another page's.
+        [cookie] = [each for each in page.context.cookies(words) if each.get("path") != "/"]
         page.context.add_cookies(
             [
                 {
