@@ -11,8 +11,10 @@ from {{ cookiecutter.__package }}.app import Settings, build
 from .support.servers import config_of, free_port, served
 
 
-def test_the_page_is_what_requests_meet() -> None:
-    handle = serve.run(build(Settings()), name="graph", _local_testing_mode=True)
+def test_the_page_is_what_requests_meet(tiny_decoder: Path) -> None:
+    tiny = {"source": str(tiny_decoder)}
+    settings = Settings(models=tuple(each.model_copy(update=tiny) for each in Settings().models))
+    handle = serve.run(build(settings), name="graph", _local_testing_mode=True)
     assert handle.deployment_name == "GradioServer"
 
 
