@@ -2,15 +2,12 @@
 
 import asyncio
 import json
-import socket
-import threading
 import traceback
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -31,7 +28,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 
-from ...support.stand_ins import pieces_of, until, user
+from ...support.stand_ins import in_thread, pieces_of, until, user
 
 KEY = "a key of the tests"
 OPTIONS = GenerationOptions(min_new_tokens=0, max_new_tokens=7, temperature=0.3)
@@ -98,16 +95,9 @@ class Loopback:
 @pytest.fixture
 def loopback() -> Iterator[Loopback]:
     loopback = Loopback()
-    config = uvicorn.Config(loopback.web(), log_level="critical", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    loopback.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield loopback
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with in_thread(loopback.web()) as url:
+        loopback.url = f"{url}/v1"
+        yield loopback
 
 
 @pytest.fixture
