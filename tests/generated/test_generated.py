@@ -155,9 +155,14 @@ def build_page(settings, models):
 
 
 def which_tests(choice: Answers, tests: Path) -> list[str]:
-    """All where an answer is new, else those of the answers; each project is served besides."""
-    if choice in with_every_answer(ASKED_BY_PYTHON):
+    """All of them once; elsewhere those that an answer can change. Each project is served besides.
+
+    The pages that the other served tests ask are the same text in every project.
+    """
+    if choice == every_pair_of_answers()[0]:
         return []
+    if choice in with_every_answer(ASKED_BY_PYTHON):
+        return ["-m", "not served"]
     files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
     return ["-m", "not served", *files]
 

@@ -46,7 +46,7 @@ def served_pages(
                 "compare",
                 "/behind/a/prefix",
                 {**arguments, "models": models, "limits": limits},
-                {"GradioServer": 2} | dict.fromkeys(MODELS, 1),
+                dict.fromkeys(["GradioServer", *MODELS], 1),
             ),
             application(
                 "counting", "/counting", {"login_user": USER}, {"GradioServer": PAGE_REPLICAS}

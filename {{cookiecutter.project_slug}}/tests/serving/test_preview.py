@@ -1,5 +1,6 @@
 """The page for who changes it: without Ray, and anew with each change."""
 
+import html
 import os
 import shutil
 import signal
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from socket import create_server
 
 import httpx
 import psutil
@@ -217,40 +220,38 @@ def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("whales sing")
 
 
-def test_an_error_is_shown_and_said_until_it_is_corrected(package: Path) -> None:
-    with preview_of(package) as preview:
-        preview.change("page.py", "def build_page(", "def build_page(]")
-        error = preview.until(lambda answer: answer.status_code == 500)
-        assert "SyntaxError" in error.text
-        assert "def build_page(]" in error.text
-        assert "def build_page(]" in preview.said()
-        assert httpx.post(f"{preview.url}gradio_api/call/generate").status_code == 500
-        assert httpx.get(preview.url, headers={"host": "evil.example.org"}).status_code == 400
-        preview.change("page.py", "def build_page(]", "def build_page(")
-        preview.until(lambda answer: answer.status_code == 200)
-
-
-@pytest.mark.parametrize(
-    ("file", "error", "cause"),
-    [
-        ("app.py", "def (", "SyntaxError"),
+def test_an_error_is_shown_and_said_until_the_next_and_until_all_are_corrected(
+    package: Path,
+) -> None:
+    files = {path: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
+    errors = [
         ("models.py", "import whales", "ModuleNotFoundError: No module named"),
+        ("page.py", "def build_page(]", "def build_page(]"),
+        ("app.py", "def (", "SyntaxError"),
         ("app.py", "build = None", "TypeError"),
         ("app.py", "import os; os._exit(7)", "ended with exit status 7"),
-    ],
-)
-def test_an_error_at_the_start_is_shown_until_it_is_corrected(
-    package: Path, file: str, error: str, cause: str
-) -> None:
-    text = (package / file).read_text(encoding="utf-8")
-    (package / file).write_text(f"{text}\n{error}\n", encoding="utf-8")
+    ]
+
+    def save(broken: str = "", error: str = "") -> None:
+        for path, text in files.items():
+            path.write_text(f"{text}\n{error}\n" if path.name == broken else text, "utf-8")
+
+    # It starts with the first of them.
+    save(*errors[0][:2])
     with preview_of(package, signal.SIGTERM) as preview:
-        answer = preview.until(lambda _: True)
-        assert answer.status_code == 500
-        assert cause in answer.text
-        assert cause in preview.said()
-        (package / file).write_text(text, encoding="utf-8")
+        for file, error, cause in errors:
+            save(file, error)
+            answer = preview.until(partial(shows, cause))
+            assert answer.status_code == 500
+            assert cause in preview.said()
+            assert httpx.post(f"{preview.url}gradio_api/call/generate").status_code == 500
+            assert httpx.get(preview.url, headers={"host": "evil.example.org"}).status_code == 400
+        save()
         preview.until(lambda answer: answer.status_code == 200)
+
+
+def shows(cause: str, answer: httpx.Response) -> bool:
+    return html.escape(cause) in answer.text
 
 
 def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
@@ -290,15 +291,15 @@ def test_a_page_of_its_own_asks_deployments_of_its_own(package: Path) -> None:
 
 
 def test_a_port_in_use_is_said_in_one_line(package: Path) -> None:
-    with preview_of(package) as preview:
-        port = preview.url.rstrip("/").rpartition(":")[2]
-        second = subprocess.run(
+    with create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        refused = subprocess.run(
             [sys.executable, "-m", package.name, "preview", "--port", port],
             cwd=package.parent,
             capture_output=True,
             text=True,
             timeout=SECONDS,
         )
-    assert second.returncode == 1
-    assert second.stderr.startswith(f"error: port {port} cannot be used: ")
-    assert second.stderr.count("\n") == 1
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: port {port} cannot be used: ")
+    assert refused.stderr.count("\n") == 1

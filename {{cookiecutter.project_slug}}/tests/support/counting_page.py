@@ -7,7 +7,7 @@ from ray.serve import Application
 
 from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings
 
-PAGE_REPLICAS = 3
+PAGE_REPLICAS = 2
 MISSING_FILE = "/home/ada/whales.txt"
 USER, PASSWORD = "ada", "a wet whale"
 

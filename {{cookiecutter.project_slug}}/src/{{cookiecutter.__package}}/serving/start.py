@@ -274,9 +274,12 @@ def patience(seconds: float) -> Iterator[None]:
         while True:
             try:
                 found: dict[str, Any] = find(address, node)
-            except RuntimeError:
+            except RuntimeError as error:
                 # It is not there yet, or never will be.
-                if time.monotonic() > deadline or not raylet_lives():
+                if time.monotonic() > deadline:
+                    # Ray would go on after a RuntimeError.
+                    raise TimeoutError(f"the raylet is not up after {seconds:.0f} s") from error
+                if not raylet_lives():
                     raise
                 time.sleep(POLL_SECONDS)
             else:
