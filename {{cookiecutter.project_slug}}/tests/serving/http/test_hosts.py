@@ -155,6 +155,23 @@ def test_the_name_that_a_proxy_forwards_is_one_of_the_page(
     assert page(*NAMED).request(method, "/mcp", headers=headers).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("server", "status"),
+    [
+        ("https://page.example.org/behind/a/prefix", 200),
+        ("http://127.0.0.1:8000?page.example.org", 200),
+        ("https://evil.example", 421),
+        ("https://evil.example/page.example.org", 421),
+        ("https://page.example.org@evil.example/", 400),
+        ("javascript:alert(1)", 400),
+        ("//evil.example", 400),
+    ],
+)
+def test_the_server_that_a_proxy_of_gradio_names_is_the_page(server: str, status: int) -> None:
+    headers = {"host": "127.0.0.1:8000", "x-gradio-server": server}
+    assert page(*NAMED).get("/mcp", headers=headers).status_code == status
+
+
 @pytest.mark.parametrize("port", [80, 443])
 @pytest.mark.parametrize("name", ["usual.example.org", "*.example.org"])
 def test_a_browser_leaves_out_a_usual_port(name: str, port: int) -> None:

@@ -16,6 +16,9 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 REMEDY = "If that is the page's own name, add it to `hosts` of the settings."
 ORIGIN = re.compile(r"(https?)://(.+)")
+URL = re.compile(r"^https?://([^/?#]*)(?:[/?#].*)?$")
+# The second one holds a URL.
+PROXIES = ("x-forwarded-host", "x-gradio-server")
 
 
 class Authority(NamedTuple):
@@ -92,9 +95,9 @@ class OwnSite:
 
 
 def _forwarded(headers: Headers) -> list[str]:
-    """Returns the name that Gradio takes from a proxy, and puts into the page's addresses."""
-    name = headers.get("x-forwarded-host", "").split(",")[0].strip()
-    return [name] if name else []
+    """Returns the names that Gradio takes from a proxy, and puts into the page's addresses."""
+    names = [headers.get(name, "").split(",")[0].strip() for name in PROXIES]
+    return [URL.sub(r"\1", name) for name in names if name]
 
 
 def _authority(text: str, before: str = "") -> Authority | None:
