@@ -80,6 +80,7 @@ CONTEXT: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text(
 QUESTIONS = {name: default for name, default in CONTEXT.items() if not name.startswith("_")}
 MATRIX = matrix_of(CONTEXT)
 CHOICES = MATRIX.choices
+DEFAULTS: Answers = QUESTIONS | {question: choices[0] for question, choices in CHOICES.items()}
 
 
 def every_answer_to(*questions: str) -> list[Answers]:

@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Protocol
 
 import pytest
+from click.testing import CliRunner, Result
+from cookiecutter.cli import main
 from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
 from cookiecutter.prompt import prompt_for_config
@@ -20,7 +22,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from programs import can_make_networks
 
-from .answers import QUESTIONS, TEMPLATE
+from .answers import DEFAULTS, QUESTIONS, TEMPLATE, Answers
 
 # Tests share two cores with a Ray that starts.
 expect.set_options(timeout=30_000)
@@ -55,7 +57,10 @@ class LoadHook(Protocol):
 
 
 class Command:
-    """Cookiecutter's command line, with `output` as the folder that it writes to."""
+    """Cookiecutter's command line, with `output` as the folder that it writes to.
+
+    `in_this_process` starts no Python for it; `capfd` has what the hooks print, the result has not.
+    """
 
     def __init__(self, directory: Path, template: Path = TEMPLATE) -> None:
         self._template = template
@@ -82,9 +87,18 @@ class Command:
             check=False,
         )
 
-    def answer(self, **answers: str) -> subprocess.CompletedProcess[str]:
-        """Types the answers when it asks, and Enter for the default of the other questions."""
-        return self(stdin="".join(answers.get(question, "") + "\n" for question in QUESTIONS))
+    def in_this_process(self, *arguments: str, stdin: str = "") -> Result:
+        return CliRunner(env=self._environment).invoke(
+            main,
+            ["-o", str(self.output), str(self._template), *arguments],
+            input=stdin,
+            catch_exceptions=False,
+        )
+
+
+def typed(**answers: str) -> str:
+    """Returns what a user types: the answers, and Enter for the default of the other questions."""
+    return "".join(answers.get(question, "") + "\n" for question in QUESTIONS)
 
 
 @pytest.fixture
@@ -97,16 +111,46 @@ def render(tmp_path: Path) -> Render:
     """Renders a project; the questions that are not named keep their default."""
 
     def render_answers(**answers: str | bool) -> Path:
-        project = cookiecutter(
-            str(TEMPLATE),
-            no_input=True,
-            extra_context=answers,
-            output_dir=tempfile.mkdtemp(dir=tmp_path),
-            default_config={"replay_dir": str(tmp_path), "cookiecutters_dir": str(tmp_path)},
-        )
-        return Path(project)
+        return render_into(tmp_path, answers)
 
     return render_answers
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
+    """Renders as `render` does, once for each set of answers, for all tests that only read."""
+    directory = tmp_path_factory.mktemp("rendered")
+    projects: dict[frozenset[tuple[str, str | bool]], Path] = {}
+    as_rendered: dict[Path, int] = {}
+
+    def render_answers(**answers: str | bool) -> Path:
+        key = frozenset((DEFAULTS | answers).items())
+        if key not in projects:
+            projects[key] = render_into(directory, answers)
+            as_rendered.update(times_of_changes(projects[key]))
+        return projects[key]
+
+    yield render_answers
+
+    left = times_of_changes(directory)
+    changed = [path for path, time in as_rendered.items() if left.get(path) != time]
+    assert not changed, f"use `render` where a test writes: {changed}"
+
+
+def render_into(directory: Path, answers: Answers) -> Path:
+    project = cookiecutter(
+        str(TEMPLATE),
+        no_input=True,
+        extra_context=answers,
+        output_dir=tempfile.mkdtemp(dir=directory),
+        default_config={"replay_dir": str(directory), "cookiecutters_dir": str(directory)},
+    )
+    return Path(project)
+
+
+def times_of_changes(directory: Path) -> dict[Path, int]:
+    """A folder changes with what is added to it and removed from it."""
+    return {path: path.stat().st_mtime_ns for path in (directory, *directory.rglob("*"))}
 
 
 @pytest.fixture

@@ -25,15 +25,16 @@ any_cluster = pytest.mark.parametrize(
     "answers",
     every_answer_to("parallel_models", "accelerator", "models", "ci"),
     ids=in_words,
+    scope="module",
 )
 any_image = pytest.mark.parametrize(
-    "answers", every_answer_to("models", "accelerator"), ids=in_words
+    "answers", every_answer_to("models", "accelerator"), ids=in_words, scope="module"
 )
 
 
 @any_cluster
-def test_the_rayservice_is_one_that_kuberay_takes(answers: Answers, render: Render) -> None:
-    service = rayservice(render(deploy="kubernetes", **answers))
+def test_the_rayservice_is_one_that_kuberay_takes(answers: Answers, rendered: Render) -> None:
+    service = rayservice(rendered(deploy="kubernetes", **answers))
 
     errors = Draft202012Validator(schema_of(service["apiVersion"])).iter_errors(service)
 
@@ -42,16 +43,16 @@ def test_the_rayservice_is_one_that_kuberay_takes(answers: Answers, render: Rend
 
 
 @pytest.mark.parametrize("slug", ["our_app", "our.app", "our.big_app-2", "a" * 47])
-def test_the_rayservice_has_a_name_that_kuberay_takes(slug: str, render: Render) -> None:
-    name = rayservice(render(deploy="kubernetes", project_slug=slug))["metadata"]["name"]
+def test_the_rayservice_has_a_name_that_kuberay_takes(slug: str, rendered: Render) -> None:
+    name = rayservice(rendered(deploy="kubernetes", project_slug=slug))["metadata"]["name"]
 
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(name) <= 47
 
 
 @any_cluster
-def test_the_rayservice_serves_the_production_config(answers: Answers, render: Render) -> None:
-    project = render(deploy="kubernetes", **answers)
+def test_the_rayservice_serves_the_production_config(answers: Answers, rendered: Render) -> None:
+    project = rendered(deploy="kubernetes", **answers)
 
     served = yaml.safe_load(rayservice(project)["spec"]["serveConfigV2"])
 
@@ -59,8 +60,10 @@ def test_the_rayservice_serves_the_production_config(answers: Answers, render: R
 
 
 @any_cluster
-def test_the_rayservice_asks_for_gpus_where_the_models_do(answers: Answers, render: Render) -> None:
-    service = rayservice(render(deploy="kubernetes", **answers))
+def test_the_rayservice_asks_for_gpus_where_the_models_do(
+    answers: Answers, rendered: Render
+) -> None:
+    service = rayservice(rendered(deploy="kubernetes", **answers))
 
     limits = [
         container["resources"]["limits"]
@@ -73,9 +76,9 @@ def test_the_rayservice_asks_for_gpus_where_the_models_do(answers: Answers, rend
 
 @pytest.mark.parametrize("slug", ["our_app", "our.app", "a" * 47])
 def test_the_ingress_is_one_that_kubernetes_takes_and_leads_to_the_page(
-    slug: str, render: Render
+    slug: str, rendered: Render
 ) -> None:
-    project = render(deploy="kubernetes", project_slug=slug)
+    project = rendered(deploy="kubernetes", project_slug=slug)
     path = project / "deploy" / "kubernetes" / "ingress.yaml"
     ingress = yaml.safe_load(path.read_text("utf-8"))
 
@@ -90,9 +93,9 @@ def test_the_ingress_is_one_that_kubernetes_takes_and_leads_to_the_page(
 
 @pytest.mark.parametrize("slug", ["our_app", "our.app", "a" * 47])
 def test_the_network_policy_is_one_that_kubernetes_takes_and_is_for_every_pod(
-    slug: str, render: Render
+    slug: str, rendered: Render
 ) -> None:
-    project = render(deploy="kubernetes", project_slug=slug)
+    project = rendered(deploy="kubernetes", project_slug=slug)
     path = project / "deploy" / "kubernetes" / "network-policy.yaml"
     policy = yaml.safe_load(path.read_text("utf-8"))["spec"]
     cluster = rayservice(project)["spec"]["rayClusterConfig"]
@@ -107,15 +110,15 @@ def test_the_network_policy_is_one_that_kubernetes_takes_and_is_for_every_pod(
     assert [port["port"] for port in operator["ports"]] == [8265]
 
 
-def test_the_rayservice_needs_no_feature_that_the_operator_has_off(render: Render) -> None:
-    cluster = rayservice(render(deploy="kubernetes"))["spec"]["rayClusterConfig"]
+def test_the_rayservice_needs_no_feature_that_the_operator_has_off(rendered: Render) -> None:
+    cluster = rayservice(rendered(deploy="kubernetes"))["spec"]["rayClusterConfig"]
 
     # KubeRay 1.7 refuses it, where RayClusterNetworkPolicy is not switched on.
     assert "networkPolicy" not in cluster
 
 
-def test_the_rayservice_runs_the_ray_that_the_project_requires(render: Render) -> None:
-    project = render(deploy="kubernetes")
+def test_the_rayservice_runs_the_ray_that_the_project_requires(rendered: Render) -> None:
+    project = rendered(deploy="kubernetes")
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
     [ray] = [r for r in map(Requirement, metadata["dependencies"]) if r.name == "ray"]
 
@@ -124,13 +127,13 @@ def test_the_rayservice_runs_the_ray_that_the_project_requires(render: Render) -
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its package has no wheel for every Mac")
 @any_image
-def test_the_image_passes_hadolint(answers: Answers, render: Render) -> None:
-    run("hadolint", "--no-color", render(deploy="docker", **answers) / "Dockerfile")
+def test_the_image_passes_hadolint(answers: Answers, rendered: Render) -> None:
+    run("hadolint", "--no-color", rendered(deploy="docker", **answers) / "Dockerfile")
 
 
 @any_image
-def test_the_image_copies_only_what_is_there(answers: Answers, render: Render) -> None:
-    project = render(deploy="docker", **answers)
+def test_the_image_copies_only_what_is_there(answers: Answers, rendered: Render) -> None:
+    project = rendered(deploy="docker", **answers)
     sources = sources_of_copies(project / "Dockerfile")
 
     assert sources
@@ -140,16 +143,16 @@ def test_the_image_copies_only_what_is_there(answers: Answers, render: Render) -
 
 
 @any_image
-def test_the_image_is_given_everything_that_it_copies(answers: Answers, render: Render) -> None:
-    project = render(deploy="docker", **answers)
+def test_the_image_is_given_everything_that_it_copies(answers: Answers, rendered: Render) -> None:
+    project = rendered(deploy="docker", **answers)
     patterns = (project / ".dockerignore").read_text("utf-8").splitlines()
 
     assert [s for s in sources_of_copies(project / "Dockerfile") if is_ignored(s, patterns)] == []
 
 
 @any_image
-def test_the_image_runs_as_a_user_without_rights(answers: Answers, render: Render) -> None:
-    stage = last_stage(render(deploy="docker", **answers) / "Dockerfile")
+def test_the_image_runs_as_a_user_without_rights(answers: Answers, rendered: Render) -> None:
+    stage = last_stage(rendered(deploy="docker", **answers) / "Dockerfile")
 
     users = [value for instruction, value in stage if instruction == "USER"]
 
@@ -158,8 +161,8 @@ def test_the_image_runs_as_a_user_without_rights(answers: Answers, render: Rende
 
 
 @any_image
-def test_the_image_says_whether_it_is_healthy(answers: Answers, render: Render) -> None:
-    stage = last_stage(render(deploy="docker", **answers) / "Dockerfile")
+def test_the_image_says_whether_it_is_healthy(answers: Answers, rendered: Render) -> None:
+    stage = last_stage(rendered(deploy="docker", **answers) / "Dockerfile")
 
     [check] = [value for instruction, value in stage if instruction == "HEALTHCHECK"]
 

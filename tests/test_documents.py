@@ -1,9 +1,7 @@
 """What a project's documents say holds in that project, for every set of answers."""
 
 import ast
-import json
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cookiecutter.main import cookiecutter
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from packaging.version import Version
 
 from .answers import CONTEXT, TEMPLATE, Answers, every_pair_of_answers, in_words
-from .conftest import Command, Render
-from .test_hooks import HOSTILE
+from .conftest import Render
 
 PACKAGE = "src/our_app"
 # What a reader has in mind where a document names a file without its folder.
@@ -34,19 +30,9 @@ def answers(request: pytest.FixtureRequest) -> Answers:
     return chosen
 
 
-@pytest.fixture(scope="module")
-def project(answers: Answers, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rendered once for each set of answers, because these tests only read it."""
-    directory = tmp_path_factory.mktemp("project")
-    return Path(
-        cookiecutter(
-            str(TEMPLATE),
-            no_input=True,
-            extra_context={"project_slug": "our-app", **answers},
-            output_dir=str(directory),
-            default_config={"replay_dir": str(directory), "cookiecutters_dir": str(directory)},
-        )
-    )
+@pytest.fixture
+def project(answers: Answers, rendered: Render) -> Path:
+    return rendered(project_slug="our-app", **answers)
 
 
 def documents(project: Path) -> list[Path]:
@@ -62,15 +48,6 @@ def test_the_readme_is_short(project: Path) -> None:
 def test_a_document_has_one_title_and_no_heading_twice(project: Path) -> None:
     for document in documents(project):
         assert_clean_headings(document)
-
-
-@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_readme_has_a_clean_title_whatever_its_name(name: str, command: Command) -> None:
-    result = command.answer(project_name=name, project_slug="our-app", description=name)
-
-    assert result.returncode == 0, result.stderr
-    readme = command.output / "our-app" / "README.md"
-    assert assert_clean_headings(readme)[0] == name.strip()
 
 
 def assert_clean_headings(document: Path) -> list[str]:
@@ -195,8 +172,10 @@ def test_the_door_says_in_ten_lines_what_a_team_may_rely_on(project: Path) -> No
 @pytest.mark.parametrize(
     ("ci", "name"), [("github", ".github/CODEOWNERS"), ("gitlab", ".gitlab/CODEOWNERS")]
 )
-def test_code_owners_name_both_parts_and_ask_nobody_yet(ci: str, name: str, render: Render) -> None:
-    project = render(project_slug="our-app", ci=ci)
+def test_code_owners_name_both_parts_and_ask_nobody_yet(
+    ci: str, name: str, rendered: Render
+) -> None:
+    project = rendered(project_slug="our-app", ci=ci)
     text = (project / name).read_text("utf-8")
 
     assert [path.relative_to(project).as_posix() for path in project.rglob("CODEOWNERS")] == [name]
@@ -210,34 +189,8 @@ def test_code_owners_name_both_parts_and_ask_nobody_yet(ci: str, name: str, rend
         assert (project / pattern.strip("/")).is_dir(), pattern
 
 
-def test_without_ci_nobody_owns_code(render: Render) -> None:
-    assert list(render(ci="none").rglob("CODEOWNERS")) == []
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_the_line_that_links_a_project_has_its_version_and_answers(
-    text: str, command: Command
-) -> None:
-    result = command.answer(
-        project_name=text,
-        project_slug="our-app",
-        description=text,
-        author=text,
-        parallel_models="no",
-        ci="2",
-    )
-
-    assert result.returncode == 0, result.stderr
-    page = (command.output / "our-app" / "CONTRIBUTING.md").read_text("utf-8")
-    [line] = re.findall(r"^uvx cruft link .*$", page, re.MULTILINE)
-    [*_, checkout, version, no_input, extra, answers] = shlex.split(line)
-    assert (checkout, no_input, extra) == ("--checkout", "--no-input", "--extra-context")
-    assert version == f"v{CONTEXT['_template_version']}"
-    linked = json.loads(answers)
-    assert set(linked) == {name for name in CONTEXT if not name.startswith("_")}
-    assert linked["project_name"] == linked["description"] == linked["author"] == text
-    assert linked["parallel_models"] is False
-    assert linked["ci"] == "gitlab"
+def test_without_ci_nobody_owns_code(rendered: Render) -> None:
+    assert list(rendered(ci="none").rglob("CODEOWNERS")) == []
 
 
 def test_projects_record_the_version_that_the_changelog_comes_to() -> None:

@@ -1,6 +1,7 @@
 """What uv makes of a project's bounds, on each Python and system; it asks the package index."""
 
 import re
+import shlex
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from .answers import every_pair_of_answers
+from .answers import Answers, every_pair_of_answers
 from .conftest import LoadHook, Render
 from .test_versions import PYTHONS, requirements
 from .tools import uv
@@ -29,25 +30,29 @@ WHEEL = "torch-2.13.0+cpu-py3-none-manylinux_2_28_x86_64.whl"
 
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("python", PYTHONS)
-def test_each_python_has_a_wheel_of_every_library(python: str, system: str, render: Render) -> None:
-    failure = failure_to_resolve(render(), python, system)
+def test_each_python_has_a_wheel_of_every_library(
+    python: str, system: str, rendered: Render, tmp_path: Path
+) -> None:
+    failure = failure_to_resolve(rendered(), python, system, tmp_path / "resolved.txt")
 
     assert failure == ""
 
 
-def test_the_python_after_the_highest_has_not(render: Render) -> None:
+def test_the_python_after_the_highest_has_not(rendered: Render, tmp_path: Path) -> None:
     """Else `requires-python` can be raised."""
     major, minor = PYTHONS[-1].split(".")
-    failure = failure_to_resolve(render(), f"{major}.{int(minor) + 1}", "Linux")
+    after = f"{major}.{int(minor) + 1}"
+    failure = failure_to_resolve(rendered(), after, "Linux", tmp_path / "resolved.txt")
 
     assert "has no wheels with a matching Python ABI tag" in " ".join(failure.split())
 
 
-def failure_to_resolve(project: Path, python: str, system: str) -> str:
+def failure_to_resolve(project: Path, python: str, system: str, resolved: Path) -> str:
     result = uv(
         project,
         f"pip compile pyproject.toml --group dev --python-version {python} --python-platform "
-        f"{SYSTEMS[system]} --only-binary :all: --no-sources --quiet --output-file resolved.txt",
+        f"{SYSTEMS[system]} --only-binary :all: --no-sources --quiet "
+        f"--output-file {shlex.quote(str(resolved))}",
         # PyTorch's wheels are for this one and later.
         MACOSX_DEPLOYMENT_TARGET="14.0",
     )
@@ -89,10 +94,13 @@ def test_a_machine_that_does_not_reach_the_index_can_leave_it_aside(render: Rend
     assert left_aside.returncode == 0, left_aside.stderr
 
 
-def test_refuses_the_name_of_everything_that_is_locked(render: Render, load_hook: LoadHook) -> None:
+def test_refuses_the_name_of_everything_that_is_locked(
+    render: Render, rendered: Render, load_hook: LoadHook
+) -> None:
     hook = load_hook("pre_gen_project")
     missing: set[str] = set()
-    for project in projects_with_other_libraries(render):
+    for answers in answers_with_most_libraries(rendered):
+        project = render(project_slug="our-app", **answers)
         # With everything that CUDA brings.
         result = uv(project, "lock", UV_NO_SOURCES="1")
         assert result.returncode == 0, result.stderr
@@ -102,13 +110,15 @@ def test_refuses_the_name_of_everything_that_is_locked(render: Render, load_hook
     assert not missing, " ".join(sorted(missing))
 
 
-def projects_with_other_libraries(render: Render) -> list[Path]:
-    """Renders a project for each list of libraries that the answers make."""
-    projects: dict[tuple[str, ...], Path] = {}
-    for answers in every_pair_of_answers():
-        project = render(**answers, project_slug="our-app")
-        projects[tuple(requirements(project))] = project
-    return list(projects.values())
+def answers_with_most_libraries(rendered: Render) -> list[Answers]:
+    """Returns answers for each set of libraries that is not part of another one."""
+    found = {
+        frozenset(requirements(rendered(project_slug="our-app", **answers))): answers
+        for answers in every_pair_of_answers()
+    }
+    return [
+        answers for names, answers in found.items() if not any(names < others for others in found)
+    ]
 
 
 def locked_in(project: Path) -> dict[str, set[tuple[str, str]]]:

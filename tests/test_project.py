@@ -31,19 +31,22 @@ LICENSES = {
     "Proprietary": "All rights reserved.",
 }
 
-any_answers = pytest.mark.parametrize("answers", every_pair_of_answers(), ids=in_words)
+any_answers = pytest.mark.parametrize(
+    "answers", every_pair_of_answers(), ids=in_words, scope="module"
+)
 any_graph = pytest.mark.parametrize(
     "answers",
     every_answer_to("task", "parallel_models", "models", "accelerator"),
     ids=in_words,
+    scope="module",
 )
 
 
 @any_answers
 def test_has_no_trace_of_the_template(
-    answers: Answers, render: Render, load_hook: LoadHook
+    answers: Answers, rendered: Render, load_hook: LoadHook
 ) -> None:
-    project = render(**answers)
+    project = rendered(**answers)
 
     for name, text in texts(project).items():
         assert "cookiecutter" not in f"{name}\n{text}".lower()
@@ -59,8 +62,8 @@ def test_has_no_trace_of_the_template(
 
 
 @any_answers
-def test_text_is_tidy(answers: Answers, render: Render) -> None:
-    for name, text in texts(render(**answers)).items():
+def test_text_is_tidy(answers: Answers, rendered: Render) -> None:
+    for name, text in texts(rendered(**answers)).items():
         assert "\r" not in text, name
         assert "\t" not in text, name
         assert not re.search(r"[ \t]$", text, re.MULTILINE), name
@@ -73,18 +76,20 @@ def test_text_is_tidy(answers: Answers, render: Render) -> None:
 
 
 @any_answers
-def test_ruff_has_nothing_to_change(answers: Answers, render: Render) -> None:
-    check_with_ruff(render(**answers))
+def test_ruff_has_nothing_to_change(answers: Answers, rendered: Render) -> None:
+    check_with_ruff(rendered(**answers))
 
 
 @pytest.mark.parametrize("slug", ["a", "w" * 47], ids=["a short name", "a long name"])
 @pytest.mark.parametrize("answers", every_answer_to("parallel_models", "models"), ids=in_words)
-def test_a_name_of_any_length_changes_no_line(answers: Answers, slug: str, render: Render) -> None:
-    check_with_ruff(render(project_slug=slug, **answers))
+def test_a_name_of_any_length_changes_no_line(
+    answers: Answers, slug: str, rendered: Render
+) -> None:
+    check_with_ruff(rendered(project_slug=slug, **answers))
 
 
-def test_the_machinerys_tests_know_neither_the_teams_page_nor_its_models(render: Render) -> None:
-    project = render()
+def test_the_machinerys_tests_know_neither_the_teams_page_nor_its_models(rendered: Render) -> None:
+    project = rendered()
     theirs = re.compile(r"gradio_on_ray\.(page|models)\b|gradio_on_ray import (page|models)\b")
 
     for path in project.glob("tests/serving/**/*.py"):
@@ -92,8 +97,8 @@ def test_the_machinerys_tests_know_neither_the_teams_page_nor_its_models(render:
 
 
 @any_answers
-def test_yaml_and_toml_can_be_read(answers: Answers, render: Render) -> None:
-    for name, text in texts(render(**answers)).items():
+def test_yaml_and_toml_can_be_read(answers: Answers, rendered: Render) -> None:
+    for name, text in texts(rendered(**answers)).items():
         if name.endswith((".yaml", ".yml")):
             assert list(yaml.safe_load_all(text)), name
         elif name.endswith(".toml"):
@@ -108,8 +113,8 @@ def test_rendering_takes_less_than_a_second(render: Render) -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES["license"])
-def test_has_the_license_that_was_chosen(name: str, render: Render) -> None:
-    project = render(license=name, author="Ada & Co")
+def test_has_the_license_that_was_chosen(name: str, rendered: Render) -> None:
+    project = rendered(license=name, author="Ada & Co")
     text = " ".join((project / "LICENSE").read_text("utf-8").split())
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -120,8 +125,8 @@ def test_has_the_license_that_was_chosen(name: str, render: Render) -> None:
 
 
 @any_graph
-def test_nothing_but_the_models_file_names_a_model(answers: Answers, render: Render) -> None:
-    project = render(deploy="kubernetes", **answers)
+def test_nothing_but_the_models_file_names_a_model(answers: Answers, rendered: Render) -> None:
+    project = rendered(deploy="kubernetes", **answers)
     models = names_of_models(project)
     named = [*project.glob("config/*"), *project.glob("deploy/**/*.yaml")]
 
@@ -132,8 +137,8 @@ def test_nothing_but_the_models_file_names_a_model(answers: Answers, render: Ren
 
 
 @any_graph
-def test_the_configs_name_no_model(answers: Answers, render: Render) -> None:
-    project = render(deploy="kubernetes", **answers)
+def test_the_configs_name_no_model(answers: Answers, rendered: Render) -> None:
+    project = rendered(deploy="kubernetes", **answers)
 
     for path in (*project.glob("config/*.yaml"), project / "deploy/kubernetes/rayservice.yaml"):
         text = path.read_text("utf-8")
@@ -141,8 +146,8 @@ def test_the_configs_name_no_model(answers: Answers, render: Render) -> None:
 
 
 @any_graph
-def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, render: Render) -> None:
-    project = render(**answers)
+def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, rendered: Render) -> None:
+    project = rendered(project_slug="our.big-app", **answers)
     models = len(names_of_models(project)) if answers["parallel_models"] else 0
     for config in configs(project):
         asked = resources_at_start(config, models)
@@ -153,9 +158,9 @@ def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, render: Re
 
 @pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
 def test_a_third_model_still_starts_on_two_cores_and_one_gpu(
-    accelerator: str, render: Render
+    accelerator: str, rendered: Render
 ) -> None:
-    local, _ = configs(render(accelerator=accelerator))
+    local, _ = configs(rendered(accelerator=accelerator))
 
     asked = resources_at_start(local, models=3)
 
@@ -164,8 +169,8 @@ def test_a_third_model_still_starts_on_two_cores_and_one_gpu(
 
 
 @any_graph
-def test_the_configs_import_the_package_of_the_project(answers: Answers, render: Render) -> None:
-    project = render(project_slug="our.big-app", **answers)
+def test_the_configs_import_the_package_of_the_project(answers: Answers, rendered: Render) -> None:
+    project = rendered(project_slug="our.big-app", **answers)
 
     for config in configs(project):
         [application] = config["applications"]
@@ -174,8 +179,8 @@ def test_the_configs_import_the_package_of_the_project(answers: Answers, render:
         assert name in names_in_module(path)
 
 
-def test_only_the_local_config_is_bound_to_this_machine(render: Render) -> None:
-    project = render()
+def test_only_the_local_config_is_bound_to_this_machine(rendered: Render) -> None:
+    project = rendered()
 
     [local, production] = [
         yaml.safe_load((project / "config" / name).read_text("utf-8"))["http_options"]["host"]
@@ -190,8 +195,8 @@ def test_rendering_twice_gives_the_same_bytes(deploy: str, render: Render) -> No
     assert contents(render(deploy=deploy)) == contents(render(deploy=deploy))
 
 
-def test_the_names_of_a_projects_files_are_legal_on_windows(render: Render) -> None:
-    project = render(deploy="kubernetes")
+def test_the_names_of_a_projects_files_are_legal_on_windows(rendered: Render) -> None:
+    project = rendered(deploy="kubernetes")
 
     assert illegal_on_windows(project) == []
 

@@ -105,10 +105,10 @@ def test_the_files_of_each_answer_are_known() -> None:
 
 
 @pytest.mark.parametrize("answers", every_pair_of_answers(), ids=in_words)
-def test_has_the_files_of_its_answers_and_no_others(answers: Answers, render: Render) -> None:
+def test_has_the_files_of_its_answers_and_no_others(answers: Answers, rendered: Render) -> None:
     brought = [BROUGHT[question][answer] for question, answer in answers.items()]
 
-    assert files_of(render(project_slug="our-app", **answers)) == ALWAYS.union(*brought)
+    assert files_of(rendered(project_slug="our-app", **answers)) == ALWAYS.union(*brought)
 
 
 def files_of(project: Path) -> set[str]:

@@ -27,9 +27,9 @@ PYTHONS = [
 """Those that a project may run on, the lowest first."""
 
 
-def test_the_template_wants_the_versions_of_its_projects(render: Render) -> None:
+def test_the_template_wants_the_versions_of_its_projects(rendered: Render) -> None:
     ours = requirements(TEMPLATE)
-    theirs = requirements(render())
+    theirs = requirements(rendered())
 
     assert ours.keys() & theirs.keys()
     for name in ours.keys() & theirs.keys():
@@ -37,34 +37,34 @@ def test_the_template_wants_the_versions_of_its_projects(render: Render) -> None
 
 
 @pytest.mark.parametrize("models", CHOICES["models"])
-def test_every_library_of_a_project_has_two_bounds(models: str, render: Render) -> None:
-    for requirement in requirements(render(models=models)).values():
+def test_every_library_of_a_project_has_two_bounds(models: str, rendered: Render) -> None:
+    for requirement in requirements(rendered(models=models)).values():
         assert re.fullmatch(r"<[^,]+,>=[^,]+", str(requirement.specifier)), requirement
 
 
 @pytest.mark.parametrize("pattern", [UV, PYTHON], ids=["uv", "Python"])
-def test_one_version_is_used_everywhere(pattern: str, render: Render) -> None:
-    assert len(set(named(pattern, render))) == 1
+def test_one_version_is_used_everywhere(pattern: str, rendered: Render) -> None:
+    assert len(set(named(pattern, rendered))) == 1
 
 
-def test_workflows_test_the_lowest_and_the_highest_python(render: Render) -> None:
-    found = [tuple(json.loads(each)) for each in named(PYTHONS_OF_A_MATRIX, render)]
+def test_workflows_test_the_lowest_and_the_highest_python(rendered: Render) -> None:
+    found = [tuple(json.loads(each)) for each in named(PYTHONS_OF_A_MATRIX, rendered)]
 
     # Two of the template's jobs, and one of a project on GitHub and on GitLab.
     assert found == [(PYTHONS[0], PYTHONS[-1])] * 4
 
 
-def test_nox_knows_the_index_of_pytorch(render: Render) -> None:
-    declared = tomllib.loads((render() / "pyproject.toml").read_text("utf-8"))
+def test_nox_knows_the_index_of_pytorch(rendered: Render) -> None:
+    declared = tomllib.loads((rendered() / "pyproject.toml").read_text("utf-8"))
     [index] = declared["tool"]["uv"]["index"]
 
     noxfile = (TEMPLATE / "noxfile.py").read_text("utf-8")
     assert f'PYTORCH_INDEX = ("{index["name"]}", "{index["url"]}")' in noxfile
 
 
-def named(pattern: str, render: Render) -> list[str]:
+def named(pattern: str, rendered: Render) -> list[str]:
     """Returns what matches in workflows, manifests and images."""
-    projects = [render(ci=ci, deploy="kubernetes") for ci in CHOICES["ci"]]
+    projects = [rendered(ci=ci, deploy="kubernetes") for ci in CHOICES["ci"]]
     return [
         match
         for directory in [*projects, TEMPLATE / ".github"]

@@ -12,7 +12,7 @@ from .conftest import Render
 from .tools import run
 
 any_github_project = pytest.mark.parametrize(
-    "answers", every_answer_to("deploy", "accelerator"), ids=in_words
+    "answers", every_answer_to("deploy", "accelerator"), ids=in_words, scope="module"
 )
 
 
@@ -26,37 +26,37 @@ def test_the_templates_workflows_are_safe() -> None:
 
 
 @any_github_project
-def test_a_projects_workflows_on_github_are_valid(answers: Answers, render: Render) -> None:
-    project = render(ci="github", **answers)
+def test_a_projects_workflows_on_github_are_valid(answers: Answers, rendered: Render) -> None:
+    project = rendered(ci="github", **answers)
 
     check_schema("vendor.github-workflows", *workflows(project))
     check_schema("vendor.dependabot", project / ".github" / "dependabot.yml")
 
 
 @any_github_project
-def test_a_projects_workflows_on_github_are_safe(answers: Answers, render: Render) -> None:
-    audit(render(ci="github", **answers))
+def test_a_projects_workflows_on_github_are_safe(answers: Answers, rendered: Render) -> None:
+    audit(rendered(ci="github", **answers))
 
 
 @pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
-def test_a_projects_pipeline_on_gitlab_is_valid(accelerator: str, render: Render) -> None:
-    project = render(ci="gitlab", accelerator=accelerator)
+def test_a_projects_pipeline_on_gitlab_is_valid(accelerator: str, rendered: Render) -> None:
+    project = rendered(ci="gitlab", accelerator=accelerator)
 
     check_schema("vendor.gitlab-ci", project / ".gitlab-ci.yml")
 
 
-def test_github_and_gitlab_check_the_same(render: Render) -> None:
-    [workflow] = workflows(render(ci="github"))
+def test_github_and_gitlab_check_the_same(rendered: Render) -> None:
+    [workflow] = workflows(rendered(ci="github"))
     steps = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]["check"]["steps"]
-    pipeline = (render(ci="gitlab") / ".gitlab-ci.yml").read_text("utf-8")
+    pipeline = (rendered(ci="gitlab") / ".gitlab-ci.yml").read_text("utf-8")
 
     assert [s["run"] for s in steps if "run" in s] == yaml.safe_load(pipeline)["check"]["script"]
 
 
-def test_the_template_and_its_projects_use_the_same_actions(render: Render) -> None:
+def test_the_template_and_its_projects_use_the_same_actions(rendered: Render) -> None:
     ours = actions(TEMPLATE)
 
-    for name, pins in actions(render(ci="github")).items():
+    for name, pins in actions(rendered(ci="github")).items():
         assert ours.get(name, pins) == pins
     assert all(len(pins) == 1 for pins in ours.values())
 
