@@ -1,8 +1,8 @@
 """Rendered projects look as if they were written by hand."""
 
 import ast
+import os
 import re
-import time
 import tomllib
 from collections import Counter
 from ipaddress import ip_address
@@ -106,10 +106,12 @@ def test_yaml_and_toml_can_be_read(answers: Answers, rendered: Render) -> None:
 
 
 def test_rendering_takes_less_than_a_second(render: Render) -> None:
-    begun = time.perf_counter()
+    # Of the processor, since others work beside it; with the processes of the hooks.
+    *begun, _ = os.times()
     for _ in range(3):
         render()
-    assert (time.perf_counter() - begun) / 3 < 1
+    *ended, _ = os.times()
+    assert 0 < (sum(ended) - sum(begun)) / 3 < 1
 
 
 @pytest.mark.parametrize("name", CHOICES["license"])
