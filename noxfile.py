@@ -67,7 +67,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Tests answers, hooks, rendered files and the demo.
 
-    `nox -s lint tests -- --ignore=tests/test_demo.py` takes less than a minute.
+    `nox -s lint tests -- --ignore=tests/test_demo.py` takes two minutes.
     """
     install(session, "tests")
     slow = [f"--ignore=tests/{name}" for name in ("faults", "generated", "update")]
