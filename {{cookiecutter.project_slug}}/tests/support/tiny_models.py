@@ -1,10 +1,14 @@
 """Models of a few layers with random weights: they answer at once, with nonsense."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
     GPT2Config,
@@ -81,6 +85,24 @@ def save_tiny_bart(directory: Path) -> Path:
         pad_token_id=tokenizer.eos_token_id,
     )
     return _save(BartForConditionalGeneration, config, tokenizer, directory)
+
+
+def save_tiny(model_type: str, directory: Path, **fields: Any) -> Path:
+    """Writes a model of any architecture of transformers, made of the fields of its config."""
+    tokenizer = _tokenizer()
+    own = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    for part in {"encoder", "decoder"} & fields.keys():
+        fields[part] = own | fields[part]
+    config = AutoConfig.for_model(model_type, **{**own, "decoder_start_token_id": 0, **fields})
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    torch.manual_seed(0)
+    model = auto.from_config(config)
+    for weights in model.parameters():
+        if weights.ndim > 1:
+            torch.nn.init.normal_(weights, std=VARIETY)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

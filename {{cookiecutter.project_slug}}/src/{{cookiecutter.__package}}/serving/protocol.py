@@ -74,7 +74,7 @@ class Strict(BaseModel):
 class GenerationOptions(Strict):
     """How one request is answered. None leaves the choice to each model's settings."""
 
-    min_new_tokens: int = Field(default=20, ge=0)
+    min_new_tokens: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=100, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     """0 always takes the likeliest token."""

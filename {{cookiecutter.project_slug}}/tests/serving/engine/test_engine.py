@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
-from {{ cookiecutter.__package }}.serving.engine import encoder_decoders
 from {{ cookiecutter.__package }}.serving.engine import engine as engine_module
+from {{ cookiecutter.__package }}.serving.engine import groups
 from {{ cookiecutter.__package }}.serving.engine.attention import attend_by_rows
 from {{ cookiecutter.__package }}.serving.engine.decoders import DecoderBatch
-from {{ cookiecutter.__package }}.serving.engine.encoder_decoders import Group
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
+from {{ cookiecutter.__package }}.serving.engine.groups import Group, Joining, Reader
 from {{ cookiecutter.__package }}.serving.engine.sampling import Sampling
 from {{ cookiecutter.__package }}.serving.engine.text import AnswerText
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
@@ -166,7 +166,7 @@ async def test_a_group_that_cannot_start_ends_its_requests(
         raise RuntimeError("out of memory")
 
     engine = engine_of(tiny_encoder_decoder)
-    monkeypatch.setattr(encoder_decoders, "Group", fail)
+    monkeypatch.setattr(groups, "Group", fail)
     with pytest.raises(GenerationError, match="out of memory"):
         await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
 
@@ -176,7 +176,7 @@ async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path)
     short, long = (
         Request([5, 6, 7], Sampling(0, 1, 1, count, count), lambda _: False) for count in (2, 5)
     )
-    group = Group(model, frozenset(), [short, long])
+    group = Group(Reader(model, Joining.ANY), frozenset(), [short, long])
     rows = []
     while group.requests:
         rows.append(len(group.requests))

@@ -26,11 +26,9 @@ def sampling(
     return Sampling(temperature, top_p, top_k, min_new_tokens, max_new_tokens=9, seed=seed)
 
 
-def chosen(
-    scores: torch.Tensor, samplings: list[Sampling], generated: int, end: list[int]
-) -> list[int]:
+def chosen(scores: torch.Tensor, samplings: list[Sampling], generated: int) -> list[int]:
     numbers = torch.tensor([each.numbers(generated) for each in samplings]).T
-    tokens: list[int] = choose(scores, numbers, end).tolist()
+    tokens: list[int] = choose(scores, numbers).tolist()
     return tokens
 
 
@@ -83,21 +81,44 @@ def test_without_a_seed_the_numbers_differ_each_time() -> None:
 
 def test_rows_with_the_same_seed_draw_the_same_token() -> None:
     scores = torch.randn(1, 500).repeat(20, 1)
-    same = chosen(scores, [sampling(seed=7)] * 20, 3, [])
+    same = chosen(scores, [sampling(seed=7)] * 20, 3)
     assert len(set(same)) == 1
-    assert len(set(chosen(scores, [sampling()] * 20, 3, []))) > 5
+    assert len(set(chosen(scores, [sampling()] * 20, 3))) > 5
 
 
 def test_a_forbidden_token_is_forbidden_in_its_rows_alone() -> None:
-    scores = forbid(SCORES.repeat(2, 1), [1, 3], torch.tensor([1.0, 0.0]))
-    assert scores.isfinite().tolist() == [[True, False, True, False], [True] * 4]
+    scores = SCORES.repeat(3, 1)
+    forbid(scores, [1, 3], [0, 2])
+    allowed, free = [True, False, True, False], [True] * 4
+    assert scores.isfinite().tolist() == [allowed, free, allowed]
+    forbid(scores, [], [1])
+    forbid(scores, [1], [])
+    assert scores.isfinite().tolist() == [allowed, free, allowed]
 
 
 def test_each_row_is_sampled_with_its_own_options() -> None:
-    greedy, longer = sampling(temperature=0), sampling(temperature=0, min_new_tokens=9)
-    rows = [greedy, longer, sampling(temperature=2), sampling(temperature=2, top_k=2)]
-    tokens = [chosen(SCORES.repeat(4, 1), rows, 3, [1]) for _ in range(100)]
-    assert [set(row) for row in zip(*tokens, strict=True)] == [{1}, {3}, {0, 1, 2, 3}, {1, 3}]
+    rows = [sampling(temperature=0), sampling(temperature=2), sampling(temperature=2, top_k=2)]
+    tokens = [chosen(SCORES.repeat(3, 1), rows, 3) for _ in range(100)]
+    assert [set(row) for row in zip(*tokens, strict=True)] == [{1}, {0, 1, 2, 3}, {1, 3}]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [0.5, torch.nan, 0.1, 0.2],
+        [torch.nan] * 4,
+        [-torch.inf] * 4,
+        [0.5, torch.inf, 0.1, 0.2],
+    ],
+)
+def test_a_row_whose_scores_are_not_finite_gets_no_token_and_the_others_do(
+    broken: list[float],
+) -> None:
+    scores = torch.cat([SCORES, torch.tensor([broken]), SCORES])
+    for temperature in (0, 1):
+        first, none, last = chosen(scores, [sampling(temperature)] * 3, 3)
+        assert none == -1
+        assert min(first, last) >= 0
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1e-40, 1), (0.009, 1), (1, 1e-50)])
@@ -105,7 +126,7 @@ def test_options_that_are_almost_0_take_the_likeliest_token(
     temperature: float, top_p: float
 ) -> None:
     rows = [sampling(temperature, top_p)] * 20
-    assert set(chosen(100 * SCORES.repeat(20, 1), rows, 3, [])) == {1}
+    assert set(chosen(100 * SCORES.repeat(20, 1), rows, 3)) == {1}
 
 
 def test_a_vocabulary_smaller_than_top_k_is_whole() -> None:

@@ -48,7 +48,8 @@ def _attention(
     bounds = options["cu_seq_lens_k"]
     position = torch.arange(options["max_length_k"], device=bounds.device)
     own = position < (bounds[1:] - bounds[:-1])[:, None]
-    index = torch.where(own, bounds[:-1, None] + position, 0).flatten()
+    # What is masked is the row's own too: another's numbers may be none.
+    index = (bounds[:-1, None] + torch.where(own, position, 0)).flatten()
     # [1, heads, tokens of all rows, size] -> [rows, heads, longest row, size]
     key, value = (
         each[0].transpose(0, 1).index_select(0, index).unflatten(0, own.shape).transpose(1, 2)

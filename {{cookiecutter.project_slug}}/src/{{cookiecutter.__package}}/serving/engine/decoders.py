@@ -1,10 +1,8 @@
 """Batches of requests for decoders: Llama, Qwen, GPT-2 and their like."""
 
-import queue
 import threading
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 
 import torch
@@ -17,16 +15,15 @@ from transformers import (
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
+from transformers.generation.continuous_batching.continuous_api import OutputRouter
 from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
-    RequestState,
 )
 
 from ..protocol import GenerationError
 from .attention import attend_by_rows
-from .generation import Request
-from .sampling import GREEDY, Sampling, choose
+from .generation import Request, pick
 
 PAGE_TOKENS = 16
 STEP_TOKENS = 256
@@ -50,7 +47,7 @@ class DecoderBatch:
     ) -> None:
         self._end = list(end)
         self._names = count()
-        self._running: dict[Request, str] = {}
+        self._running: dict[str, Request] = {}
         self._manager = model.init_continuous_batching(
             generation_config=GenerationConfig(do_sample=False, eos_token_id=self._end or -1),
             continuous_batching_config=ContinuousBatchingConfig(
@@ -59,9 +56,13 @@ class DecoderBatch:
                 max_batch_tokens=max(STEP_TOKENS, running_requests),
                 max_requests_per_batch=running_requests,
                 per_request_processors=True,
+                # Each token is chosen by what its request says, outside of a graph.
+                use_cuda_graph=False,
+                use_async_batching=False,
             ),
         )
-        self._manager.logit_processor = _Sampler(self._end)
+        self._manager.output_router = _Router(self._deliver)
+        self._manager.logit_processor = _Sampler(self._end, self.cancel)
         # A thread that a daemon starts is one too: else a process could not end before it.
         starter = threading.Thread(target=self._manager.start, daemon=True)
         starter.start()
@@ -72,25 +73,21 @@ class DecoderBatch:
 
     def start(self, request: Request) -> None:
         name = str(next(self._names))
-        self._running[request] = name
-        self._manager.register_result_handler(name, lambda output: self._deliver(request, output))
+        self._running[name] = request
         accepted = self._manager.add_request(
             request.prompt,
             request_id=name,
             max_new_tokens=request.sampling.max_new_tokens,
             streaming=True,
-            sampling=request.sampling,
+            request=request,
         )
         if accepted is None:
             request.add([], failure="the generation thread has ended")
 
     def cancel(self, request: Request) -> None:
-        name = self._running.pop(request, None)
-        if name is not None:
+        for name in [name for name, each in self._running.copy().items() if each is request]:
+            del self._running[name]
             self._manager.cancel_request(name)
-            # No end is delivered after a cancellation, so the manager would keep it.
-            self._manager.output_router.result_handlers.pop(name, None)
-            self._drop_unread()
 
     def is_running(self) -> bool:
         running: bool = self._manager.is_running()
@@ -108,17 +105,26 @@ class DecoderBatch:
                 raise GenerationError(f"continuous batching does not start: {reason}")
             time.sleep(0.01)
 
-    def _drop_unread(self) -> None:
-        """The step that ran during a cancellation delivers to a queue which nobody reads."""
-        with suppress(queue.Empty):
-            while True:
-                self._manager.output_router.output_queue.get_nowait()
+    def _deliver(self, output: GenerationOutput) -> None:
+        request = self._running.get(output.request_id)
+        if request is None:
+            return
+        over = output.is_finished() or output.error is not None
+        if over:
+            self._running.pop(output.request_id, None)
+        request.add(output.generated_tokens[request.received :], ended=over, failure=output.error)
 
-    def _deliver(self, request: Request, output: GenerationOutput) -> None:
-        new = output.generated_tokens[request.received :]
-        request.add(new, ended=output.is_finished(), failure=output.error)
-        if output.is_finished() or output.error:
-            self._running.pop(request, None)
+
+class _Router(OutputRouter):
+    """Hands tokens over in the thread that generates, before its next step."""
+
+    def __init__(self, deliver: Callable[[GenerationOutput], None]) -> None:
+        super().__init__()
+        self.deliver = deliver
+
+    def deliver_batch(self, outputs: list[GenerationOutput]) -> None:
+        for output in outputs:
+            self.deliver(output)
 
 
 class _Sampler(ContinuousBatchingLogitsProcessorList):
@@ -128,41 +134,40 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
     which took a CPU a quarter of each step, and know no seed.
     """
 
-    def __init__(self, end: Sequence[int]) -> None:
+    def __init__(self, end: Sequence[int], cancel: Callable[[Request], None]) -> None:
         super().__init__(LogitsProcessorList())
         self._end = end
-        self.supported_keys = {"sampling": Sampling}
-        self.tensors_required = len(GREEDY.numbers(0))
+        self._cancel = cancel
+        self._requests: list[Request] = []
+        self.supported_keys = {"request": Request}
         self.do_processing = True
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        int32_tensor.copy_(torch.ones_like(int32_tensor, dtype=torch.float32).view(torch.int32))
+        """There are none: the numbers come with the requests."""
 
     def prepare_tensor_args(
         self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
     ) -> torch.Tensor:
-        rows = [_numbers(request.state) for request in requests_in_batch if request.has_new_token]
-        if rows:
-            numbers = torch.tensor(rows, dtype=torch.float32).T.contiguous().view(torch.int32)
-            arg_storage[:, : len(rows)] = numbers.to(arg_storage.device)
+        self._requests = [
+            each.state.logit_processor_kwargs["request"]
+            for each in requests_in_batch
+            if each.has_new_token
+        ]
         return arg_storage
 
     def __call__(
         self,
         input_ids: torch.Tensor,  # noqa: ARG002
         scores: torch.Tensor,
-        logits_processor_args: torch.Tensor,
+        logits_processor_args: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
         """Leaves one token of each row, because transformers takes the best score."""
-        numbers = logits_processor_args[:, : scores.shape[0]].view(torch.float32)
-        chosen = choose(scores, numbers, self._end)[:, None]
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-
-def _numbers(state: RequestState) -> tuple[float, ...]:
-    # transformers warms up with requests that have none.
-    sampling: Sampling = state.logit_processor_kwargs.get("sampling", GREEDY)
-    # A request that had to make room starts over, with its text in its prompt.
-    prompt = state._true_initial_tokens or len(state.initial_tokens)
-    # The count of what was read runs ahead with each step; that of what was written lags on a GPU.
-    return sampling.numbers(state.position_offset - prompt)
+        rows = len(self._requests)
+        picked = pick(self._requests, scores[:rows], self._end)
+        for request, token in zip(self._requests, picked, strict=True):
+            if token is None:
+                self._cancel(request)
+        chosen = torch.tensor([[token or 0] for token in picked], device=scores.device)
+        left = torch.full_like(scores, -torch.inf)
+        left[:rows].scatter_(1, chosen, 0.0)
+        return left

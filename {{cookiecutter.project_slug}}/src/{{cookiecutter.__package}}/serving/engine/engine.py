@@ -1,9 +1,11 @@
 """Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
 
+import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from ..protocol import (
+    MOST_TOP_K,
     BusyError,
     End,
     GenerationError,
@@ -26,9 +29,11 @@ from ..protocol import (
     Piece,
     PromptError,
 )
+from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
+from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
-from .encoder_decoders import EncoderDecoderBatch
 from .generation import Batch, Request
+from .groups import GroupedBatch, Joining, first_token
 from .prompts import PromptEncoder
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
@@ -39,11 +44,14 @@ from .weights import locate
 # takes more than 100 MB after some hundred requests and makes nothing faster.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
+logger = logging.getLogger(__name__)
+
 # Part of the free memory for keys and values, where the settings name no number of tokens:
 # several models share a machine, and one or two of them a GPU.
 CACHE_SHARE = 1 / 64
 GPU_CACHE_SHARE = 1 / 4
 CGROUP = Path("/sys/fs/cgroup")
+CONTINUOUS = "in one batch that a request joins while others run"
 
 
 class Engine:
@@ -64,13 +72,12 @@ class Engine:
         directory = locate(model)
         try:
             self._load(directory)
-            self._batch = self._make_batch()
+            self._batch = self._checked_batch()
         except ModelError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(
-                f"Model {model.name!r}: {model.source!r} cannot be loaded ({reason}). "
+                f"Model {model.name!r}: {model.source!r} cannot be loaded ({_first_line(error)}). "
                 "It must be a text model for transformers with safetensors weights."
             ) from error
 
@@ -89,7 +96,10 @@ class Engine:
         if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
         text = AnswerText(self._tokenizer.backend_tokenizer, self._end, options.stop)
-        request = Request(self._encode(messages, options), self._sampling(options), text.read)
+        prompt = self._encode(messages, options)
+        begin = [first_token(self._model)] if self._encodes else prompt
+        rules = self._configured.rules(prompt, begin, options.max_new_tokens)
+        request = Request(prompt, self._sampling(options), text.read, rules)
         self._requests += 1
         self._batch.start(request)
         try:
@@ -128,28 +138,74 @@ class Engine:
             directory, dtype=_dtype(self._settings.dtype), use_safetensors=True
         )
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self._end = _end_tokens(self._model)
+        self._encodes: bool = config.is_encoder_decoder
+        self._end = end_tokens(self._model, self._tokenizer)
+        self._configured = Configured(self._model, self._end)
+        self._top_k = self._settings.top_k
+        if "top_k" not in self._settings.model_fields_set:
+            self._top_k = min(self._model.generation_config.top_k or MOST_TOP_K, MOST_TOP_K)
+        for line in unkept(self._model.generation_config):
+            logger.warning("%s: %s", self.name, line)
         self._context = _context(self._model, self._tokenizer.model_max_length)
         self._longest_answer = _longest_answer(self._model)
 
-    def _make_batch(self) -> Batch:
-        running = self._limits.running_requests
-        if self._model.config.is_encoder_decoder:
-            return EncoderDecoderBatch(self._model, self._end, running)
-        cache_tokens = self._limits.cache_tokens or min(
-            running * self._context,
-            _free_memory(self._model.device) // _bytes_per_token(self._model),
+    def _checked_batch(self) -> Batch:
+        """Returns the first kind of batch that writes what the plain model does.
+
+        Raises:
+            ModelError: none does.
+        """
+        attention: str = self._model.config._attn_implementation
+        longest = max(int(min(self._context - NEW_TOKENS, LONGEST_PROMPT)), 1)
+        prompts = prompts_of(self._tokenizer, longest)
+        found: str | None = None
+        for how, make in self._batches():
+            batch = None
+            try:
+                with quiet():
+                    batch = make()
+                    found = difference(self._model, batch, prompts, attention)
+            except Exception as error:  # Of any kind: its code meets a cache that it does not know.
+                found = _first_line(error)
+            if found is None and batch is not None:
+                logger.info("%s runs %s.", self.name, how)
+                return batch
+            logger.info("%s does not run %s: %s", self.name, how, found)
+            if batch is not None:
+                batch.stop()
+            self._model.set_attn_implementation(attention)
+        raise ModelError(
+            f"Model {self.name!r}: {self._settings.source!r} is a "
+            f"{type(self._model).__name__}, which cannot be served: {found}."
         )
-        self._context = min(self._context, cache_tokens)
-        return DecoderBatch(self._model, self._end, running, cache_tokens)
+
+    def _batches(self) -> Iterator[tuple[str, Callable[[], Batch]]]:
+        """Yields kinds of batches, the fastest first."""
+        running, cache_tokens = self._limits.running_requests, None
+        if not self._encodes:
+            cache_tokens = self._limits.cache_tokens or int(
+                min(
+                    running * self._context,
+                    _free_memory(self._model.device) // _bytes_per_token(self._model),
+                )
+            )
+            self._context = min(self._context, cache_tokens)
+            yield (
+                CONTINUOUS,
+                lambda: DecoderBatch(self._model, self._end, running, cache_tokens),
+            )
+        for joining in Joining:
+            yield (
+                joining.value,
+                partial(GroupedBatch, self._model, self._end, running, joining, cache_tokens),
+            )
 
     def _encode(self, messages: Sequence[Message], options: GenerationOptions) -> list[int]:
         tokens = self._prompts.encode(messages)
         if not tokens:
             raise PromptError(f"{self.name} reads nothing in this text. Write another.")
         # A decoder writes into the context that it reads from.
-        decoder = not self._model.config.is_encoder_decoder
-        room = self._context - (options.max_new_tokens if decoder else 0)
+        room = self._context - (0 if self._encodes else options.max_new_tokens)
         if len(tokens) > room:
             raise PromptError(
                 f"The text is too long for {self.name}: {len(tokens)} tokens, and it reads at "
@@ -166,7 +222,7 @@ class Engine:
         return Sampling(
             temperature=own.temperature if options.temperature is None else options.temperature,
             top_p=own.top_p if options.top_p is None else options.top_p,
-            top_k=own.top_k if options.top_k is None else options.top_k,
+            top_k=self._top_k if options.top_k is None else options.top_k,
             min_new_tokens=options.min_new_tokens,
             max_new_tokens=options.max_new_tokens,
             seed=options.seed,
@@ -183,13 +239,6 @@ def _dtype(asked: str) -> str:
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native else "float32"
-
-
-def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        return frozenset()
-    return frozenset([end] if isinstance(end, int) else end)
 
 
 def _context(model: PreTrainedModel, tokenizer_says: int) -> int:
@@ -212,9 +261,11 @@ def _longest_answer(model: PreTrainedModel) -> float:
 def _bytes_per_token(model: PreTrainedModel) -> int:
     """What the keys and values of one token take."""
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * int(config.num_hidden_layers * heads * size * model.dtype.itemsize)
+    layers = config.num_hidden_layers
+    heads = getattr(config, "num_attention_heads", None) or 1
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * int(layers * shared * size * model.dtype.itemsize)
 
 
 def _free_memory(device: torch.device) -> int:
@@ -232,3 +283,7 @@ def _container_memory() -> float:
         if limit.is_file() and (text := limit.read_text("ascii").strip()).isdecimal():
             return int(text)
     return math.inf
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

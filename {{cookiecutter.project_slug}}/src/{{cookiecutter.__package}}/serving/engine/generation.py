@@ -1,12 +1,18 @@
 """What the engine asks of a model's batch, and what comes back."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+import torch
+
 from ..protocol import GenerationError
-from .sampling import Sampling
+from .sampling import Sampling, choose, forbid
+
+Processor = Callable[[list[int], torch.Tensor], torch.Tensor]
+"""Changes the scores, of shape [1, vocabulary], of the token that follows these."""
+NOT_FINITE = "the model's scores are no numbers for this text"
 
 
 class Request:
@@ -16,14 +22,19 @@ class Request:
     """
 
     def __init__(
-        self, prompt: list[int], sampling: Sampling, read: Callable[[list[int]], bool]
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        read: Callable[[list[int]], bool],
+        process: Processor | None = None,
     ) -> None:
         self.prompt = prompt
         self.sampling = sampling
+        self.process = process
         self.left = False
         """Whether the reader has left, so that the rest is not wanted."""
-        self.received = 0
-        """How many tokens have come."""
+        self.text: list[int] = []
+        """The tokens that have come."""
         self._loop = asyncio.get_running_loop()
         self._read = read
         self._arrived = asyncio.Event()
@@ -32,12 +43,19 @@ class Request:
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:
         """Called by any thread: adds tokens, and ends the request where nothing follows."""
-        self.received += len(tokens)
+        self.text += tokens
         try:
             self._loop.call_soon_threadsafe(self._receive, tokens, ended, failure)
         except RuntimeError:
             # The event loop is closed, and its reader with it.
             self.left = True
+
+    def see(self, scores: torch.Tensor) -> None:
+        """Called with the model's scores of each next token, of shape [vocabulary]."""
+
+    @property
+    def received(self) -> int:
+        return len(self.text)
 
     async def arrivals(self, pause: Callable[[], float]) -> AsyncGenerator[None, None]:
         """Yields when tokens have been read: the first at once, then all of a pause together.
@@ -70,6 +88,33 @@ class Request:
         if complete or ended or failure is not None:
             self._over.set()
         self._arrived.set()
+
+
+def pick(requests: Sequence[Request], scores: torch.Tensor, end: Sequence[int]) -> list[int | None]:
+    """Returns the next token of each request, from scores of shape [requests, vocabulary].
+
+    One whose scores are not finite fails, and None stands for its token.
+    """
+    for row, request in enumerate(requests):
+        request.see(scores[row])
+    early = [
+        row
+        for row, request in enumerate(requests)
+        if request.received < request.sampling.min_new_tokens
+    ]
+    # First, since a configuration may force the last token.
+    forbid(scores, end, early)
+    for row, request in enumerate(requests):
+        if request.process is not None:
+            scores[row : row + 1] = request.process(request.text, scores[row : row + 1])
+    rows = [request.sampling.numbers(request.received) for request in requests]
+    numbers = torch.tensor(rows, dtype=torch.float32, device=scores.device).T
+    picked: list[int | None] = []
+    for request, token in zip(requests, choose(scores, numbers).tolist(), strict=True):
+        if token < 0:
+            request.add([], failure=NOT_FINITE)
+        picked.append(None if token < 0 else token)
+    return picked
 
 
 class Batch(Protocol):

@@ -36,10 +36,9 @@ class Sampling:
     def divisor(self) -> float:
         return self.temperature if self.temperature >= LEAST_TEMPERATURE else 1.0
 
-    def numbers(self, generated: int) -> tuple[float, float, float, float, float]:
+    def numbers(self, generated: int) -> tuple[float, float, float, float]:
         """Returns what `choose` reads for a row that has so many tokens."""
-        early = generated < self.min_new_tokens
-        return early, self.divisor, self.best, self.top_p, self.uniform(generated)
+        return self.divisor, self.best, self.top_p, self.uniform(generated)
 
     def uniform(self, generated: int) -> float:
         """Returns a number from 0 to below 1, by which the next token is drawn.
@@ -58,27 +57,25 @@ class Sampling:
 GREEDY = Sampling(temperature=0, top_p=1, top_k=1, min_new_tokens=0, max_new_tokens=1)
 
 
-def choose(scores: torch.Tensor, numbers: torch.Tensor, end: Sequence[int]) -> torch.Tensor:
+def choose(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """Returns a token for each row of scores, which have the shape [rows, vocabulary].
 
-    `numbers` are those of each row's sampling, of shape [numbers, rows], and `end` are the
-    tokens that end a text.
+    It is -1 where no score is the best: among numbers that are none, say.
+
+    `numbers` are those of each row's sampling, of shape [numbers, rows].
     """
-    early, divisor, best, top_p, uniform = numbers
-    scores = forbid(scores, end, early)
+    divisor, best, top_p, uniform = numbers
     likeliest = scores.topk(min(MOST_TOP_K, scores.shape[1]), dim=-1)
     scaled = keep_top_k(likeliest.values / divisor[:, None], best)
-    return likeliest.indices.gather(1, draw(scaled, top_p, uniform)[:, None])[:, 0]
+    chosen = likeliest.indices.gather(1, draw(scaled, top_p, uniform)[:, None])[:, 0]
+    # What is no number is sorted to the front.
+    return chosen.where(likeliest.values[:, 0].isfinite(), -1)
 
 
-def forbid(scores: torch.Tensor, tokens: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
-    """Excludes the tokens in the rows whose entry is not 0.
-
-    Scores have the shape [rows, vocabulary], and `rows` has the shape [rows].
-    """
-    excluded = torch.zeros_like(scores, dtype=torch.bool)
-    excluded[:, list(tokens)] = (rows != 0)[:, None]
-    return scores.masked_fill(excluded, -torch.inf)
+def forbid(scores: torch.Tensor, tokens: Sequence[int], rows: Sequence[int]) -> None:
+    """Excludes the tokens in these rows of scores, which have the shape [rows, vocabulary]."""
+    if tokens and rows:
+        scores[torch.tensor(rows)[:, None], torch.tensor(tokens)] = -torch.inf
 
 
 def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ class EngineSettings(Strict):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Samples from the likeliest tokens that together have this probability."""
     top_k: int = Field(default=MOST_TOP_K, ge=1, le=MOST_TOP_K)
-    """Samples from so many of the likeliest tokens."""
+    """Samples from so many of the likeliest tokens; unsaid, what the model's own configuration says."""
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:

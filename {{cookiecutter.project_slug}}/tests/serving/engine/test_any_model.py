@@ -1,0 +1,237 @@
+"""One model of each kind of attention, and of what stands in its place."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
+from {{ cookiecutter.__package }}.serving.engine.engine import CONTINUOUS, Engine
+from {{ cookiecutter.__package }}.serving.engine.groups import GroupedBatch, Joining, Reader
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+from {{ cookiecutter.__package }}.serving.protocol import (
+    GenerationError,
+    GenerationOptions,
+    ModelError,
+)
+
+from ...support.stand_ins import pieces_of, user
+from ...support.tiny_models import save_tiny
+
+PROMPTS = [
+    "The whale",
+    "Far out the mist above the water turned to silver, and the keeper climbed the stairs",
+    "A lamp",
+    "灯台",
+    "Before dawn",
+    "Side by side in his book",
+]
+OPTIONS = GenerationOptions(temperature=0, min_new_tokens=12, max_new_tokens=12)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 256}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "forced_eos_token_id": None,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 256,
+}
+ENCODER = {**LLAMA, "head_dim": 8, "sliding_window": 4}
+ANY, ALIGNED, NONE = (joining.value for joining in Joining)
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "paged attention": ("llama", CONTINUOUS, LLAMA),
+    "attention of its own": (
+        "gpt_neo",
+        ANY,
+        {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 4}
+        | {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": 256},
+    ),
+    "alibi": ("bloom", ANY, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "parallel attention": ("falcon", ANY, SMALL),
+    "latent attention": (
+        "deepseek_v3",
+        ANY,
+        LLAMA
+        | {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8}
+        | {"qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1}
+        | {"topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        | {"first_k_dense_replace": 1},
+    ),
+    "state space": ("mamba", ANY, {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "linear and full attention": (
+        "qwen3_5_text",
+        ANY,
+        LLAMA
+        | {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}
+        | {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
+    "convolutions": ("lfm2", ANY, LLAMA | {"layer_types": ["conv", "full_attention"]}),
+    "relative positions": (
+        "t5",
+        ANY,
+        {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+    ),
+    "learned positions": ("bart", ANY, BART),
+    "positions of its tokens": ("m2m_100", ANY, BART | {"pad_token_id": 1}),
+    "sliding encoder and decoder": (
+        "t5gemma",
+        ANY,
+        {"encoder": ENCODER, "decoder": ENCODER | {"cross_attention_hidden_size": 32}}
+        | {"pad_token_id": 1},
+    ),
+}
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    """Engines that are stopped at the end of the test."""
+    made: list[Engine] = []
+    yield made
+    for engine in made:
+        engine.stop()
+
+
+def load(directory: Path, engines: list[Engine], **settings: object) -> Engine:
+    model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
+    engines.append(Engine(ModelSettings.model_validate(model), Limits(update_seconds=0)))
+    return engines[-1]
+
+
+async def answer(
+    engine: Engine, prompt: str, options: GenerationOptions = OPTIONS, *, after: float = 0
+) -> str:
+    await asyncio.sleep(after)
+    return "".join(piece.text for piece in await pieces_of(engine.stream(user(prompt), options)))
+
+
+def generated(directory: Path, prompt: str, **options: object) -> str:
+    """Returns the text of transformers' own `generate`."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    seq2seq = "ConditionalGeneration" in (directory / "config.json").read_text("utf-8")
+    loader = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    model = loader.from_pretrained(directory, dtype=torch.float32)
+    prompted = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    [tokens] = model.generate(
+        prompted,
+        attention_mask=torch.ones_like(prompted),
+        **{"do_sample": False, "min_new_tokens": 12, "max_new_tokens": 12, **options},
+    )
+    new = tokens[1 if seq2seq else prompted.shape[1] :]
+    text: str = tokenizer.decode(new, skip_special_tokens=True)
+    # What is cut off in the middle of a character is never shown.
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_model_writes_what_generate_does_whoever_else_asks(
+    kind: str, tmp_path: Path, engines: list[Engine], caplog: pytest.LogCaptureFixture
+) -> None:
+    model_type, how, fields = KINDS[kind]
+    save_tiny(model_type, tmp_path, **fields)
+    with caplog.at_level(logging.INFO):
+        engine = load(tmp_path, engines)
+    assert f"tiny runs {how}." in caplog.messages
+    expected = {prompt: generated(tmp_path, prompt) for prompt in PROMPTS}
+    assert len(set(expected.values())) >= 4
+    for prompt in PROMPTS[:2]:
+        assert await answer(engine, prompt) == expected[prompt]
+    # Those who come at once, and later ones in another order.
+    for prompts, pause in [(PROMPTS, 0.0), (PROMPTS[::-1], 0.005)]:
+        texts = await asyncio.gather(
+            *(answer(engine, prompt, after=n * pause) for n, prompt in enumerate(prompts))
+        )
+        assert dict(zip(prompts, texts, strict=True)) == expected
+    engine.check_health()
+
+
+def test_a_model_that_no_batch_runs_is_refused_with_its_architecture_and_the_reason(
+    tmp_path: Path, engines: list[Engine]
+) -> None:
+    # Without a mask of what follows, a token's scores depend on later ones.
+    save_tiny("bert", tmp_path, **SMALL, intermediate_size=64, is_decoder=False)
+    with pytest.raises(ModelError) as error:
+        load(tmp_path, engines)
+    line = str(error.value)
+    assert "is a BertLMHeadModel, which cannot be served" in line
+    assert line.endswith("its scores are not those of the plain model.")
+    assert "\n" not in line
+
+
+def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
+    tmp_path: Path,
+    engines: list[Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def mixed(*args: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        scores, state = read(*args)
+        return scores + 0.1 * scores.mean(0) * (len(scores) > 1), state
+
+    read = Reader.read
+    model_type, _, fields = KINDS["alibi"]
+    save_tiny(model_type, tmp_path, **fields)
+    monkeypatch.setattr(Reader, "read", mixed)
+    with caplog.at_level(logging.INFO):
+        load(tmp_path, engines)
+    for joining in (ANY, ALIGNED):
+        refused = f"tiny does not run {joining}: its answers depend on who else asks"
+        assert refused in caplog.messages
+    assert f"tiny runs {NONE}." in caplog.messages
+
+
+async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
+    tmp_path: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("paged attention", "alibi", "relative positions"):
+        model_type, _, fields = KINDS[kind]
+        directory = tmp_path / model_type
+        save_tiny(model_type, directory, **fields)
+        engine = load(directory, engines)
+        expected = [generated(directory, prompt) for prompt in PROMPTS[1:]]
+        broken = engine._prompts.encode(user(PROMPTS[0]))
+        usual = engine._configured.rules
+
+        def rules(prompt: list[int], *rest: Any, usual: Any = usual, broken: Any = broken) -> Any:
+            if prompt != broken:
+                return usual(prompt, *rest)
+            return lambda text, scores: scores * (torch.nan if len(text) == 3 else 1)
+
+        monkeypatch.setattr(engine._configured, "rules", rules)
+        failed, *texts = await asyncio.gather(
+            *(answer(engine, prompt) for prompt in PROMPTS), return_exceptions=True
+        )
+        assert isinstance(failed, GenerationError)
+        assert "no numbers" in str(failed)
+        assert texts == expected
+        engine.check_health()
+
+
+async def test_those_who_come_later_join_a_running_group(
+    tmp_path: Path, engines: list[Engine]
+) -> None:
+    save_tiny("bloom", tmp_path, hidden_size=32, n_layer=2, n_head=4)
+    engine = load(tmp_path, engines)
+    long = OPTIONS.model_copy(update={"min_new_tokens": 100, "max_new_tokens": 100})
+    rows = []
+    engine._model.register_forward_pre_hook(
+        lambda *given: rows.append(len(given[-1]["input_ids"])), with_kwargs=True
+    )
+    await asyncio.gather(
+        *(answer(engine, prompt, long, after=n * 0.02) for n, prompt in enumerate(PROMPTS))
+    )
+    assert isinstance(engine._batch, GroupedBatch)
+    # Each prompt is read alone, and is in a row of the group after that.
+    assert max(rows) == len(PROMPTS)
+    assert len(rows) < 2 * long.max_new_tokens
