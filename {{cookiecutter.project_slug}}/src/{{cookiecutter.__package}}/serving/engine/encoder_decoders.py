@@ -11,6 +11,8 @@ from .generation import Request
 from .sampling import choose
 
 STOP_SECONDS = 30
+PAIRS_AT_ONCE = 2048**2
+"""Of the tokens of prompts that an encoder reads together."""
 
 
 class EncoderDecoderBatch:
@@ -107,9 +109,7 @@ class Group:
         if not self.requests:
             return
         if self._encoded is None:
-            encoder = self._model.get_encoder()
-            encoded = encoder(input_ids=self._prompts, attention_mask=self._mask)
-            self._encoded = encoded.last_hidden_state
+            self._encoded = _encode(self._model, self._prompts, self._mask)
         output = self._model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self._encoded),
             attention_mask=self._mask,
@@ -148,6 +148,17 @@ class Group:
         if self._encoded is not None:
             self._encoded = self._encoded[index]
             self._cache.batch_select_indices(index)
+
+
+def _encode(model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Reads the prompts, a few at a time where they are long: memory grows by the square."""
+    encoder, rows = model.get_encoder(), max(PAIRS_AT_ONCE // prompts.shape[1] ** 2, 1)
+    return torch.cat(
+        [
+            encoder(input_ids=some, attention_mask=its_mask).last_hidden_state
+            for some, its_mask in zip(prompts.split(rows), mask.split(rows), strict=True)
+        ]
+    )
 
 
 def _first_token(model: PreTrainedModel) -> int:

@@ -1,18 +1,14 @@
 """Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
 
-import math
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
-from pathlib import Path
 
-import psutil
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
 )
 
@@ -26,24 +22,21 @@ from ..protocol import (
     Piece,
     PromptError,
 )
+from ..telemetry.logs import logger
 from .decoders import DecoderBatch
 from .encoder_decoders import EncoderDecoderBatch
 from .generation import Batch, Request
 from .prompts import PromptEncoder
+from .room import decoder_room, encoder_room, longest_answer
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
-from .weights import locate
+from .vocabulary import load_tokenizer
+from .weights import Weights, in_one_line, locate
 
 # oneDNN would keep its code for each number of tokens that it has computed at once, which
 # takes more than 100 MB after some hundred requests and makes nothing faster.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-
-# Part of the free memory for keys and values, where the settings name no number of tokens:
-# several models share a machine, and one or two of them a GPU.
-CACHE_SHARE = 1 / 64
-GPU_CACHE_SHARE = 1 / 4
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class Engine:
@@ -61,18 +54,19 @@ class Engine:
         self._settings = model
         self._limits = limits
         self._requests = 0
-        directory = locate(model)
+        self._model: PreTrainedModel
+        weights = locate(model)
         try:
-            self._load(directory)
+            self._load(weights)
             self._batch = self._make_batch()
         except ModelError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ModelError(
-                f"Model {model.name!r}: {model.source!r} cannot be loaded ({reason}). "
+                f"Model {model.name!r}: {model.source!r} cannot be loaded ({in_one_line(error)}). "
                 "It must be a text model for transformers with safetensors weights."
             ) from error
+        logger.info("%s: in %s; %s", model.name, self._model.dtype, self._room)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -88,7 +82,7 @@ class Engine:
         """
         if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
-        text = AnswerText(self._tokenizer.backend_tokenizer, self._end, options.stop)
+        text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         request = Request(self._encode(messages, options), self._sampling(options), text.read)
         self._requests += 1
         self._batch.start(request)
@@ -117,44 +111,40 @@ class Engine:
     def stop(self) -> None:
         self._batch.stop()
 
-    def _load(self, directory: Path) -> None:
-        config = AutoConfig.from_pretrained(directory)
+    def _load(self, weights: Weights) -> None:
+        directory = weights.directory
+        options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
+        config = AutoConfig.from_pretrained(directory, **options)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._tokenizer = load_tokenizer(self._settings, directory, weights.gguf_file)
         self._prompts = PromptEncoder(
             self._settings, self._tokenizer, can_continue=not config.is_encoder_decoder
         )
-        self._model: PreTrainedModel = loader.from_pretrained(
-            directory, dtype=_dtype(self._settings.dtype), use_safetensors=True
+        self._model, loaded = loader.from_pretrained(
+            directory,
+            dtype=_dtype(self._settings.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
+        _check_loaded(self._model, loaded["missing_keys"])
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._end = _end_tokens(self._model)
-        self._context = _context(self._model, self._tokenizer.model_max_length)
-        self._longest_answer = _longest_answer(self._model)
+        self._longest_answer = longest_answer(self._model)
 
     def _make_batch(self) -> Batch:
-        running = self._limits.running_requests
+        running, says = self._limits.running_requests, self._tokenizer.model_max_length
         if self._model.config.is_encoder_decoder:
+            self._room = encoder_room(self._model, self._limits, says)
             return EncoderDecoderBatch(self._model, self._end, running)
-        cache_tokens = self._limits.cache_tokens or min(
-            running * self._context,
-            _free_memory(self._model.device) // _bytes_per_token(self._model),
-        )
-        self._context = min(self._context, cache_tokens)
+        self._room, cache_tokens = decoder_room(self.name, self._model, self._limits, says)
         return DecoderBatch(self._model, self._end, running, cache_tokens)
 
     def _encode(self, messages: Sequence[Message], options: GenerationOptions) -> list[int]:
         tokens = self._prompts.encode(messages)
         if not tokens:
             raise PromptError(f"{self.name} reads nothing in this text. Write another.")
-        # A decoder writes into the context that it reads from.
-        decoder = not self._model.config.is_encoder_decoder
-        room = self._context - (options.max_new_tokens if decoder else 0)
-        if len(tokens) > room:
-            raise PromptError(
-                f"The text is too long for {self.name}: {len(tokens)} tokens, and it reads at "
-                f"most {room}. Shorten the text or ask for fewer new tokens."
-            )
+        self._room.check(self.name, len(tokens), options.max_new_tokens)
         if options.max_new_tokens > self._longest_answer:
             raise PromptError(
                 f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
@@ -185,50 +175,15 @@ def _dtype(asked: str) -> str:
     return "bfloat16" if native else "float32"
 
 
+def _check_loaded(model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Transformers makes up what is missing, and the model writes nonsense."""
+    lacking = sorted(set(missing) & {name for name, _ in model.named_parameters()})
+    if lacking:
+        raise ValueError(f"{len(lacking)} weights are missing, {lacking[0]} among them")
+
+
 def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
     end = model.generation_config.eos_token_id
     if end is None:
         return frozenset()
     return frozenset([end] if isinstance(end, int) else end)
-
-
-def _context(model: PreTrainedModel, tokenizer_says: int) -> int:
-    """Tokens that the model can attend to."""
-    return min(tokenizer_says, getattr(model.config, "max_position_embeddings", tokenizer_says))
-
-
-def _longest_answer(model: PreTrainedModel) -> float:
-    """Tokens for which the model has positions: BART learned some, T5 counts without end.
-
-    A decoder writes into its context, which is checked with the prompt.
-    """
-    config = model.config
-    if not config.is_encoder_decoder:
-        return math.inf
-    names = ("max_decoder_position_embeddings", "max_position_embeddings")
-    return next((getattr(config, name) for name in names if hasattr(config, name)), math.inf)
-
-
-def _bytes_per_token(model: PreTrainedModel) -> int:
-    """What the keys and values of one token take."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * int(config.num_hidden_layers * heads * size * model.dtype.itemsize)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that the cache of keys and values may take."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * GPU_CACHE_SHARE)
-    return int(min(psutil.virtual_memory().available, _container_memory()) * CACHE_SHARE)
-
-
-def _container_memory() -> float:
-    """Bytes that the container may use; outside of one there is no such bound."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        limit = CGROUP / name
-        if limit.is_file() and (text := limit.read_text("ascii").strip()).isdecimal():
-            return int(text)
-    return math.inf
