@@ -12,19 +12,26 @@ M = TypeVar("M", bound=ModelSettings)
 class DeployedRevision(str):
     """A revision that becomes a commit when its deployment is built.
 
-    Serve then pickles what the deployment is called with, and calls each replica with that: the
-    first, one that replaces another, one more under load. Without Ray the graph is only looked
-    at, which asks no hub.
+    Serve pickles what the deployment is called with, and calls each replica with that: the
+    first, one that replaces another, one more under load. Where the graph is only looked at, or
+    imported by a replica, no hub is asked.
     """
 
     model: ModelSettings
+    commit: str | None = None
 
     def __reduce__(self) -> tuple[object, tuple[str | None]]:
         # Here, so that the settings alone load no client of the hub.
         from ..engine.weights import commit_of
 
-        commit = commit_of(self.model) if ray.is_initialized() else None
-        return _itself, (commit or self.model.revision,)
+        if self.commit is None and is_deploying():
+            self.commit = commit_of(self.model)
+        return _itself, (self.commit or self.model.revision,)
+
+
+def is_deploying() -> bool:
+    """Whether this process builds a graph for Ray: no replica does, and nobody without Ray."""
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is None
 
 
 def pinned(model: M) -> M:
