@@ -90,6 +90,7 @@ def test_a_model_beside_a_local_test_is_the_one_of_its_settings(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
     class Replica:
         def __init__(self, model: ModelSettings) -> None:
             self._model = model
