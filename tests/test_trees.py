@@ -20,14 +20,20 @@ ALWAYS = set(
     src/our_app/serving/start.py
     src/our_app/serving/deployments/__init__.py src/our_app/serving/deployments/builders.py
     src/our_app/serving/deployments/deployment.py src/our_app/serving/deployments/handles.py
-    src/our_app/serving/deployments/openai_client.py src/our_app/serving/deployments/settings.py
+    src/our_app/serving/deployments/openai_client.py src/our_app/serving/deployments/pinning.py
+    src/our_app/serving/deployments/settings.py
     src/our_app/serving/engine/__init__.py src/our_app/serving/engine/attention.py
     src/our_app/serving/engine/caches.py src/our_app/serving/engine/checks.py
     src/our_app/serving/engine/configured.py src/our_app/serving/engine/decoders.py
     src/our_app/serving/engine/engine.py src/our_app/serving/engine/generation.py
-    src/our_app/serving/engine/groups.py src/our_app/serving/engine/prompts.py
-    src/our_app/serving/engine/sampling.py src/our_app/serving/engine/settings.py
-    src/our_app/serving/engine/text.py src/our_app/serving/engine/weights.py
+    src/our_app/serving/engine/groups.py
+    src/our_app/serving/engine/prompts.py
+    src/our_app/serving/engine/room.py
+    src/our_app/serving/engine/sampling.py
+    src/our_app/serving/engine/settings.py
+    src/our_app/serving/engine/text.py
+    src/our_app/serving/engine/vocabulary.py
+    src/our_app/serving/engine/weights.py
     src/our_app/serving/http/__init__.py src/our_app/serving/http/disconnects.py
     src/our_app/serving/http/files.py src/our_app/serving/http/guard.py
     src/our_app/serving/http/hosts.py src/our_app/serving/http/ingress.py
@@ -48,9 +54,16 @@ ALWAYS = set(
     tests/serving/test_start.py
     tests/serving/deployments/__init__.py tests/serving/deployments/test_deployments.py
     tests/serving/deployments/test_faults.py tests/serving/deployments/test_openai_client.py
-    tests/serving/engine/__init__.py tests/serving/engine/test_any_model.py
-    tests/serving/engine/test_configured.py tests/serving/engine/test_engine.py
-    tests/serving/engine/test_prompts.py tests/serving/engine/test_sampling.py
+    tests/serving/deployments/test_pinning.py
+    tests/serving/engine/__init__.py
+    tests/serving/engine/test_any_model.py
+    tests/serving/engine/test_configured.py
+    tests/serving/engine/test_engine.py
+    tests/serving/engine/test_gguf.py
+    tests/serving/engine/test_prompts.py
+    tests/serving/engine/test_room.py
+    tests/serving/engine/test_sampling.py
+    tests/serving/engine/test_vocabulary.py
     tests/serving/engine/test_weights.py
     tests/serving/http/__init__.py tests/serving/http/test_disconnects.py
     tests/serving/http/test_guard.py tests/serving/http/test_hosts.py

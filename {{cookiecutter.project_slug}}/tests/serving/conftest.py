@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,27 @@ def kept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def second_model(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the second model of the served page lies."""
+    return shutil.copytree(tiny_decoder, tmp_path_factory.mktemp("second") / "model")
+
+
+@pytest.fixture(scope="session")
 def served_pages(
-    tiny_decoder: Path, kept_files: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_decoder: Path,
+    second_model: Path,
+    kept_files: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     """Pages that compare models, count behind a login, chat, and take files, on one cluster.
 
     All but one are behind a route prefix, where a page has more to get right than at the root.
     """
     arguments = {"title": "Words", "description": "", "mcp": True}
-    models = [{"name": name, "source": str(tiny_decoder)} for name in MODELS]
+    sources = (tiny_decoder, second_model)
+    models = [
+        {"name": name, "source": str(source)} for name, source in zip(MODELS, sources, strict=True)
+    ]
     # A tiny model is done before an eye could follow.
     limits = {"update_seconds": 0}
     config = {

@@ -7,6 +7,7 @@ is interrupted or its standard input closes, and prints the HF_ENDPOINT to use.
 import hashlib
 import json
 import re
+import ssl
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,17 +30,33 @@ ROUTE = re.compile(
 
 
 @contextmanager
-def loopback_hub(models: Path) -> Iterator[str]:
-    """Serves each directory below `models` under its path and yields the HF_ENDPOINT."""
+def loopback_hub(
+    models: Path,
+    *,
+    commit: str = COMMIT,
+    refusing: HTTPStatus | None = None,
+    certificate: Path | None = None,
+) -> Iterator[str]:
+    """Serves each directory below `models` under its path and yields the HF_ENDPOINT.
+
+    Args:
+        commit: what its main branch is.
+        refusing: what it answers to everything.
+        certificate: of its own, with the key, which nobody trusts.
+    """
 
     class Handler(_Handler):
-        root = models
+        root, main, refusal = models, commit, refusing
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
@@ -56,6 +73,8 @@ def save_tiny_hub(models: Path) -> Path:
 
 class _Handler(BaseHTTPRequestHandler):
     root: Path
+    main: str
+    refusal: HTTPStatus | None
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -67,19 +86,23 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self, *, with_body: bool) -> None:
+        if self.refusal:
+            self._send(self.refusal, b"", {}, with_body)
+            return
         match = ROUTE.match(unquote(urlsplit(self.path).path))
         model = self.root / (match["api"] or match["model"]) if match else self.root
-        if match is None or not (model / "config.json").is_file():
+        if match is None or not model.is_dir():
             self._send(HTTPStatus.NOT_FOUND, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
-        elif match["listing"] and match["revision"] not in ("main", COMMIT):
+        elif match["listing"] and match["revision"] not in ("main", self.main):
             self._send(HTTPStatus.NOT_FOUND, b"", {"X-Error-Code": "RevisionNotFound"}, with_body)
         elif match["listing"] == "revision":
-            self._send_json({"id": match["api"], "sha": COMMIT}, with_body)
+            siblings = [{"rfilename": each["path"]} for each in _entries(model)]
+            self._send_json({"id": match["api"], "sha": self.main, "siblings": siblings}, with_body)
         elif match["listing"] == "tree":
-            self._send_json([_entry(file) for file in sorted(model.iterdir())], with_body)
+            self._send_json(_entries(model), with_body)
         elif (model / match["file"]).is_file():
             content = (model / match["file"]).read_bytes()
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}  # noqa: S324
+            headers = {"X-Repo-Commit": self.main, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}  # noqa: S324
             self._send(HTTPStatus.OK, content, headers, with_body)
         else:
             self._send(HTTPStatus.NOT_FOUND, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
@@ -100,14 +123,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _entry(file: Path) -> dict[str, str | int]:
-    content = file.read_bytes()
-    return {
-        "type": "file",
-        "path": file.name,
-        "size": len(content),
-        "oid": hashlib.sha1(content).hexdigest(),  # noqa: S324
-    }
+def _entries(model: Path) -> list[dict[str, str | int]]:
+    return [
+        {
+            "type": "file",
+            "path": str(file.relative_to(model)),
+            "size": file.stat().st_size,
+            "oid": hashlib.sha1(file.read_bytes()).hexdigest(),  # noqa: S324
+        }
+        for file in sorted(model.rglob("*"))
+        if file.is_file()
+    ]
 
 
 def main() -> None:

@@ -1,13 +1,16 @@
 """The models as deployments, in Serve's local testing mode: no cluster, one process."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from {{ cookiecutter.__package }}.serving.deployments import handles
 from {{ cookiecutter.__package }}.serving.deployments.deployment import (
     TextGenerationModel,
 )
@@ -124,6 +127,75 @@ async def test_who_finds_the_queue_full_is_refused_and_counted() -> None:
     with pytest.raises(BusyError, match="Try again"):
         await anext(RemoteModel("full", handle, answers).stream(user("Hi"), GenerationOptions()))
     answers.inc.assert_called_once_with(tags={"model": "full", "outcome": "refused"})
+
+
+def refused(message: str, running: int = 0) -> MagicMock:
+    """What Serve says of an application whose model does not start."""
+    deployment = MagicMock(message=message, replica_states={"RUNNING": running})
+    return MagicMock(applications={"ours": MagicMock(deployments={"tiny": deployment})})
+
+
+TRACEBACK = """A replica failed to start with exception. Retrying. Error:
+Traceback (most recent call last):
+  File "engine.py", line 1, in __init__
+package.serving.protocol.ModelError: Model 'tiny': 'org/tiny' is unknown to the hub."""
+
+
+class Silent:
+    """What a handle streams while no replica takes the request."""
+
+    def __aiter__(self) -> "Silent":
+        return self
+
+    async def __anext__(self) -> Piece:
+        await asyncio.sleep(60)
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """There is nothing to cancel."""
+
+
+def never_answering() -> MagicMock:
+    handle = MagicMock(deployment_id=MagicMock(app_name="ours"))
+    handle.options.return_value.stream.remote.return_value = Silent()
+    return handle
+
+
+async def test_a_model_of_which_no_replica_can_start_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(serve, "status", lambda: refused(TRACEBACK))
+    model = RemoteModel("tiny", never_answering(), MagicMock())
+    with pytest.raises(InterruptionError) as error:
+        await anext(model.stream(user("Hi"), GenerationOptions()))
+    assert str(error.value) == "Model 'tiny': 'org/tiny' is unknown to the hub."
+
+
+@pytest.mark.parametrize("status", [refused(TRACEBACK, running=1), refused("waits for a GPU")])
+async def test_a_model_that_may_still_answer_is_waited_for(
+    status: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(serve, "status", lambda: status)
+    model = RemoteModel("tiny", never_answering(), MagicMock())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(model.stream(user("Hi"), GenerationOptions())), 0.5)
+
+
+async def test_a_deployment_that_serve_has_given_up_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "status", lambda: refused(TRACEBACK))
+    handle = MagicMock(deployment_id=MagicMock(app_name="ours"))
+    given_up = DeploymentUnavailableError(DeploymentID(name="tiny", app_name="ours"))
+    handle.options.return_value.stream.remote.return_value.__aiter__.side_effect = given_up
+    model = RemoteModel("tiny", handle, MagicMock())
+    with pytest.raises(InterruptionError, match="'org/tiny' is unknown to the hub"):
+        await anext(model.stream(user("Hi"), GenerationOptions()))
+    monkeypatch.setattr(serve, "status", lambda: refused("RuntimeError: out of luck"))
+    with pytest.raises(InterruptionError, match="tiny could not be started"):
+        await anext(model.stream(user("Hi"), GenerationOptions()))
 
 
 async def test_a_stream_can_be_left(tiny: RemoteModel) -> None:

@@ -1,5 +1,8 @@
 """The served application when a process of it dies."""
 
+import time
+from pathlib import Path
+
 import pytest
 from gradio_client import Client
 
@@ -16,3 +19,25 @@ def test_a_call_after_the_only_replica_of_a_model_died_waits_for_the_next(words:
     texts = client.submit("The whale", 5, 10, api_name="/generate").result(timeout=60)
     assert len(texts) == len(MODELS)
     assert all(text and "⚠" not in text for text in texts)
+
+
+def test_a_model_that_is_refused_when_it_starts_anew_says_why_and_the_other_goes_on(
+    words: str, second_model: Path
+) -> None:
+    client = Client(words, verbose=False)
+    config, gone = second_model / "config.json", second_model / "gone"
+    [replica] = replicas_of(MODELS[1])
+    config.rename(gone)
+    try:
+        replica.kill()
+        job = client.submit("The whale", 5, 10, api_name="/generate")
+        first, second = job.result(timeout=120)
+        assert first
+        assert "⚠" not in first
+        assert f"⚠ Model 'second': '{second_model}' has no config.json" in second
+    finally:
+        gone.rename(config)
+    deadline = time.monotonic() + 180
+    while "⚠" in second:
+        assert time.monotonic() < deadline
+        second = client.submit("The whale", 5, 10, api_name="/generate").result(timeout=120)[1]

@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentHandle
 from ..protocol import Model
 from ..telemetry.metrics import Metered
 from .handles import RemoteModel
+from .pinning import pinned
 from .settings import ModelSettings, ModelsSettings
 
 S = TypeVar("S", bound=ModelsSettings)
@@ -40,7 +41,8 @@ class PageOfModels(Generic[S, P]):
 
     def __reduce__(self) -> tuple[type["PageOfModels[S, P]"], tuple[object, ...]]:
         # Serve pickles a replica's arguments once more when it has started; engines cannot be.
-        return PageOfModels, (self.settings, self.build_page)
+        models = tuple(map(pinned, self.settings.models))
+        return PageOfModels, (self.settings.model_copy(update={"models": models}), self.build_page)
 
     def check_health(self) -> None:
         for check in self._healthy:

@@ -10,6 +10,7 @@ from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import End, GenerationOptions, Message, Piece
 from ..telemetry.logs import clean_request_ids, request_id
 from ..telemetry.metrics import Metered
+from .pinning import pinned
 from .settings import ModelsSettings
 
 
@@ -54,7 +55,7 @@ def deployments_of(settings: ModelsSettings) -> list[Application]:
             max_ongoing_requests=settings.limits.running_requests,
             max_queued_requests=settings.limits.waiting_requests,
             **settings.deployment_of(model).options(),
-        ).bind(model, settings.limits, log_prompts=settings.log_prompts)
+        ).bind(pinned(model), settings.limits, log_prompts=settings.log_prompts)
         for model in settings.models
         if model.base_url is None
     ]

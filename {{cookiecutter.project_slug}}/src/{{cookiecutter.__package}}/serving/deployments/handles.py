@@ -1,11 +1,17 @@
 """A deployed model as the page sees it. Knows nothing of Gradio."""
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter
 
@@ -20,6 +26,10 @@ from ..protocol import (
 )
 from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
+
+PATIENCE_SECONDS = 5
+"""After so long without a text, and twice that, it is looked whether there ever will be one."""
+REFUSAL = "ModelError: "
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class RemoteModel:
 
         Raises:
             PromptError, BusyError: as the model's engine does.
-            InterruptionError: the replica was lost half way, or the second one as well.
+            InterruptionError: the replica was lost half way, or the second one as well; or none
+                can be started, and the message is that of the engine.
         """
         for retries_left in (1, 0):
             shown = False
@@ -64,12 +75,42 @@ class RemoteModel:
             tuple(messages), options, request_id.get()
         )
         try:
-            async for piece in response:
+            pieces = aiter(response)
+            yield await self._first(pieces)
+            async for piece in pieces:
                 yield piece
+        except StopAsyncIteration:
+            return
         except RayTaskError as error:
             raise error.cause from error
+        except DeploymentUnavailableError as error:
+            reason = await asyncio.to_thread(self._refusal)
+            raise InterruptionError(
+                reason or f"{self.name} could not be started. Look at the server's log."
+            ) from error
         except BackPressureError as error:
             self.answers.inc(tags={"model": self.name, "outcome": "refused"})
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.") from error
         finally:
             response.cancel()
+
+    async def _first(self, pieces: AsyncIterator[Piece | End]) -> Piece | End:
+        """Waits for a replica no longer than one may come."""
+        first, patience = asyncio.ensure_future(anext(pieces)), PATIENCE_SECONDS
+        try:
+            while not (await asyncio.wait([first], timeout=patience))[0]:
+                if reason := await asyncio.to_thread(self._refusal):
+                    raise InterruptionError(reason)
+                patience *= 2
+            return first.result()
+        finally:
+            first.cancel()
+
+    def _refusal(self) -> str | None:
+        """Returns why the model cannot be loaded, where no replica of it is left."""
+        application = serve.status().applications.get(self.handle.deployment_id.app_name)
+        deployment = application.deployments.get(self.name) if application else None
+        if deployment is None or deployment.replica_states.get("RUNNING"):
+            return None
+        said = [line for line in deployment.message.splitlines() if REFUSAL in line]
+        return said[-1].partition(REFUSAL)[2] if said else None

@@ -1,20 +1,15 @@
 """Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
 
-import logging
-import math
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 
-import psutil
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
 )
 
@@ -29,28 +24,24 @@ from ..protocol import (
     Piece,
     PromptError,
 )
+from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
 from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
 from .generation import Batch, Request
 from .groups import GroupedBatch, Joining, first_token
 from .prompts import PromptEncoder
+from .room import Room, decoder_room, encoder_room, longest_answer
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
-from .weights import locate
+from .vocabulary import load_tokenizer
+from .weights import Weights, in_one_line, locate
 
 # oneDNN would keep its code for each number of tokens that it has computed at once, which
 # takes more than 100 MB after some hundred requests and makes nothing faster.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
-logger = logging.getLogger(__name__)
-
-# Part of the free memory for keys and values, where the settings name no number of tokens:
-# several models share a machine, and one or two of them a GPU.
-CACHE_SHARE = 1 / 64
-GPU_CACHE_SHARE = 1 / 4
-CGROUP = Path("/sys/fs/cgroup")
 CONTINUOUS = "in one batch that a request joins while others run"
 
 
@@ -69,17 +60,19 @@ class Engine:
         self._settings = model
         self._limits = limits
         self._requests = 0
-        directory = locate(model)
+        self._model: PreTrainedModel
+        weights = locate(model)
         try:
-            self._load(directory)
+            self._load(weights)
             self._batch = self._checked_batch()
         except ModelError:
             raise
         except Exception as error:
             raise ModelError(
-                f"Model {model.name!r}: {model.source!r} cannot be loaded ({_first_line(error)}). "
+                f"Model {model.name!r}: {model.source!r} cannot be loaded ({in_one_line(error)}). "
                 "It must be a text model for transformers with safetensors weights."
             ) from error
+        logger.info("%s: in %s; %s", model.name, self._model.dtype, self._room)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -95,7 +88,7 @@ class Engine:
         """
         if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
-        text = AnswerText(self._tokenizer.backend_tokenizer, self._end, options.stop)
+        text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         prompt = self._encode(messages, options)
         begin = [first_token(self._model)] if self._encodes else prompt
         rules = self._configured.rules(prompt, begin, options.max_new_tokens)
@@ -127,16 +120,23 @@ class Engine:
     def stop(self) -> None:
         self._batch.stop()
 
-    def _load(self, directory: Path) -> None:
-        config = AutoConfig.from_pretrained(directory)
+    def _load(self, weights: Weights) -> None:
+        directory = weights.directory
+        options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
+        config = AutoConfig.from_pretrained(directory, **options)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._tokenizer = load_tokenizer(self._settings, directory, weights.gguf_file)
         self._prompts = PromptEncoder(
             self._settings, self._tokenizer, can_continue=not config.is_encoder_decoder
         )
-        self._model: PreTrainedModel = loader.from_pretrained(
-            directory, dtype=_dtype(self._settings.dtype), use_safetensors=True
+        self._model, loaded = loader.from_pretrained(
+            directory,
+            dtype=_dtype(self._settings.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
+        _check_loaded(self._model, loaded["missing_keys"])
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._encodes: bool = config.is_encoder_decoder
         self._end = end_tokens(self._model, self._tokenizer)
@@ -146,8 +146,15 @@ class Engine:
             self._top_k = min(self._model.generation_config.top_k or MOST_TOP_K, MOST_TOP_K)
         for line in unkept(self._model.generation_config):
             logger.warning("%s: %s", self.name, line)
-        self._context = _context(self._model, self._tokenizer.model_max_length)
-        self._longest_answer = _longest_answer(self._model)
+        self._longest_answer = longest_answer(self._model)
+        self._room, self._cache_tokens = self._rooms()
+
+    def _rooms(self) -> tuple[Room, int | None]:
+        """Returns the room for one text, and for a decoder how many tokens its cache holds."""
+        says = self._tokenizer.model_max_length
+        if self._encodes:
+            return encoder_room(self._model, self._limits, says), None
+        return decoder_room(self.name, self._model, self._limits, says)
 
     def _checked_batch(self) -> Batch:
         """Returns the first kind of batch that writes what the plain model does.
@@ -156,7 +163,7 @@ class Engine:
             ModelError: none does.
         """
         attention: str = self._model.config._attn_implementation
-        longest = max(int(min(self._context - NEW_TOKENS, LONGEST_PROMPT)), 1)
+        longest = max(min(self._room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
         prompts = prompts_of(self._tokenizer, longest)
         found: str | None = None
         for how, make in self._batches():
@@ -166,7 +173,7 @@ class Engine:
                     batch = make()
                     found = difference(self._model, batch, prompts, attention)
             except Exception as error:  # Of any kind: its code meets a cache that it does not know.
-                found = _first_line(error)
+                found = in_one_line(error)
             if found is None and batch is not None:
                 logger.info("%s runs %s.", self.name, how)
                 return batch
@@ -181,15 +188,8 @@ class Engine:
 
     def _batches(self) -> Iterator[tuple[str, Callable[[], Batch]]]:
         """Yields kinds of batches, the fastest first."""
-        running, cache_tokens = self._limits.running_requests, None
-        if not self._encodes:
-            cache_tokens = self._limits.cache_tokens or int(
-                min(
-                    running * self._context,
-                    _free_memory(self._model.device) // _bytes_per_token(self._model),
-                )
-            )
-            self._context = min(self._context, cache_tokens)
+        running, cache_tokens = self._limits.running_requests, self._cache_tokens
+        if cache_tokens is not None:
             yield (
                 CONTINUOUS,
                 lambda: DecoderBatch(self._model, self._end, running, cache_tokens),
@@ -204,13 +204,7 @@ class Engine:
         tokens = self._prompts.encode(messages)
         if not tokens:
             raise PromptError(f"{self.name} reads nothing in this text. Write another.")
-        # A decoder writes into the context that it reads from.
-        room = self._context - (0 if self._encodes else options.max_new_tokens)
-        if len(tokens) > room:
-            raise PromptError(
-                f"The text is too long for {self.name}: {len(tokens)} tokens, and it reads at "
-                f"most {room}. Shorten the text or ask for fewer new tokens."
-            )
+        self._room.check(self.name, len(tokens), options.max_new_tokens)
         if options.max_new_tokens > self._longest_answer:
             raise PromptError(
                 f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
@@ -241,49 +235,8 @@ def _dtype(asked: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def _context(model: PreTrainedModel, tokenizer_says: int) -> int:
-    """Tokens that the model can attend to."""
-    return min(tokenizer_says, getattr(model.config, "max_position_embeddings", tokenizer_says))
-
-
-def _longest_answer(model: PreTrainedModel) -> float:
-    """Tokens for which the model has positions: BART learned some, T5 counts without end.
-
-    A decoder writes into its context, which is checked with the prompt.
-    """
-    config = model.config
-    if not config.is_encoder_decoder:
-        return math.inf
-    names = ("max_decoder_position_embeddings", "max_position_embeddings")
-    return next((getattr(config, name) for name in names if hasattr(config, name)), math.inf)
-
-
-def _bytes_per_token(model: PreTrainedModel) -> int:
-    """What the keys and values of one token take."""
-    config = model.config.get_text_config()
-    layers = config.num_hidden_layers
-    heads = getattr(config, "num_attention_heads", None) or 1
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return 2 * int(layers * shared * size * model.dtype.itemsize)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that the cache of keys and values may take."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * GPU_CACHE_SHARE)
-    return int(min(psutil.virtual_memory().available, _container_memory()) * CACHE_SHARE)
-
-
-def _container_memory() -> float:
-    """Bytes that the container may use; outside of one there is no such bound."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        limit = CGROUP / name
-        if limit.is_file() and (text := limit.read_text("ascii").strip()).isdecimal():
-            return int(text)
-    return math.inf
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+def _check_loaded(model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Transformers makes up what is missing, and the model writes nonsense."""
+    lacking = sorted(set(missing) & {name for name, _ in model.named_parameters()})
+    if lacking:
+        raise ValueError(f"{len(lacking)} weights are missing, {lacking[0]} among them")

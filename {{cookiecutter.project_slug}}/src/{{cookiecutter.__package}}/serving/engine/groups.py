@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 30
 STEP_TOKENS = 512
 """Tokens of prompts that are read between two steps, so that nobody waits for long."""
+PAIRS_AT_ONCE = 2048**2
+"""Of the tokens of prompts that an encoder reads together."""
 MOST_PADDING = 512
 """Tokens by which a row may be longer than another of its group."""
 ROOM = 1 << 20
@@ -252,8 +254,13 @@ class Reader:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
             mask[row, : len(prompt)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        output = self._model.get_encoder()(input_ids=tokens, attention_mask=mask)
-        return output.last_hidden_state, mask
+        # A few at a time where they are long: memory grows by the square.
+        encoder, rows = self._model.get_encoder(), max(PAIRS_AT_ONCE // longest**2, 1)
+        encoded = [
+            encoder(input_ids=some, attention_mask=its_mask).last_hidden_state
+            for some, its_mask in zip(tokens.split(rows), mask.split(rows), strict=True)
+        ]
+        return torch.cat(encoded), mask
 
     def read(
         self,

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..protocol import Message, ModelError, PromptError
 from .settings import EngineSettings
+from .vocabulary import vocabulary_of
 
 MARKS = range(0xF0000, 0x10FFFE)
 """Characters for private use, which stand for a visitor's texts while a template is rendered."""
@@ -33,7 +34,7 @@ class PromptEncoder:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._backend = tokenizer.backend_tokenizer
+        self.vocabulary = vocabulary_of(tokenizer)
         self._can_continue = can_continue
         self._control = frozenset(
             number
@@ -41,7 +42,7 @@ class PromptEncoder:
             # Spaces and single characters are text, which some vocabularies add.
             if len(token.content.strip()) > 1
         )
-        self._unknown = self._control & set(self._bare(chr(MARKS[0])))
+        self._unknown = self._control & set(self.vocabulary.encode_bare(chr(MARKS[0])))
         """Also stands for characters that the vocabulary lacks, so it may come from any text."""
         self._template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
         self._check_settings()
@@ -63,16 +64,16 @@ class PromptEncoder:
         with_marks = self._rendered(turns)
         parts = re.split(f"([{''.join(texts)}])", with_marks) if texts else [with_marks]
         careful = self._encode_parts(parts, texts)
+        usual, bare = self.vocabulary.encode, self.vocabulary.encode_bare
         if any(
-            self._controls(self._usual(text)) != self._controls(self._bare(text))
-            for text in texts.values()
+            self._controls(usual(text)) != self._controls(bare(text)) for text in texts.values()
         ):
             return careful
-        usual: list[int] = self._tokenizer(
+        tokens: list[int] = self._tokenizer(
             self._rendered(_filled(turns, texts)), add_special_tokens=not self._template
         )["input_ids"]
         # A template may join what it writes with a text, or a text with another.
-        return usual if self._controls(usual) == self._controls(careful) else careful
+        return tokens if self._controls(tokens) == self._controls(careful) else careful
 
     def _mark(self, messages: Sequence[Message]) -> tuple[dict[str, str], list[Message]]:
         """Returns the texts by their marks, and the messages with marks in the place of texts."""
@@ -125,23 +126,20 @@ class PromptEncoder:
             if part in texts:
                 tokens += self._encode_text(texts[part], follows=bool(tokens))
             elif part:
-                tokens += self._encode(part, self._usual, follows=bool(tokens))
+                tokens += self._encode(part, self.vocabulary.encode, follows=bool(tokens))
         if self._template:
             return tokens
-        frame = self._backend.encode("x")
-        inner = [position for position, added in enumerate(frame.special_tokens_mask) if not added]
-        return [*frame.ids[: inner[0]], *tokens, *frame.ids[inner[-1] + 1 :]]
+        before, after = self.vocabulary.frame
+        return [*before, *tokens, *after]
 
     def _encode_text(self, text: str, *, follows: bool) -> list[int]:
         """Encodes a visitor's text so that no control token is among its tokens."""
-        forbidden = self._control - self._unknown
-        tokens = self._encode(text, self._bare, follows=follows)
+        forbidden, bare = self._control - self._unknown, self.vocabulary.encode_bare
+        tokens = self._encode(text, bare, follows=follows)
         if not forbidden.isdisjoint(tokens):
             # A vocabulary may join characters to what is a control token, too.
             tokens = [
-                token
-                for character in text
-                for token in self._encode(character, self._bare, follows=True)
+                token for character in text for token in self._encode(character, bare, follows=True)
             ]
         if not forbidden.isdisjoint(tokens):
             raise PromptError(
@@ -156,20 +154,6 @@ class PromptEncoder:
             if tokens[: len(newline)] == newline:
                 return tokens[len(newline) :]
         return encode(text)
-
-    def _usual(self, text: str) -> list[int]:
-        tokens: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return tokens
-
-    def _bare(self, text: str) -> list[int]:
-        """Encodes without looking for added tokens, which no option of the tokenizer turns off."""
-        normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
-        if normalizer is not None:
-            text = normalizer.normalize_str(text)
-        words = [text]
-        if pre_tokenizer is not None:
-            words = [word for word, _ in pre_tokenizer.pre_tokenize_str(text)]
-        return [token.id for word in words for token in self._backend.model.tokenize(word)]
 
     def _controls(self, tokens: Iterable[int]) -> list[int]:
         return [token for token in tokens if token in self._control]

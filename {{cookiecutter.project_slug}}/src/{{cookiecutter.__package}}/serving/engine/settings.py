@@ -17,9 +17,12 @@ class EngineSettings(Strict):
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of its pane and of its deployment."""
     source: str = Field(min_length=1)
-    """A Hugging Face model id or a local directory; docs/changing.md says what else."""
+    """A Hugging Face model id, a local directory or a GGUF file; docs/changing.md says what else."""
     revision: str | None = None
-    """Branch, tag or commit of a model id; None takes the main branch."""
+    """Branch, tag or commit of a model id; None takes the main branch.
+
+    A deployment keeps the commit that it is when it is deployed.
+    """
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Format of the numbers. "auto": on a GPU the one that the weights were saved in, on a
     CPU bfloat16 where it has instructions for it, else float32."""
@@ -71,6 +74,11 @@ class ModelLimits(Strict):
     """Tokens, of all running requests, whose keys and values a decoder keeps.
 
     None sizes it from the model and the free memory.
+    """
+    prompt_tokens: int | None = Field(default=None, ge=64)
+    """The longest text that an encoder reads, where its positions have no end (T5).
+
+    None takes what the free memory allows: it takes memory by the square of the length.
     """
     update_seconds: float = Field(default=0.1, ge=0, le=5)
     """Pause between two updates of an answer, while few are running."""

@@ -1,0 +1,201 @@
+"""How long texts may be, and how much memory that takes."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..protocol import ModelError, PromptError
+from .settings import ModelLimits
+
+# Part of the free memory for keys and values, where the settings name no number of tokens:
+# several models share a machine, and one or two of them a GPU.
+CACHE_SHARE = 1 / 64
+GPU_CACHE_SHARE = 1 / 4
+CONTEXT_SHARE = 1 / 3
+"""What the cache may take beyond that, so that one text can be as long as the model reads."""
+PROMPT_SHARE = 1 / 8
+"""Part of the free memory that an encoder may take for one prompt."""
+PROMPTS_SHARE = 1 / 4
+"""And for what it has read of all that run."""
+PAIR_BYTES = 52
+"""What an encoder computes with for each pair of a prompt's tokens, to place them."""
+HEAD_COPIES = 4
+"""How often it holds a score for each pair and head."""
+LEAST_TOKENS = 64
+CGROUP = Path("/sys/fs/cgroup")
+
+CACHE = "cache_tokens"
+PROMPT = "prompt_tokens"
+ENCODER_POSITIONS = ("max_encoder_position_embeddings", "max_position_embeddings")
+DECODER_POSITIONS = ("max_decoder_position_embeddings", "max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many tokens one text may have, and why."""
+
+    tokens: int
+    limit: str | None = None
+    """Which of the limits raises it; None where the model itself reads no more."""
+    writes_into_it: bool = True
+    """Whether the answer takes its part of it, as a decoder's does."""
+
+    def check(self, name: str, prompt_tokens: int, new_tokens: int) -> None:
+        """Raises a PromptError that names what binds, and what helps."""
+        room = self.tokens - new_tokens * self.writes_into_it
+        if prompt_tokens <= room:
+            return
+        place = "cache" if self.limit == CACHE else "context"
+        ways = ["Shorten the text"]
+        if not self.writes_into_it:
+            reason = f"it reads at most {room}"
+        elif room > 0:
+            reason = f"beside {new_tokens} new ones its {place} has room for {room}"
+            ways.append("ask for fewer new tokens")
+        else:
+            reason = f"{new_tokens} new ones leave no room in its {place} of {self.tokens}"
+            ways = ["Ask for fewer new tokens"]
+        if self.limit:
+            ways.append(f"raise {self.limit} under limits")
+        raise PromptError(
+            f"The text is too long for {name}: {prompt_tokens} tokens, and {reason}. "
+            f"{' or '.join([', '.join(ways[:-1]), ways[-1]] if ways[1:] else ways)}."
+        )
+
+    def __str__(self) -> str:
+        reads = "reads and writes" if self.writes_into_it else "reads"
+        reason = f"{self.limit} under limits" if self.limit else "the model's own bound"
+        return f"{reads} at most {self.tokens} tokens in one text: {reason}"
+
+
+def decoder_room(
+    name: str, model: PreTrainedModel, limits: ModelLimits, tokenizer_says: int
+) -> tuple[Room, int]:
+    """Returns the room for one text, and how many tokens the cache of all is to hold.
+
+    Raises:
+        ModelError: the memory that is free holds no text.
+    """
+    own = int(min(tokenizer_says, _positions(_part(model.config, "decoder"), DECODER_POSITIONS)))
+    cache = limits.cache_tokens or _fitting_cache(model, own, limits.running_requests)
+    if cache < min(own, LEAST_TOKENS):
+        raise ModelError(
+            f"Model {name!r}: no memory is left for its cache: {free_memory(model.device) >> 20} MB "
+            f"are free, and a token takes {_bytes_per_token(model) >> 10} KB. Free some, or choose "
+            "a smaller model."
+        )
+    return (Room(cache, CACHE) if cache < own else Room(own)), cache
+
+
+def encoder_room(model: PreTrainedModel, limits: ModelLimits, tokenizer_says: int) -> Room:
+    """Returns the room for one text of an encoder's."""
+    config = _part(model.config, "encoder")
+    positions = _positions(config, ENCODER_POSITIONS)
+    if positions is not math.inf:
+        positions = min(positions, tokenizer_says)
+    asked = limits.prompt_tokens or _fitting_prompt(model, limits.running_requests)
+    if positions <= asked:
+        return Room(int(positions), writes_into_it=False)
+    return Room(asked, PROMPT, writes_into_it=False)
+
+
+def longest_answer(model: PreTrainedModel) -> float:
+    """Tokens for which an encoder-decoder has positions: BART learned some, T5 counts without end.
+
+    A decoder writes into its context, which is checked with the prompt.
+    """
+    if not model.config.is_encoder_decoder:
+        return math.inf
+    return _positions(_part(model.config, "decoder"), DECODER_POSITIONS)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return int(min(psutil.virtual_memory().available, _container_memory()))
+
+
+def encoder_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """What reading a prompt of so many tokens takes for a moment; it grows with their square."""
+    config = _part(model.config, "encoder")
+    pair = PAIR_BYTES + HEAD_COPIES * config.num_attention_heads * model.dtype.itemsize
+    return int(pair * tokens**2)
+
+
+def _fitting_cache(model: PreTrainedModel, context: int, running_requests: int) -> int:
+    """Returns a share of the free memory, or what one whole context takes, in tokens."""
+    free, each = free_memory(model.device), _bytes_per_token(model)
+    share = GPU_CACHE_SHARE if model.device.type == "cuda" else CACHE_SHARE
+    fitting = max(share * free, min(context * each, CONTEXT_SHARE * free)) // each
+    return min(running_requests * context, int(fitting))
+
+
+def _fitting_prompt(model: PreTrainedModel, running_requests: int) -> int:
+    """Returns the longest prompt that the free memory allows, by itself and beside others."""
+    free = free_memory(model.device)
+    alone = math.isqrt(int(PROMPT_SHARE * free) // encoder_bytes(model, 1))
+    beside = int(PROMPTS_SHARE * free) // (running_requests * _bytes_per_token(model))
+    return max(min(alone, beside), LEAST_TOKENS)
+
+
+def _positions(config: PreTrainedConfig, names: tuple[str, ...]) -> float:
+    found = (getattr(config, name, None) for name in names)
+    return next((positions for positions in found if positions), math.inf)
+
+
+def _part(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+    """Returns the config of the encoder or the decoder; T5Gemma keeps it as a part of its own."""
+    own = getattr(config, name, None)
+    if isinstance(own, PreTrainedConfig):
+        return own
+    return config.get_text_config(**{name: True})
+
+
+def _bytes_per_token(model: PreTrainedModel) -> int:
+    """What the keys and values of one token take."""
+    config = _part(model.config, "decoder")
+    # A state space has none, and a state in their place.
+    all_heads = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    size = (
+        getattr(config, "head_dim", None)
+        or getattr(config, "d_kv", None)
+        or config.hidden_size // all_heads
+    )
+    layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
+    return 2 * int(layers * heads * size * model.dtype.itemsize)
+
+
+def _container_memory() -> float:
+    """Bytes that the container has left; outside of one there is no such bound."""
+    for limit, used, stat, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        most = _number(CGROUP / limit)
+        if most is not None:
+            # Files that it read and keeps are given up where memory is asked for.
+            held = (_number(CGROUP / used) or 0) - _field(CGROUP / stat, cached)
+            return max(most - max(held, 0), 0)
+    return math.inf
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text("ascii").strip() if path.is_file() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def _field(path: Path, name: str) -> int:
+    lines = path.read_text("ascii").splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)

@@ -1,0 +1,240 @@
+"""How long texts may be: by the model, by the limits, by the memory of the machine."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    LlamaConfig,
+    MT5Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    T5Config,
+)
+
+from {{ cookiecutter.__package }}.serving.engine import room
+from {{ cookiecutter.__package }}.serving.engine.room import (
+    Room,
+    decoder_room,
+    encoder_bytes,
+    encoder_room,
+    free_memory,
+)
+from {{ cookiecutter.__package }}.serving.engine.settings import ModelLimits
+from {{ cookiecutter.__package }}.serving.protocol import ModelError, PromptError
+
+CPU = torch.device("cpu")
+GIB = 2**30
+NO_LENGTH = 10**30
+"""What a tokenizer says that knows none."""
+LLAMA_2_7B = LlamaConfig(max_position_embeddings=4096)
+QWEN_2_7B = LlamaConfig(
+    hidden_size=3584,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    max_position_embeddings=32768,
+)
+SMOLLM_2_2B = LlamaConfig(
+    hidden_size=2048,
+    num_hidden_layers=24,
+    num_attention_heads=32,
+    max_position_embeddings=8192,
+)
+MEASURED = """
+import sys, threading, psutil, torch
+from transformers import MT5Config, MT5ForConditionalGeneration
+from {{ cookiecutter.__package }}.serving.engine.room import encoder_bytes
+heads, tokens = int(sys.argv[1]), int(sys.argv[2])
+config = MT5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=32, num_layers=2, num_heads=heads)
+model = MT5ForConditionalGeneration(config).eval()
+prompt = torch.randint(3, 300, (1, 64))
+with torch.inference_mode():
+    model.get_encoder()(input_ids=prompt)
+    own, over = psutil.Process(), threading.Event()
+    before = peak = own.memory_info().rss
+    def watch():
+        global peak
+        while not over.wait(0.002):
+            peak = max(peak, own.memory_info().rss)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model.get_encoder()(input_ids=torch.randint(3, 300, (1, tokens)))
+    over.set()
+    watcher.join()
+print((peak - before) / encoder_bytes(model, tokens))
+"""
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Has the machine so many GiB free."""
+
+    def have(gib: float) -> None:
+        monkeypatch.setattr(room, "free_memory", lambda _: int(gib * GIB))
+
+    return have
+
+
+def decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """Without its weights, which take no memory here."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def encoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config, dtype=dtype)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("config", "free"),
+    [(LLAMA_2_7B, 17.0), (QWEN_2_7B, 16.0), (SMOLLM_2_2B, 8.0)],
+    ids=["Llama 2 7B, 32 GB", "Qwen 2 7B, 32 GB", "SmolLM2 1.7B, 8 GiB free"],
+)
+def test_a_common_model_has_its_whole_context(
+    config: LlamaConfig, free: float, memory: Callable[[float], None]
+) -> None:
+    memory(free)
+    found, cache = decoder_room("tiny", decoder(config), ModelLimits(), NO_LENGTH)
+    assert found == Room(config.max_position_embeddings)
+    assert cache >= config.max_position_embeddings
+
+
+def test_what_the_memory_does_not_hold_is_said(memory: Callable[[float], None]) -> None:
+    memory(1)
+    found, cache = decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
+    assert found == Room(cache, "cache_tokens")
+    assert 0 < cache < 4096
+    assert str(found) == (
+        f"reads and writes at most {cache} tokens in one text: cache_tokens under limits"
+    )
+
+
+def test_a_model_for_which_no_memory_is_left_is_refused(memory: Callable[[float], None]) -> None:
+    memory(0.05)
+    with pytest.raises(ModelError, match=r"^Model 'tiny': no memory is left for its cache: 51 MB"):
+        decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
+
+
+def test_the_limits_and_the_tokenizer_bound_the_context(memory: Callable[[float], None]) -> None:
+    memory(16)
+    model = decoder(SMOLLM_2_2B)
+    found, cache = decoder_room("tiny", model, ModelLimits(cache_tokens=500), NO_LENGTH)
+    assert (found, cache) == (Room(500, "cache_tokens"), 500)
+    found, _ = decoder_room("tiny", model, ModelLimits(), 1024)
+    assert found == Room(1024)
+    found, cache = decoder_room("tiny", model, ModelLimits(cache_tokens=90_000), NO_LENGTH)
+    assert (found, cache) == (Room(8192), 90_000)
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (
+            Room(256),
+            "The text is too long for tiny: 300 tokens, and beside 100 new ones its context has "
+            "room for 156. Shorten the text or ask for fewer new tokens.",
+        ),
+        (
+            Room(256, "cache_tokens"),
+            "The text is too long for tiny: 300 tokens, and beside 100 new ones its cache has room "
+            "for 156. Shorten the text, ask for fewer new tokens or raise cache_tokens under "
+            "limits.",
+        ),
+        (
+            Room(26, "cache_tokens"),
+            "The text is too long for tiny: 300 tokens, and 100 new ones leave no room in its "
+            "cache of 26. Ask for fewer new tokens or raise cache_tokens under limits.",
+        ),
+        (
+            Room(90),
+            "The text is too long for tiny: 300 tokens, and 100 new ones leave no room in its "
+            "context of 90. Ask for fewer new tokens.",
+        ),
+        (
+            Room(256, writes_into_it=False),
+            "The text is too long for tiny: 300 tokens, and it reads at most 256. Shorten the "
+            "text.",
+        ),
+        (
+            Room(256, "prompt_tokens", writes_into_it=False),
+            "The text is too long for tiny: 300 tokens, and it reads at most 256. Shorten the text "
+            "or raise prompt_tokens under limits.",
+        ),
+    ],
+)
+def test_what_binds_is_named_and_what_helps(found: Room, line: str) -> None:
+    with pytest.raises(PromptError) as error:
+        found.check("tiny", 300, 100)
+    assert str(error.value) == line
+
+
+def test_a_text_that_just_fits_is_taken() -> None:
+    Room(256).check("tiny", 156, 100)
+    Room(256, writes_into_it=False).check("tiny", 256, 100)
+    with pytest.raises(PromptError):
+        Room(256).check("tiny", 157, 100)
+
+
+def test_an_encoder_without_an_end_to_its_positions_reads_what_the_memory_allows(
+    memory: Callable[[float], None],
+) -> None:
+    memory(16)
+    for config in (T5Config(), MT5Config()):
+        # T5's tokenizer says 512, mT5's nothing.
+        found = encoder_room(encoder(config), ModelLimits(), 512)
+        assert found == encoder_room(encoder(config), ModelLimits(), NO_LENGTH)
+        assert found.limit == "prompt_tokens"
+        assert 1000 < found.tokens < 10_000
+        assert encoder_bytes(encoder(config), found.tokens) <= 16 * GIB / 8
+    allowed = encoder_room(encoder(T5Config()), ModelLimits(prompt_tokens=20_000), 512)
+    assert allowed == Room(20_000, "prompt_tokens", writes_into_it=False)
+
+
+def test_an_encoder_that_learned_its_positions_reads_no_further(
+    memory: Callable[[float], None],
+) -> None:
+    memory(16)
+    bart = encoder(BartConfig(encoder_layers=1, decoder_layers=1))
+    assert encoder_room(bart, ModelLimits(), NO_LENGTH) == Room(1024, writes_into_it=False)
+    assert encoder_room(bart, ModelLimits(), 512) == Room(512, writes_into_it=False)
+    raised = ModelLimits(prompt_tokens=20_000)
+    assert encoder_room(bart, raised, NO_LENGTH) == Room(1024, writes_into_it=False)
+    lowered = ModelLimits(prompt_tokens=64)
+    found = encoder_room(bart, lowered, NO_LENGTH)
+    assert found == Room(64, "prompt_tokens", writes_into_it=False)
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(2, 2500), (12, 2000)])
+def test_a_long_prompt_takes_no_more_memory_than_is_reckoned(heads: int, tokens: int) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(heads), str(tokens)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert 0.2 < float(result.stdout) <= 1
+
+
+def test_a_container_bounds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    machine = free_memory(CPU)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(CPU) == pytest.approx(machine, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    # What it only keeps of files it gives up.
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 7\n")
+    assert free_memory(CPU) == 400_000
+    (tmp_path / "memory.current").write_text("1100000\n")
+    assert free_memory(CPU) == 0
