@@ -152,14 +152,16 @@ def _positions(config: PreTrainedConfig, names: tuple[str, ...]) -> float:
 def _bytes_per_token(model: PreTrainedModel) -> int:
     """What the keys and values of one token take."""
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    # A model without attention (Mamba) has no heads, and its state no length.
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kept = getattr(config, "num_key_value_heads", None) or heads
     size = (
         getattr(config, "head_dim", None)
         or getattr(config, "d_kv", None)
-        or config.hidden_size // config.num_attention_heads
+        or config.hidden_size // heads
     )
     layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
-    return 2 * int(layers * heads * size * model.dtype.itemsize)
+    return 2 * int(layers * kept * size * model.dtype.itemsize)
 
 
 def _container_memory() -> float:
