@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
     LlamaConfig,
+    MambaConfig,
     MT5Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -134,6 +135,14 @@ def test_the_limits_and_the_tokenizer_bound_the_context(memory: Callable[[float]
     assert found == Room(1024)
     found, cache = decoder_room("tiny", model, ModelLimits(cache_tokens=90_000), NO_LENGTH)
     assert (found, cache) == (Room(8192), 90_000)
+
+
+def test_a_model_without_attention_has_room_as_well(memory: Callable[[float], None]) -> None:
+    memory(1)
+    mamba = decoder(MambaConfig(hidden_size=64, num_hidden_layers=2))
+    found, cache = decoder_room("tiny", mamba, ModelLimits(), NO_LENGTH)
+    assert found == Room(cache, "cache_tokens")
+    assert cache > 1000
 
 
 @pytest.mark.parametrize(

@@ -160,16 +160,16 @@ def _part(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
 def _bytes_per_token(model: PreTrainedModel) -> int:
     """What the keys and values of one token take."""
     config = _part(model.config, "decoder")
-    # A state space has none, and a state in their place.
-    all_heads = getattr(config, "num_attention_heads", None) or 1
-    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    # A model without attention (Mamba) has no heads, and its state no length.
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kept = getattr(config, "num_key_value_heads", None) or heads
     size = (
         getattr(config, "head_dim", None)
         or getattr(config, "d_kv", None)
-        or config.hidden_size // all_heads
+        or config.hidden_size // heads
     )
     layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
-    return 2 * int(layers * heads * size * model.dtype.itemsize)
+    return 2 * int(layers * kept * size * model.dtype.itemsize)
 
 
 def _container_memory() -> float:
