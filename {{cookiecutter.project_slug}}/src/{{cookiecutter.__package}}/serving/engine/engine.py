@@ -32,7 +32,7 @@ from ..protocol import (
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
 from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
-from .generation import Batch, Request
+from .generation import Batch, Processor, Request
 from .groups import GroupedBatch, Joining, first_token
 from .prompts import PromptEncoder
 from .sampling import Sampling
@@ -97,8 +97,7 @@ class Engine:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
         text = AnswerText(self._tokenizer.backend_tokenizer, self._end, options.stop)
         prompt = self._encode(messages, options)
-        begin = [first_token(self._model)] if self._encodes else prompt
-        rules = self._configured.rules(prompt, begin, options.max_new_tokens)
+        rules = self._rules(prompt, options.max_new_tokens)
         request = Request(prompt, self._sampling(options), text.read, rules)
         self._requests += 1
         self._batch.start(request)
@@ -157,7 +156,10 @@ class Engine:
         """
         attention: str = self._model.config._attn_implementation
         longest = max(int(min(self._context - NEW_TOKENS, LONGEST_PROMPT)), 1)
-        prompts = prompts_of(self._tokenizer, longest)
+        prompts = [
+            (prompt, self._rules(prompt, NEW_TOKENS))
+            for prompt in prompts_of(self._tokenizer, longest)
+        ]
         found: str | None = None
         for how, make in self._batches():
             batch = None
@@ -173,7 +175,8 @@ class Engine:
             logger.info("%s does not run %s: %s", self.name, how, found)
             if batch is not None:
                 batch.stop()
-            self._model.set_attn_implementation(attention)
+            if self._model.config._attn_implementation != attention:
+                self._model.set_attn_implementation(attention)
         raise ModelError(
             f"Model {self.name!r}: {self._settings.source!r} is a "
             f"{type(self._model).__name__}, which cannot be served: {found}."
@@ -216,6 +219,10 @@ class Engine:
                 f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
             )
         return tokens
+
+    def _rules(self, prompt: list[int], most: int) -> Processor | None:
+        begin = [first_token(self._model)] if self._encodes else prompt
+        return self._configured.rules(prompt, begin, most)
 
     def _sampling(self, options: GenerationOptions) -> Sampling:
         own = self._settings

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 from transformers.generation.utils import GenerationMode
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from .caches import join, keep
 from .generation import Request, pick
@@ -234,6 +234,7 @@ class Reader:
         accepted = inspect.signature(model.forward).parameters
         self._positions = "decoder_position_ids" if self.encodes else "position_ids"
         self._places = self._positions in accepted
+        self._encoder_output: type[ModelOutput] = ModelOutput
         self._placed = None
         if self.encodes and not self._places and joining is Joining.ANY:
             self._placed = _place_by_row(model)
@@ -253,6 +254,7 @@ class Reader:
             mask[row, : len(prompt)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         output = self._model.get_encoder()(input_ids=tokens, attention_mask=mask)
+        self._encoder_output = type(output)
         return output.last_hidden_state, mask
 
     def read(
@@ -282,7 +284,7 @@ class Reader:
         if self._placed is not None:
             self._placed.positions = positions if min(lengths) < width else None
         if encoded is not None:
-            given["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+            given["encoder_outputs"] = self._encoder_output(last_hidden_state=encoded)
             given["attention_mask"] = encoder_mask
         if first:
             model._prepare_cache_for_generation(
