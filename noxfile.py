@@ -99,6 +99,22 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def models(session: nox.Session) -> None:
+    """Asks tiny models of each architecture that transformers has, and writes docs/models.md.
+
+    Takes some of them: `nox -s models -- bloom mamba`.
+    """
+    install(session, "render")
+    project = make_project(session, "models")
+    found = project.parent / "models.json"
+    sweep = (str(TEMPLATE / "tests" / "models" / "sweep.py"), package_of(project), str(found))
+    with session.chdir(project):
+        session.run(str(python_of(project)), *sweep, *session.posargs, external=True)
+    if not session.posargs:
+        session.run("python", "-m", "docs.models", str(found))
+
+
+@nox.session
 def pictures(session: nox.Session) -> None:
     """Takes pictures of the page in each of its states, and renews the README's."""
     install(session, "render")

@@ -8,6 +8,7 @@ import pytest
 from docs.write import pages
 
 from .answers import QUESTIONS, TEMPLATE
+from .models.architectures import DECODERS, ENCODER_DECODERS, THIRTY
 
 MARKDOWN = [*TEMPLATE.glob("*.md"), *TEMPLATE.glob("docs/**/*.md")]
 
@@ -50,3 +51,12 @@ def test_the_updates_page_names_files_of_a_project() -> None:
     assert owned
     files = {Path(name).name for name in owned} - {"uv.lock"}
     assert [name for name in files if f"`{name}`" not in tree] == []
+
+
+def test_the_models_page_names_each_architecture_that_the_sweep_asks() -> None:
+    page = (TEMPLATE / "docs" / "models.md").read_text("utf-8")
+
+    named = re.findall(r"`([\w-]+)`", page.partition("| Runs |")[2])
+    assert sorted(named) == sorted(["model_type", *DECODERS, *ENCODER_DECODERS]), "nox -s models"
+    assert set(THIRTY) <= set(named)
+    assert len(named) > 60

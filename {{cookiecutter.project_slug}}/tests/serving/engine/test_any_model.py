@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
@@ -118,9 +118,17 @@ async def answer(
 
 def generated(directory: Path, prompt: str, **options: object) -> str:
     """Returns the text of transformers' own `generate`."""
+    tokens = generated_tokens(directory, prompt, **options)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    seq2seq = "ConditionalGeneration" in (directory / "config.json").read_text("utf-8")
-    loader = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    # What is cut off in the middle of a character is never shown.
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def generated_tokens(directory: Path, prompt: str, **options: object) -> list[int]:
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    encodes = AutoConfig.from_pretrained(directory).is_encoder_decoder
+    loader = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
     model = loader.from_pretrained(directory, dtype=torch.float32)
     prompted = tokenizer(prompt, return_tensors="pt")["input_ids"]
     [tokens] = model.generate(
@@ -128,10 +136,8 @@ def generated(directory: Path, prompt: str, **options: object) -> str:
         attention_mask=torch.ones_like(prompted),
         **{"do_sample": False, "min_new_tokens": 12, "max_new_tokens": 12, **options},
     )
-    new = tokens[1 if seq2seq else prompted.shape[1] :]
-    text: str = tokenizer.decode(new, skip_special_tokens=True)
-    # What is cut off in the middle of a character is never shown.
-    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+    new: list[int] = tokens[1 if encodes else prompted.shape[1] :].tolist()
+    return new
 
 
 @pytest.mark.parametrize("kind", KINDS)

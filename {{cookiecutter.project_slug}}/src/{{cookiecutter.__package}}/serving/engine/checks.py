@@ -1,5 +1,6 @@
 """Compares what a batch makes of a few prompts with what the plain model makes of them."""
 
+import inspect
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .generation import Batch, Request
+from .generation import Batch, Processor, Request
 from .groups import first_token
 from .sampling import Sampling
 
@@ -22,6 +23,7 @@ TEXTS = [
 LONGEST_PROMPT = 64
 NEW_TOKENS = 3
 MOST_SECONDS = 600
+DEPENDS = "its answers depend on who else asks"
 BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1}
 """How far scores may lie apart, as a part of the distance between the best and the worst.
 
@@ -29,13 +31,13 @@ The order of additions depends on the number of rows, and with it the last bits 
 """
 
 
-LOGGERS = ["ContinuousBatchingLogger", f"{__package__}.groups"]
-"""They report the end of a generation, which a check may bring about."""
+LOGGERS = ["ContinuousBatchingLogger", "transformers.modeling_utils", f"{__package__}.groups"]
+"""They report what a model does not do, which a check is there to find."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves out of the log what a check is there to find."""
+    """Leaves out of the log what a check may bring about."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
@@ -50,22 +52,27 @@ def quiet() -> Iterator[None]:
 class Probe(Request):
     """A prompt whose scores are kept."""
 
-    def __init__(self, prompt: list[int], follow: Sequence["Probe"], batch: Batch) -> None:
+    def __init__(
+        self,
+        prompt: list[int],
+        process: Processor | None,
+        batch: Batch,
+    ) -> None:
         self.prompt = prompt
         self.sampling = Sampling(0, 1, 1, NEW_TOKENS, NEW_TOKENS)
-        self.process = None
+        self.process = process
         self.left = False
         self.text = []
         self.scores: list[torch.Tensor] = []
         self.failure: str | None = None
         self.over = threading.Event()
-        self._follow = follow
+        self.follow: list[Probe] = []
+        """Those that start once this one has a token."""
         self._batch = batch
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:
-        """Lets those that follow join once there is a token."""
         if not self.text:
-            for probe in self._follow:
+            for probe in self.follow:
                 self._batch.start(probe)
         self.text += tokens
         if ended or failure is not None:
@@ -83,33 +90,39 @@ def prompts_of(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[in
 
 
 def difference(
-    model: PreTrainedModel, batch: Batch, prompts: Sequence[list[int]], attention: str
+    model: PreTrainedModel,
+    batch: Batch,
+    prompts: Sequence[tuple[list[int], Processor | None]],
+    attention: str,
 ) -> str | None:
     """Returns in what the batch differs from the plain model, or None where they agree.
 
     The prompts go through it together, the later ones while the first one runs, and each
     alone. `attention` is the plain model's own.
     """
-    followers = [Probe(prompt, [], batch) for prompt in prompts[1:]]
-    together = [Probe(prompts[0], followers, batch), *followers]
-    alone = [Probe(prompt, [], batch) for prompt in prompts]
+    first, *followers = together = [Probe(*prompt, batch) for prompt in prompts]
+    first.follow = followers
+    # The last is as long as another.
+    alone = [Probe(*prompt, batch) for prompt in prompts[:-1]]
     for started, awaited in [(together[0], together), *((each, [each]) for each in alone)]:
         batch.start(started)
         if failure := _failure(batch, awaited):
             return failure
-    quantized = getattr(model, "is_quantized", False)
-    for one, beside in zip(alone, together, strict=True):
-        if quantized:
-            # The scale of its numbers depends on what it computes at once.
-            own = one.scores
-        else:
-            own = scores_of(model, one, attention)
-            if not torch.stack(own).isfinite().any(-1).all():
-                return f"its scores are no numbers in {_name(model.dtype)}"
-            if not agree(one, own, one.text, model.dtype):
-                return "its scores are not those of the plain model"
-        if not agree(beside, own, one.text, model.dtype):
-            return "its answers depend on who else asks"
+    if getattr(model, "is_quantized", False):
+        # The scale of its numbers depends on what it computes at once: it is its own measure.
+        pairs = zip(together, alone, strict=False)
+        same = all(agree(beside, one.scores, one.text, model.dtype) for beside, one in pairs)
+        return None if same else DEPENDS
+    for one in alone:
+        plain = scores_of(model, one, attention)
+        if not torch.stack(plain).isfinite().any(-1).all():
+            return f"its scores are no numbers in {_name(model.dtype)}"
+        if not agree(one, plain, one.text, model.dtype):
+            return "its scores are not those of the plain model"
+    for beside in together:
+        plain = scores_of(model, beside, attention)
+        if not agree(beside, plain, beside.text, model.dtype):
+            return DEPENDS
     return None
 
 
@@ -146,12 +159,17 @@ def scores_of(model: PreTrainedModel, probe: Probe, attention: str) -> list[torc
         read = [first_token(model), *probe.text[:-1]]
         inputs["decoder_input_ids"] = torch.tensor([read], device=model.device)
     else:
+        # As `generate` says them, which not all count in the same way.
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            places = torch.arange(prompt.shape[1] + len(probe.text) - 1, device=model.device)
+            inputs["position_ids"] = places[None]
         written = torch.tensor([probe.text[:-1]], dtype=torch.long, device=model.device)
         inputs["input_ids"] = torch.cat([prompt, written], 1)
     # Else some take a padding token of the text for padding.
     inputs |= {
         name.replace("input_ids", "attention_mask"): torch.ones_like(ids)
         for name, ids in inputs.items()
+        if name.endswith("input_ids")
     }
     batched = model.config._attn_implementation
     if batched != attention:

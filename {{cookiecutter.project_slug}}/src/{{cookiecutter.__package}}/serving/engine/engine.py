@@ -28,7 +28,7 @@ from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
 from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
-from .generation import Batch, Request
+from .generation import Batch, Processor, Request
 from .groups import GroupedBatch, Joining, first_token
 from .prompts import PromptEncoder
 from .room import Room, decoder_room, encoder_room, longest_answer
@@ -90,8 +90,7 @@ class Engine:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
         text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         prompt = self._encode(messages, options)
-        begin = [first_token(self._model)] if self._encodes else prompt
-        rules = self._configured.rules(prompt, begin, options.max_new_tokens)
+        rules = self._rules(prompt, options.max_new_tokens)
         request = Request(prompt, self._sampling(options), text.read, rules)
         self._requests += 1
         self._batch.start(request)
@@ -164,7 +163,10 @@ class Engine:
         """
         attention: str = self._model.config._attn_implementation
         longest = max(min(self._room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
-        prompts = prompts_of(self._tokenizer, longest)
+        prompts = [
+            (prompt, self._rules(prompt, NEW_TOKENS))
+            for prompt in prompts_of(self._tokenizer, longest)
+        ]
         found: str | None = None
         for how, make in self._batches():
             batch = None
@@ -180,7 +182,8 @@ class Engine:
             logger.info("%s does not run %s: %s", self.name, how, found)
             if batch is not None:
                 batch.stop()
-            self._model.set_attn_implementation(attention)
+            if self._model.config._attn_implementation != attention:
+                self._model.set_attn_implementation(attention)
         raise ModelError(
             f"Model {self.name!r}: {self._settings.source!r} is a "
             f"{type(self._model).__name__}, which cannot be served: {found}."
@@ -210,6 +213,10 @@ class Engine:
                 f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
             )
         return tokens
+
+    def _rules(self, prompt: list[int], most: int) -> Processor | None:
+        begin = [first_token(self._model)] if self._encodes else prompt
+        return self._configured.rules(prompt, begin, most)
 
     def _sampling(self, options: GenerationOptions) -> Sampling:
         own = self._settings

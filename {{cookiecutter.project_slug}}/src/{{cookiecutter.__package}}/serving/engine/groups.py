@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 from transformers.generation.utils import GenerationMode
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from .caches import join, keep
 from .generation import Request, pick
@@ -236,6 +236,7 @@ class Reader:
         accepted = inspect.signature(model.forward).parameters
         self._positions = "decoder_position_ids" if self.encodes else "position_ids"
         self._places = self._positions in accepted
+        self._encoder_output: type[ModelOutput] = ModelOutput
         self._placed = None
         if self.encodes and not self._places and joining is Joining.ANY:
             self._placed = _place_by_row(model)
@@ -256,11 +257,12 @@ class Reader:
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         # A few at a time where they are long: memory grows by the square.
         encoder, rows = self._model.get_encoder(), max(PAIRS_AT_ONCE // longest**2, 1)
-        encoded = [
-            encoder(input_ids=some, attention_mask=its_mask).last_hidden_state
+        outputs = [
+            encoder(input_ids=some, attention_mask=its_mask)
             for some, its_mask in zip(tokens.split(rows), mask.split(rows), strict=True)
         ]
-        return torch.cat(encoded), mask
+        self._encoder_output = type(outputs[0])
+        return torch.cat([output.last_hidden_state for output in outputs]), mask
 
     def read(
         self,
@@ -289,7 +291,7 @@ class Reader:
         if self._placed is not None:
             self._placed.positions = positions if min(lengths) < width else None
         if encoded is not None:
-            given["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+            given["encoder_outputs"] = self._encoder_output(last_hidden_state=encoded)
             given["attention_mask"] = encoder_mask
         if first:
             model._prepare_cache_for_generation(

@@ -74,8 +74,10 @@ def choose(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 def forbid(scores: torch.Tensor, tokens: Sequence[int], rows: Sequence[int]) -> None:
     """Excludes the tokens in these rows of scores, which have the shape [rows, vocabulary]."""
-    if tokens and rows:
-        scores[torch.tensor(rows)[:, None], torch.tensor(tokens)] = -torch.inf
+    # A tokenizer may have more tokens than its model has scores.
+    scored = [token for token in tokens if token < scores.shape[1]]
+    if scored and rows:
+        scores[torch.tensor(rows)[:, None], torch.tensor(scored)] = -torch.inf
 
 
 def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
