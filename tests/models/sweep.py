@@ -154,7 +154,7 @@ def generated(directory: Path) -> list[str]:
         )
         new = written[1 if encodes else tokens.shape[1] :]
         # What is cut off in the middle of a character is never shown.
-        text = tokenizer.decode(new, skip_special_tokens=True)
+        text = str(tokenizer.decode(new, skip_special_tokens=True))
         texts.append(text.rstrip("\N{REPLACEMENT CHARACTER}"))
     return texts
 
