@@ -317,12 +317,13 @@ def test_a_password_of_the_application_counts(
 def test_the_cache_of_the_application_is_where_its_models_are_looked_for(
     planned: Callable[..., Planned], tiny_decoder: Path, tmp_path: Path
 ) -> None:
-    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / "abc"
+    commit = "0123456789abcdef" * 2 + "01234567"
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / commit
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(tiny_decoder)
     branch = tmp_path / "hub" / "models--org--tiny" / "refs" / "main"
     branch.parent.mkdir()
-    branch.write_text("abc")
+    branch.write_text(commit)
     args = {"models": [{"name": "tiny", "source": "org/tiny"}]}
     check_start(with_variables(planned, args, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1"))
     with pytest.raises(StartError, match="not in the cache"):

@@ -19,9 +19,9 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 THE_REST = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
 
 
-def test_defaults_are_20_to_100_sampled_tokens() -> None:
+def test_defaults_are_at_most_100_sampled_tokens_and_no_least() -> None:
     options = GenerationOptions()
-    assert (options.min_new_tokens, options.max_new_tokens) == (20, 100)
+    assert (options.min_new_tokens, options.max_new_tokens) == (0, 100)
     assert ModelSettings(name="a", source="b").temperature > 0
 
 

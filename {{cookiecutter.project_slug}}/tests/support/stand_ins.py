@@ -92,9 +92,14 @@ def settings_of(title: str = "Words", running_requests: int = 32) -> PageSetting
 
 
 @contextmanager
-def page_of(*models: StandIn, running_requests: int = 32) -> Iterator[str]:
+def page_of(
+    *models: StandIn,
+    running_requests: int = 32,
+    options: GenerationOptions = GenerationOptions(),  # noqa: B008 - it is frozen
+) -> Iterator[str]:
     """Yields the address of the machinery's page before these models."""
     settings = settings_of(running_requests=running_requests)
+    settings = settings.model_copy(update={"options": options})
     with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
         yield f"{url}/"
 

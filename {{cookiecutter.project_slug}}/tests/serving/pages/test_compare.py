@@ -91,7 +91,7 @@ def test_bad_input_is_refused_before_a_model_is_asked(
 
 def test_who_asks_for_few_tokens_need_not_lower_the_least_number() -> None:
     model = fast()
-    with page_of(model) as url:
+    with page_of(model, options=GenerationOptions(min_new_tokens=20)) as url:
         Client(url, verbose=False).predict("Hi", max_new_tokens=5, api_name="/generate")
     assert model.asked == [(user("Hi"), GenerationOptions(min_new_tokens=5, max_new_tokens=5))]
 

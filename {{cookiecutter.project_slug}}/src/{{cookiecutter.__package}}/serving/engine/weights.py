@@ -55,7 +55,7 @@ GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 GGUF_PACKAGES = ("gguf", "accelerate")
 COMMIT = re.compile("[0-9a-f]{40}")
 HUB_ERRORS = (HFValidationError, HfHubHTTPError, httpx2.HTTPError, OSError)
-NO_SOURCE = "is neither a path nor a model id. Mend its source."
+NO_SOURCE = "is neither a path nor a model id. Correct its source."
 NO_CERTIFICATES = (
     "is not in the cache, and the certificates to ask the hub with cannot be read. Correct "
     "SSL_CERT_FILE, or unset it."
@@ -97,7 +97,7 @@ def locate(model: EngineSettings) -> Weights:
             return Weights(path.parent, path.name)
     if source.startswith((".", "/", "~")):
         kind = "file" if source.endswith(GGUF) else "directory"
-        raise ModelError(f"Model {model.name!r}: no {kind} is at {source!r}. Mend its source.")
+        raise ModelError(f"Model {model.name!r}: no {kind} is at {source!r}. Correct its source.")
     return _download(model)
 
 
@@ -315,7 +315,7 @@ def _reason(error: Exception) -> str:
         case GatedRepoError():
             return "asks for consent: give it on the model's page and set HF_TOKEN."
         case RevisionNotFoundError():
-            return "has no such revision. Mend its revision."
+            return "has no such revision. Correct its revision."
         case RepositoryNotFoundError():
             return "is unknown to the hub. Check its spelling; a private model needs HF_TOKEN."
         case HfHubHTTPError():
