@@ -10,7 +10,9 @@ from ray.serve import Application
 from ray.serve._private.build_app import build_app
 
 from {{ cookiecutter.__package }}.serving.deployments import pinning
-from {{ cookiecutter.__package }}.serving.deployments.builders import PageOfModels
+from {{ cookiecutter.__package }}.serving.deployments.builders import (
+    PageOfModels,
+)
 from {{ cookiecutter.__package }}.serving.deployments.deployment import (
     deployments_of,
 )

@@ -14,7 +14,11 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
 from {{ cookiecutter.__package }}.serving.engine.engine import CONTINUOUS, Engine
-from {{ cookiecutter.__package }}.serving.engine.groups import GroupedBatch, Joining, Reader
+from {{ cookiecutter.__package }}.serving.engine.groups import (
+    GroupedBatch,
+    Joining,
+    Reader,
+)
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationError,

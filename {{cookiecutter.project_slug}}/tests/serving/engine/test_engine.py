@@ -14,7 +14,11 @@ from {{ cookiecutter.__package }}.serving.engine.attention import attend_by_rows
 from {{ cookiecutter.__package }}.serving.engine.decoders import DecoderBatch
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
-from {{ cookiecutter.__package }}.serving.engine.groups import Group, Joining, Reader
+from {{ cookiecutter.__package }}.serving.engine.groups import (
+    Group,
+    Joining,
+    Reader,
+)
 from {{ cookiecutter.__package }}.serving.engine.sampling import Sampling
 from {{ cookiecutter.__package }}.serving.engine.text import AnswerText
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 
@@ -171,9 +172,11 @@ class Engine:
         for how, make in self._batches():
             batch = None
             try:
-                with quiet():
+                # In a thread that ends: the threads that a plain model computes with would stay,
+                # and as more than there are processors they sleep after each operation.
+                with quiet(), ThreadPoolExecutor(1) as pool:
                     batch = make()
-                    found = difference(self._model, batch, prompts, attention)
+                    found = pool.submit(difference, self._model, batch, prompts, attention).result()
             except Exception as error:  # Of any kind: its code meets a cache that it does not know.
                 found = in_one_line(error)
             if found is None and batch is not None:
