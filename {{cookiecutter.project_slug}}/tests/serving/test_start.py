@@ -256,14 +256,16 @@ print("logs:", start_ray(alone=True, seconds=float(os.environ["WAIT"])).logs, fl
 """
 
 
-def hold_raylet(of: int, seconds: float) -> None:
-    """Keeps the raylet from running, as a busy machine would."""
+def hold_raylet(of: subprocess.Popen[str], seconds: float) -> None:
+    """Keeps the raylet from running, as a busy machine would, for as long as it is waited for."""
     raylets: list[psutil.Process] = []
     while not raylets:
-        children = psutil.Process(of).children()
+        children = psutil.Process(of.pid).children()
         raylets = [child for child in children if child.name() == "raylet"]
     raylets[0].suspend()
-    time.sleep(seconds)
+    deadline = time.monotonic() + seconds
+    while of.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
     # It goes with a start that was given up.
     with suppress(psutil.NoSuchProcess):
         raylets[0].resume()
@@ -280,7 +282,8 @@ def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    holding = Thread(target=hold_raylet, args=(process.pid, min(SLOW_SECONDS, wait + 10)))
+    seconds = SLOW_SECONDS if wait > SLOW_SECONDS else 300
+    holding = Thread(target=hold_raylet, args=(process, seconds))
     holding.start()
     try:
         said, failed = process.communicate(timeout=600)

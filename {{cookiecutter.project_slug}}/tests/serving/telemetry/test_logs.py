@@ -2,6 +2,7 @@
 
 import io
 import logging
+import time
 
 import httpx2
 import pytest
@@ -15,6 +16,7 @@ from {{ cookiecutter.__package }}.serving.telemetry.logs import (
 
 from ...support.servers import Served
 
+REPORT_SECONDS = 60
 FORGED = "a\tb\x1b[31m'; drop " + "x" * 100_000
 
 
@@ -56,10 +58,15 @@ def test_no_log_of_ray_has_a_forged_name(words: str, served_pages: Served) -> No
     body = {"data": ["The whale", 1, 1]}
     answer = httpx2.post(f"{words}/gradio_api/run/generate", json=body, headers=headers, timeout=60)
     assert answer.status_code < 500
-    logs = [
-        path.read_text()
-        for kind in ("proxy", "replica")
-        for path in (served_pages.logs / "serve").glob(f"{kind}_*")
-    ]
-    assert any("whale-" + "x" * 58 in log for log in logs)
+    # The proxy writes its line after the answer.
+    deadline = time.monotonic() + REPORT_SECONDS
+    logs = [""]
+    while not any("whale-" + "x" * 58 in log for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        logs = [
+            path.read_text()
+            for kind in ("proxy", "replica")
+            for path in (served_pages.logs / "serve").glob(f"{kind}_*")
+        ]
     assert not [log for log in logs if "x" * 59 in log]
