@@ -146,6 +146,8 @@ def test_the_origin_decides_where_there_is_one(
         ("evil.example, page.example.org", 421),
         ("evil.example/page.example.org", 400),
         ("page.example.org@evil.example", 400),
+        ("https://page.example.org", 400),
+        ("http://127.0.0.1/evil", 400),
     ],
 )
 def test_the_name_that_a_proxy_forwards_is_one_of_the_page(
@@ -165,6 +167,7 @@ def test_the_name_that_a_proxy_forwards_is_one_of_the_page(
         ("https://page.example.org@evil.example/", 400),
         ("javascript:alert(1)", 400),
         ("//evil.example", 400),
+        ("https:///evil.example", 400),
     ],
 )
 def test_the_server_that_a_proxy_of_gradio_names_is_the_page(server: str, status: int) -> None:

@@ -16,9 +16,7 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 REMEDY = "If that is the page's own name, add it to `hosts` of the settings."
 ORIGIN = re.compile(r"(https?)://(.+)")
-URL = re.compile(r"^https?://([^/?#]*)(?:[/?#].*)?$")
-# The second one holds a URL.
-PROXIES = ("x-forwarded-host", "x-gradio-server")
+URL = re.compile(r"https?://([^/?#]+)(?:[/?#].*)?")
 
 
 class Authority(NamedTuple):
@@ -96,8 +94,13 @@ class OwnSite:
 
 def _forwarded(headers: Headers) -> list[str]:
     """Returns the names that Gradio takes from a proxy, and puts into the page's addresses."""
-    names = [headers.get(name, "").split(",")[0].strip() for name in PROXIES]
-    return [URL.sub(r"\1", name) for name in names if name]
+    host, server = (
+        headers.get(name, "").split(",")[0].strip()
+        for name in ("x-forwarded-host", "x-gradio-server")
+    )
+    if url := URL.fullmatch(server):
+        server = url[1]
+    return [name for name in (host, server) if name]
 
 
 def _authority(text: str, before: str = "") -> Authority | None:
