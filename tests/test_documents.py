@@ -116,6 +116,16 @@ def test_the_page_of_limits_has_their_names_and_defaults(project: Path) -> None:
     assert said == {name: str(value) for name, value in limits.items()}
 
 
+def test_the_options_that_have_a_default_are_named_with_it(project: Path) -> None:
+    options = defaults_of(project / PACKAGE / "serving/protocol.py", "GenerationOptions")
+    text = (project / "docs/changing.md").read_text("utf-8")
+
+    chosen = {name: value for name, value in options.items() if isinstance(value, int)}
+    assert chosen
+    for name, value in chosen.items():
+        assert re.search(rf"`{name}` \({value}\b", text), name
+
+
 def test_the_yaml_in_a_document_names_settings_that_there_are(project: Path) -> None:
     serving = project / PACKAGE / "serving"
     fields = {
