@@ -135,10 +135,15 @@ def refused(message: str, running: int = 0) -> MagicMock:
     return MagicMock(applications={"ours": MagicMock(deployments={"tiny": deployment})})
 
 
-TRACEBACK = """A replica failed to start with exception. Retrying. Error:
+def traceback(line: str) -> str:
+    """What Serve keeps of a replica that did not start."""
+    return f"""A replica failed to start with exception. Retrying. Error:
 Traceback (most recent call last):
   File "engine.py", line 1, in __init__
-package.serving.protocol.ModelError: Model 'tiny': 'org/tiny' is unknown to the hub."""
+package.serving.protocol.ModelError: {line}"""
+
+
+TRACEBACK = traceback("Model 'tiny': 'org/tiny' is unknown to the hub.")
 
 
 class Silent:
@@ -161,15 +166,27 @@ def never_answering() -> MagicMock:
     return handle
 
 
-async def test_a_model_of_which_no_replica_can_start_says_why(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("'org/tiny' is unknown to the hub.", "'org/tiny' is unknown to the hub."),
+        ("'/srv/ada/tiny' has no config.json.", "'…/tiny' has no config.json."),
+        ("no file is at '~/ada/tiny.gguf'.", "no file is at '…/tiny.gguf'."),
+        ("no directory is at '../ada/tiny'.", "no directory is at '…/tiny'."),
+        ("cannot be kept in /home/ada/hub (full).", "cannot be kept in …/hub (full)."),
+        ("the hub answers 500 (https://hub/api/x).", "the hub answers 500 (https://hub/api/x)."),
+        ("2/3 of it and/or more", "2/3 of it and/or more"),
+    ],
+)
+async def test_a_model_of_which_no_replica_can_start_says_why_and_names_no_folder(
+    said: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(serve, "status", lambda: refused(TRACEBACK))
+    monkeypatch.setattr(serve, "status", lambda: refused(traceback(said)))
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(InterruptionError) as error:
         await anext(model.stream(user("Hi"), GenerationOptions()))
-    assert str(error.value) == "Model 'tiny': 'org/tiny' is unknown to the hub."
+    assert str(error.value) == shown
 
 
 @pytest.mark.parametrize("status", [refused(TRACEBACK, running=1), refused("waits for a GPU")])

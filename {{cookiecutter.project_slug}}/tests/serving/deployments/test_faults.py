@@ -34,7 +34,7 @@ def test_a_model_that_is_refused_when_it_starts_anew_says_why_and_the_other_goes
         first, second = job.result(timeout=120)
         assert first
         assert "⚠" not in first
-        assert f"⚠ Model 'second': '{second_model}' has no config.json" in second
+        assert f"⚠ Model 'second': '…/{second_model.name}' has no config.json" in second
     finally:
         gone.rename(config)
     deadline = time.monotonic() + 180

@@ -1,6 +1,7 @@
 """A deployed model as the page sees it. Knows nothing of Gradio."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
 
 PATIENCE_SECONDS = 5
-"""After so long without a text, and twice that, it is looked whether there ever will be one."""
+"""How long to wait for a first text before asking Serve whether a replica can start; it doubles."""
 REFUSAL = "ModelError: "
+FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
 
 
 @dataclass(frozen=True)
@@ -113,4 +115,5 @@ class RemoteModel:
         if deployment is None or deployment.replica_states.get("RUNNING"):
             return None
         said = [line for line in deployment.message.splitlines() if REFUSAL in line]
-        return said[-1].partition(REFUSAL)[2] if said else None
+        # A visitor reads it, whom the server's folders do not concern.
+        return FOLDERS.sub("…/", said[-1].partition(REFUSAL)[2]) if said else None
