@@ -55,7 +55,7 @@ ALWAYS = set(
     tests/serving/deployments/__init__.py tests/serving/deployments/test_deployments.py
     tests/serving/deployments/test_faults.py tests/serving/deployments/test_openai_client.py
     tests/serving/deployments/test_pinning.py
-    tests/serving/engine/__init__.py
+    tests/serving/engine/__init__.py tests/serving/engine/conftest.py
     tests/serving/engine/test_any_model.py
     tests/serving/engine/test_configured.py
     tests/serving/engine/test_engine.py

@@ -1,10 +1,8 @@
 """Models of a few layers with random weights: they answer at once, with nonsense."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
@@ -15,8 +13,6 @@ from transformers import (
     BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
@@ -36,7 +32,7 @@ CORPUS = (
 
 def save_tiny_decoder(directory: Path) -> Path:
     """Writes a GPT-2."""
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT,
@@ -52,7 +48,7 @@ def save_tiny_decoder(directory: Path) -> Path:
 
 def save_tiny_encoder_decoder(directory: Path) -> Path:
     """Writes a T5."""
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=32,
@@ -70,7 +66,7 @@ def save_tiny_encoder_decoder(directory: Path) -> Path:
 
 def save_tiny_bart(directory: Path) -> Path:
     """Writes a BART, which has learned 64 positions."""
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     config = BartConfig(
         vocab_size=len(tokenizer),
         d_model=32,
@@ -93,7 +89,7 @@ def save_tiny_bart(directory: Path) -> Path:
 
 def save_tiny(model_type: str, directory: Path, **fields: Any) -> Path:
     """Writes a model of any architecture of transformers, made of the fields of its config."""
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     own = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     for part in {"encoder", "decoder"} & fields.keys():
         fields[part] = own | fields[part]
@@ -109,67 +105,7 @@ def save_tiny(model_type: str, directory: Path, **fields: Any) -> Path:
     return directory
 
 
-def save_tiny_gguf(file: Path) -> LlamaForCausalLM:
-    """Writes a Llama as llama.cpp keeps it, and returns the one that is in it."""
-    tokenizer = _tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=VARIETY,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(len(tokenizer))
-    _add_tokenizer(writer, tokenizer)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weights in model.state_dict().items():
-        rotated = name.endswith(("q_proj.weight", "k_proj.weight"))
-        kept = _interleaved(weights, config.num_attention_heads) if rotated else weights
-        writer.add_tensor(str(names.get_name(name, (".weight",))), kept.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return model.eval()
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
-    described = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokenizer) - 1)
-    )
-    writer.add_token_merges([" ".join(pair) for pair in described["merges"]])
-    writer.add_bos_token_id(tokenizer.eos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-
-
-def _interleaved(weights: torch.Tensor, heads: int) -> torch.Tensor:
-    """Llama.cpp pairs neighbours to rotate, and transformers the halves."""
-    rows, columns = weights.shape
-    halves = weights.reshape(heads, 2, rows // heads // 2, columns)
-    return halves.transpose(1, 2).reshape(rows, columns).contiguous()
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([CORPUS], vocab_size=400, special_tokens=[END])
     return PreTrainedTokenizerFast(

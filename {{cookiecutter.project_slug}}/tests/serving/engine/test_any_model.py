@@ -2,24 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
-from {{ cookiecutter.__package }}.serving.deployments.settings import (
-    ModelSettings,
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
 )
+
+from {{ cookiecutter.__package }}.serving.engine import checks
 from {{ cookiecutter.__package }}.serving.engine.engine import CONTINUOUS, Engine
 from {{ cookiecutter.__package }}.serving.engine.groups import (
     GroupedBatch,
     Joining,
     Reader,
 )
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationError,
     GenerationOptions,
@@ -28,6 +31,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import save_tiny
+from .conftest import EngineOf
 
 PROMPTS = [
     "The whale",
@@ -98,21 +102,6 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture
-def engines() -> Iterator[list[Engine]]:
-    """Engines that are stopped at the end of the test."""
-    made: list[Engine] = []
-    yield made
-    for engine in made:
-        engine.stop()
-
-
-def load(directory: Path, engines: list[Engine], **settings: object) -> Engine:
-    model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
-    engines.append(Engine(ModelSettings.model_validate(model), Limits(update_seconds=0)))
-    return engines[-1]
-
-
 async def answer(
     engine: Engine, prompt: str, options: GenerationOptions = OPTIONS, *, after: float = 0
 ) -> str:
@@ -146,12 +135,12 @@ def generated_tokens(directory: Path, prompt: str, **options: object) -> list[in
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_model_writes_what_generate_does_whoever_else_asks(
-    kind: str, tmp_path: Path, engines: list[Engine], caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     model_type, how, fields = KINDS[kind]
     save_tiny(model_type, tmp_path, **fields)
     with caplog.at_level(logging.INFO):
-        engine = load(tmp_path, engines)
+        engine = engine_of(tmp_path)
     assert f"tiny runs {how}." in caplog.messages
     expected = {prompt: generated(tmp_path, prompt) for prompt in PROMPTS}
     assert len(set(expected.values())) >= 4
@@ -166,22 +155,42 @@ async def test_a_model_writes_what_generate_does_whoever_else_asks(
     engine.check_health()
 
 
+def test_the_check_leaves_no_thread_that_computes(
+    tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # OpenMP keeps threads for each thread that computes, and slows down with more than processors.
+    threads = []
+    usual = checks.scores_of
+
+    def scores_of(*given: Any) -> list[torch.Tensor]:
+        threads.append(threading.current_thread())
+        scored: list[torch.Tensor] = usual(*given)
+        return scored
+
+    monkeypatch.setattr(checks, "scores_of", scores_of)
+    engine_of(save_tiny("llama", tmp_path, **LLAMA))
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
 def test_a_model_that_no_batch_runs_is_refused_with_its_architecture_and_the_reason(
-    tmp_path: Path, engines: list[Engine]
+    tmp_path: Path, engine_of: EngineOf
 ) -> None:
     # Without a mask of what follows, a token's scores depend on later ones.
     save_tiny("bert", tmp_path, **SMALL, intermediate_size=64, is_decoder=False)
     with pytest.raises(ModelError) as error:
-        load(tmp_path, engines)
+        engine_of(tmp_path)
     line = str(error.value)
     assert "is a BertLMHeadModel, which cannot be served" in line
     assert line.endswith("its scores are not those of the plain model.")
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("quantized", [False, True])
 def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
+    quantized: bool,
     tmp_path: Path,
-    engines: list[Engine],
+    engine_of: EngineOf,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -193,8 +202,10 @@ def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
     model_type, _, fields = KINDS["alibi"]
     save_tiny(model_type, tmp_path, **fields)
     monkeypatch.setattr(Reader, "read", mixed)
+    # One that is quantized is compared with itself alone.
+    monkeypatch.setattr(PreTrainedModel, "is_quantized", quantized, raising=False)
     with caplog.at_level(logging.INFO):
-        load(tmp_path, engines)
+        engine_of(tmp_path)
     for joining in (ANY, ALIGNED):
         refused = f"tiny does not run {joining}: its answers depend on who else asks"
         assert refused in caplog.messages
@@ -202,13 +213,13 @@ def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
 
 
 async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
-    tmp_path: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("paged attention", "alibi", "relative positions"):
         model_type, _, fields = KINDS[kind]
         directory = tmp_path / model_type
         save_tiny(model_type, directory, **fields)
-        engine = load(directory, engines)
+        engine = engine_of(directory)
         expected = [generated(directory, prompt) for prompt in PROMPTS[1:]]
         broken = engine._prompts.encode(user(PROMPTS[0]))
         usual = engine._configured.rules
@@ -223,16 +234,16 @@ async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
             *(answer(engine, prompt) for prompt in PROMPTS), return_exceptions=True
         )
         assert isinstance(failed, GenerationError)
-        assert "no numbers" in str(failed)
+        assert "are not finite" in str(failed)
         assert texts == expected
         engine.check_health()
 
 
 async def test_those_who_come_later_join_a_running_group(
-    tmp_path: Path, engines: list[Engine]
+    tmp_path: Path, engine_of: EngineOf
 ) -> None:
     save_tiny("bloom", tmp_path, hidden_size=32, n_layer=2, n_head=4)
-    engine = load(tmp_path, engines)
+    engine = engine_of(tmp_path)
     long = OPTIONS.model_copy(update={"min_new_tokens": 100, "max_new_tokens": 100})
     rows = []
     engine._model.register_forward_pre_hook(

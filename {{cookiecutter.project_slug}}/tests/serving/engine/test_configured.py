@@ -2,18 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from {{ cookiecutter.__package }}.serving.deployments.settings import (
-    ModelSettings,
-)
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
-from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     End,
     GenerationOptions,
@@ -22,20 +17,12 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import user
 from ...support.tiny_models import save_tiny
+from .conftest import EngineOf
 from .test_any_model import KINDS, PROMPTS, generated, generated_tokens
 
 OPTIONS = GenerationOptions(temperature=0, max_new_tokens=24)
 DECODERS = ["paged attention", "alibi"]
 EVERY_KIND = pytest.mark.parametrize("kind", [*DECODERS, "learned positions"])
-
-
-@pytest.fixture
-def engines() -> Iterator[list[Engine]]:
-    """Engines that are stopped at the end of the test."""
-    made: list[Engine] = []
-    yield made
-    for engine in made:
-        engine.stop()
 
 
 def save(kind: str, directory: Path, **said: Any) -> Path:
@@ -46,12 +33,6 @@ def save(kind: str, directory: Path, **said: Any) -> Path:
     config.update(**said)
     config.save_pretrained(directory)
     return directory
-
-
-def load(directory: Path, engines: list[Engine], **settings: object) -> Engine:
-    model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
-    engines.append(Engine(ModelSettings.model_validate(model), Limits(update_seconds=0)))
-    return engines[-1]
 
 
 async def answer(
@@ -78,9 +59,9 @@ async def answer(
     ids=lambda said: next(iter(said)),
 )
 async def test_an_answer_keeps_to_it_as_generate_does(
-    kind: str, said: dict[str, Any], tmp_path: Path, engines: list[Engine]
+    kind: str, said: dict[str, Any], tmp_path: Path, engine_of: EngineOf
 ) -> None:
-    engine = load(save(kind, tmp_path, **said), engines)
+    engine = engine_of(save(kind, tmp_path, **said))
     texts = await asyncio.gather(*(answer(engine, prompt) for prompt in PROMPTS))
     expected = [
         generated(tmp_path, prompt, min_new_tokens=None, max_new_tokens=24) for prompt in PROMPTS
@@ -90,18 +71,18 @@ async def test_an_answer_keeps_to_it_as_generate_does(
 
 @EVERY_KIND
 async def test_a_model_that_says_nothing_pays_for_nothing(
-    kind: str, tmp_path: Path, engines: list[Engine]
+    kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
-    engine = load(save(kind, tmp_path), engines)
+    engine = engine_of(save(kind, tmp_path))
     assert engine._configured.rules([5], [5], 9) is None
 
 
 async def test_a_padding_token_that_is_a_bad_word_is_not_written(
-    tmp_path: Path, engines: list[Engine]
+    tmp_path: Path, engine_of: EngineOf
 ) -> None:
     # Marian's: its weights like the padding best.
     directory = save("learned positions", tmp_path, bad_words_ids=[[1]])
-    engine = load(directory, engines)
+    engine = engine_of(directory)
     engine._model.final_logits_bias[0, 1] = 1000.0
     text, _ = await answer(engine, "The whale")
     assert text
@@ -109,7 +90,7 @@ async def test_a_padding_token_that_is_a_bad_word_is_not_written(
 
 @EVERY_KIND
 async def test_the_tokenizers_end_ends_an_answer_too(
-    kind: str, tmp_path: Path, engines: list[Engine]
+    kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     directory = save(kind, tmp_path)
     written = generated_tokens(directory, "The whale")
@@ -118,43 +99,43 @@ async def test_the_tokenizers_end_ends_an_answer_too(
     last = next(number for number in written[3:] if number not in written[:3])
     tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(last)})
     tokenizer.save_pretrained(directory)
-    text, end = await answer(load(directory, engines), "The whale")
+    text, end = await answer(engine_of(directory), "The whale")
     assert end.reason == "stop"
     assert text == tokenizer.decode(written[: written.index(last)])
 
 
 @EVERY_KIND
 async def test_the_configs_end_ends_an_answer_too(
-    kind: str, tmp_path: Path, engines: list[Engine]
+    kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     directory = save(kind, tmp_path)
     ends = list(range(20, 280))
     config = AutoConfig.from_pretrained(directory)
     config.eos_token_id = ends
     config.save_pretrained(directory)
-    engine = load(directory, engines)
+    engine = engine_of(directory)
     assert engine._end >= set(ends)
     _, end = await answer(engine, "The whale")
     assert end.reason == "stop"
 
 
 async def test_its_top_k_is_kept_where_nobody_asks_for_another(
-    tmp_path: Path, engines: list[Engine]
+    tmp_path: Path, engine_of: EngineOf
 ) -> None:
     directory = save("paged attention", tmp_path, top_k=1, do_sample=True)
-    own = load(directory, engines, temperature=2)
+    own = engine_of(directory, temperature=2)
     options = OPTIONS.model_copy(update={"temperature": None})
     greedy, _ = await answer(own, "The whale")
     assert (await answer(own, "The whale", options))[0] == greedy
-    said = load(directory, engines, temperature=2, top_k=50)
+    said = engine_of(directory, temperature=2, top_k=50)
     assert (await answer(said, "The whale", options))[0] != greedy
 
 
 def test_what_is_not_kept_is_said_at_load(
-    tmp_path: Path, engines: list[Engine], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        load(save("learned positions", tmp_path, num_beams=4), engines)
+        engine_of(save("learned positions", tmp_path, num_beams=4))
     [line] = [message for message in caplog.messages if "left out" in message]
     assert line.startswith("tiny: num_beams=4 of the model's configuration is left out: ")
 

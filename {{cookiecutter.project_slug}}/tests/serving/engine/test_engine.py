@@ -1,16 +1,14 @@
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from {{ cookiecutter.__package }}.serving.deployments.settings import (
-    ModelSettings,
-)
-from {{ cookiecutter.__package }}.serving.engine import groups
-from {{ cookiecutter.__package }}.serving.engine.attention import attend_by_rows
+from {{ cookiecutter.__package }}.serving.engine import attention, groups
 from {{ cookiecutter.__package }}.serving.engine.decoders import DecoderBatch
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
@@ -35,6 +33,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import save_tiny_bart
+from .conftest import EngineOf
 
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
 LONG = GenerationOptions(temperature=0, min_new_tokens=200, max_new_tokens=200)
@@ -47,25 +46,6 @@ PROMPTS = [
     "Side by side",
 ]
 EVERY_KIND = pytest.mark.parametrize("kind", ["tiny_decoder", "tiny_encoder_decoder"])
-
-EngineOf = Callable[..., Engine]
-
-
-@pytest.fixture
-def engine_of() -> Iterator[EngineOf]:
-    """Makes engines, and stops them at the end of the test."""
-    engines: list[Engine] = []
-
-    def make(directory: Path, limits: Limits | None = None, **settings: object) -> Engine:
-        model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
-        # A piece for each token, where a test does not say otherwise.
-        limits = limits or Limits(update_seconds=0)
-        engines.append(Engine(ModelSettings.model_validate(model), limits))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.stop()
 
 
 async def answer(engine: Engine, prompt: str, options: GenerationOptions = GREEDY) -> str:
@@ -147,16 +127,57 @@ async def test_answers_that_were_stopped_leave_nothing_in_the_batch(
         stream = engine.stream(user("The whale"), LONG)
         await anext(stream)
         await stream.aclose()
-    assert isinstance(engine._batch, DecoderBatch)
-    router = engine._batch._manager.output_router
-    assert not router.result_handlers
-    # What a step delivers after the last of them.
-    assert router.output_queue.qsize() <= 2
+    batch = engine._batch
+    assert isinstance(batch, DecoderBatch)
+    assert not batch._running
+    scheduler = batch._manager.batch_processor.scheduler
+    for _ in range(100):
+        # A request leaves with the next step.
+        if not scheduler.has_pending_requests():
+            break
+        await asyncio.sleep(0.1)
+    assert not scheduler.has_pending_requests()
+    assert batch._manager.output_router.output_queue.empty()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "named"),
+    [
+        ("transformer.h.0.mlp.c_fc.weight", r"transformer\.h\.0\.mlp\.c_fc\.weight\)"),
+        ("transformer.h.1.", r"transformer\.h\.1\.attn\.c_attn\.bias and 11 more\)"),
+    ],
+)
+def test_a_model_that_lacks_weights_is_refused(
+    left_out: str, named: str, tiny_decoder: Path, tmp_path: Path, engine_of: EngineOf
+) -> None:
+    shutil.copytree(tiny_decoder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    kept = {name: value for name, value in weights.items() if not name.startswith(left_out)}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"it lacks weights: {named}"):
+        engine_of(tmp_path)
+
+
+def test_numbers_of_a_row_that_are_none_stay_in_their_row() -> None:
+    lengths = [3, 1, 2, 4]
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    # [1, heads, tokens, size]
+    query, key, value = (torch.rand(1, 2, tokens, 8) for tokens in (4, 10, 10))
+    key[:, :, :3] = value[:, :, :3] = torch.nan
+    options = {"cu_seq_lens_q": torch.arange(5), "cu_seq_lens_k": bounds, "max_length_k": 4}
+    output, _ = attention._attention(torch.nn.Module(), query, key, value, None, **options)
+    for row in (1, 2, 3):
+        own = slice(bounds[row], bounds[row + 1])
+        alone = torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, row : row + 1], key[:, :, own], value[:, :, own]
+        )
+        torch.testing.assert_close(output[0, row], alone[0, :, 0])
 
 
 def test_a_model_that_needs_its_own_attention_keeps_it(tiny_decoder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_decoder, attn_implementation="eager")
-    attend_by_rows(model)
+    attention.attend_by_rows(model)
     assert model.config._attn_implementation == "eager"
 
 
@@ -175,9 +196,7 @@ async def test_a_group_that_cannot_start_ends_its_requests(
 
 async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_encoder_decoder)
-    short, long = (
-        Request([5, 6, 7], Sampling(0, 1, 1, count, count), lambda _: False) for count in (2, 5)
-    )
+    short, long = (Request([5, 6, 7], Sampling(0, 1, 1, count, count)) for count in (2, 5))
     group = Group(Reader(model, Joining.ANY), frozenset(), [short, long])
     rows = []
     while group.requests:

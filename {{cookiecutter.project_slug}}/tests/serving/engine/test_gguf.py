@@ -1,14 +1,16 @@
 """A model in one file, as llama.cpp keeps it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.settings import (
@@ -23,7 +25,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.loopback_hub import COMMIT, loopback_hub
 from ...support.stand_ins import pieces_of, user
-from ...support.tiny_models import save_tiny_gguf
+from ...support.tiny_models import CONTEXT, VARIETY, tiny_tokenizer
 from .test_weights import in_own_process, refused
 
 PROMPT = "The whale breathed"
@@ -35,6 +37,66 @@ from {{ cookiecutter.__package }}.serving.engine.settings import EngineSettings
 from {{ cookiecutter.__package }}.serving.engine.weights import locate
 locate(EngineSettings(name="model", source=sys.argv[1]))
 """
+
+
+def save_tiny_gguf(file: Path) -> LlamaForCausalLM:
+    """Writes a Llama as llama.cpp keeps it, and returns the one that is in it."""
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=VARIETY,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(len(tokenizer))
+    _add_tokenizer(writer, tokenizer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weights in model.state_dict().items():
+        rotated = name.endswith(("q_proj.weight", "k_proj.weight"))
+        kept = _interleaved(weights, config.num_attention_heads) if rotated else weights
+        writer.add_tensor(str(names.get_name(name, (".weight",))), kept.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model.eval()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    described = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(tokenizer) - 1)
+    )
+    writer.add_token_merges([" ".join(pair) for pair in described["merges"]])
+    writer.add_bos_token_id(tokenizer.eos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+
+
+def _interleaved(weights: torch.Tensor, heads: int) -> torch.Tensor:
+    """Llama.cpp pairs neighbours to rotate, and transformers the halves."""
+    rows, columns = weights.shape
+    halves = weights.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns).contiguous()
 
 
 @dataclass

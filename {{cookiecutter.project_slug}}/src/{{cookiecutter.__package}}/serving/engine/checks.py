@@ -25,19 +25,17 @@ NEW_TOKENS = 3
 MOST_SECONDS = 600
 DEPENDS = "its answers depend on who else asks"
 BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1}
-"""How far scores may lie apart, as a part of the distance between the best and the worst.
+"""How far apart scores may lie, as a share of the distance between the best and the worst.
 
-The order of additions depends on the number of rows, and with it the last bits of each score.
+The order of additions depends on the number of rows, and the last bits of a score depend on it.
 """
-
-
 LOGGERS = ["ContinuousBatchingLogger", "transformers.modeling_utils", f"{__package__}.groups"]
-"""They report what a model does not do, which a check is there to find."""
+"""They report what a model cannot do, which the check is there to find."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves out of the log what a check may bring about."""
+    """Keeps out of the log what the check itself brings about."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
@@ -52,17 +50,8 @@ def quiet() -> Iterator[None]:
 class Probe(Request):
     """A prompt whose scores are kept."""
 
-    def __init__(
-        self,
-        prompt: list[int],
-        process: Processor | None,
-        batch: Batch,
-    ) -> None:
-        self.prompt = prompt
-        self.sampling = Sampling(0, 1, 1, NEW_TOKENS, NEW_TOKENS)
-        self.process = process
-        self.left = False
-        self.text = []
+    def __init__(self, prompt: list[int], process: Processor | None, batch: Batch) -> None:
+        super().__init__(prompt, Sampling(0, 1, 1, NEW_TOKENS, NEW_TOKENS), process)
         self.scores: list[torch.Tensor] = []
         self.failure: str | None = None
         self.over = threading.Event()
@@ -74,7 +63,7 @@ class Probe(Request):
         if not self.text:
             for probe in self.follow:
                 self._batch.start(probe)
-        self.text += tokens
+        super().add(tokens)
         if ended or failure is not None:
             self.failure = failure
             self.over.set()
@@ -95,7 +84,7 @@ def difference(
     prompts: Sequence[tuple[list[int], Processor | None]],
     attention: str,
 ) -> str | None:
-    """Returns in what the batch differs from the plain model, or None where they agree.
+    """Returns how the batch differs from the plain model, or None if they agree.
 
     The prompts go through it together, the later ones while the first one runs, and each
     alone. `attention` is the plain model's own.
@@ -117,7 +106,7 @@ def difference(
     for one in alone:
         plain = known[*one.prompt, *one.text] = scores_of(model, one, attention)
         if not torch.stack(plain).isfinite().any(-1).all():
-            return f"its scores are no numbers in {_name(model.dtype)}"
+            return f"its scores are not finite in {_name(model.dtype)}"
         if not agree(one, plain, one.text, model.dtype):
             return "its scores are not those of the plain model"
     for beside in together:
@@ -130,9 +119,9 @@ def difference(
 def agree(
     probe: Probe, reference: Sequence[torch.Tensor], text: Sequence[int], dtype: torch.dtype
 ) -> bool:
-    """Whether scores lie within the bound of their format, as far as the texts are the same.
+    """Whether scores lie within the bound of their format, for as long as the texts are the same.
 
-    With 16 bits it will also do that the best token is, where it leads by more than the bound.
+    In 16 bits, scores also agree if the best token is the same, where it leads by more than that.
     """
     part = BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
     for own, plain, token, expected in zip(probe.scores, reference, probe.text, text, strict=True):
@@ -160,13 +149,13 @@ def scores_of(model: PreTrainedModel, probe: Probe, attention: str) -> list[torc
         read = [first_token(model), *probe.text[:-1]]
         inputs["decoder_input_ids"] = torch.tensor([read], device=model.device)
     else:
-        # As `generate` says them, which not all count in the same way.
+        # As `generate` passes them: without, some models count in another way.
         if "position_ids" in inspect.signature(model.forward).parameters:
             places = torch.arange(prompt.shape[1] + len(probe.text) - 1, device=model.device)
             inputs["position_ids"] = places[None]
         written = torch.tensor([probe.text[:-1]], dtype=torch.long, device=model.device)
         inputs["input_ids"] = torch.cat([prompt, written], 1)
-    # Else some take a padding token of the text for padding.
+    # Without it, some take a padding token in the text for padding.
     inputs |= {
         name.replace("input_ids", "attention_mask"): torch.ones_like(ids)
         for name, ids in inputs.items()

@@ -29,7 +29,7 @@ from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
 from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
-from .generation import Batch, Processor, Request
+from .generation import Batch, Processor, StreamedRequest
 from .groups import GroupedBatch, Joining, first_token
 from .prompts import PromptEncoder
 from .room import Room, decoder_room, encoder_room, longest_answer
@@ -92,7 +92,7 @@ class Engine:
         text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         prompt = self._encode(messages, options)
         rules = self._rules(prompt, options.max_new_tokens)
-        request = Request(prompt, self._sampling(options), text.read, rules)
+        request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
         self._requests += 1
         self._batch.start(request)
         try:
@@ -172,8 +172,8 @@ class Engine:
         for how, make in self._batches():
             batch = None
             try:
-                # In a thread that ends: the threads that a plain model computes with would stay,
-                # and as more than there are processors they sleep after each operation.
+                # In a thread that ends, and takes its OpenMP threads with it. If they stayed, there
+                # would be more than processors, and each would sleep after every operation.
                 with quiet(), ThreadPoolExecutor(1) as pool:
                     batch = make()
                     found = pool.submit(difference, self._model, batch, prompts, attention).result()
@@ -249,4 +249,5 @@ def _check_loaded(model: PreTrainedModel, missing: Collection[str]) -> None:
     """Transformers makes up what is missing, and the model writes nonsense."""
     lacking = sorted(set(missing) & {name for name, _ in model.named_parameters()})
     if lacking:
-        raise ValueError(f"{len(lacking)} weights are missing, {lacking[0]} among them")
+        more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        raise ValueError(f"it lacks weights: {lacking[0]}{more}")

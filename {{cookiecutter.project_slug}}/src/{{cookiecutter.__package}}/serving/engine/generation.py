@@ -12,11 +12,36 @@ from .sampling import Sampling, choose, forbid
 
 Processor = Callable[[list[int], torch.Tensor], torch.Tensor]
 """Changes the scores, of shape [1, vocabulary], of the token that follows these."""
-NOT_FINITE = "the model's scores are no numbers for this text"
+NOT_FINITE = "the model's scores for this text are not finite"
 
 
 class Request:
-    """One prompt in a batch. Made and read in an event loop, filled by the batch's thread.
+    """One prompt in a batch, and the tokens that have come, which the batch's thread adds."""
+
+    def __init__(
+        self, prompt: list[int], sampling: Sampling, process: Processor | None = None
+    ) -> None:
+        self.prompt = prompt
+        self.sampling = sampling
+        self.process = process
+        self.left = False
+        """Whether the reader has left, so that the rest is not wanted."""
+        self.text: list[int] = []
+
+    def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:  # noqa: ARG002
+        """Adds tokens, and ends the request where nothing follows."""
+        self.text += tokens
+
+    def see(self, scores: torch.Tensor) -> None:
+        """Called with the model's scores of each next token, of shape [vocabulary]."""
+
+    @property
+    def received(self) -> int:
+        return len(self.text)
+
+
+class StreamedRequest(Request):
+    """A request that is made and read in an event loop.
 
     `read` gets the tokens as they come, and returns whether no more are wanted.
     """
@@ -28,13 +53,7 @@ class Request:
         read: Callable[[list[int]], bool],
         process: Processor | None = None,
     ) -> None:
-        self.prompt = prompt
-        self.sampling = sampling
-        self.process = process
-        self.left = False
-        """Whether the reader has left, so that the rest is not wanted."""
-        self.text: list[int] = []
-        """The tokens that have come."""
+        super().__init__(prompt, sampling, process)
         self._loop = asyncio.get_running_loop()
         self._read = read
         self._arrived = asyncio.Event()
@@ -42,20 +61,12 @@ class Request:
         self._failure: str | None = None
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:
-        """Called by any thread: adds tokens, and ends the request where nothing follows."""
-        self.text += tokens
+        super().add(tokens)
         try:
             self._loop.call_soon_threadsafe(self._receive, tokens, ended, failure)
         except RuntimeError:
             # The event loop is closed, and its reader with it.
             self.left = True
-
-    def see(self, scores: torch.Tensor) -> None:
-        """Called with the model's scores of each next token, of shape [vocabulary]."""
-
-    @property
-    def received(self) -> int:
-        return len(self.text)
 
     async def arrivals(self, pause: Callable[[], float]) -> AsyncGenerator[None, None]:
         """Yields when tokens have been read: the first at once, then all of a pause together.

@@ -1,0 +1,29 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
+from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+from {{ cookiecutter.__package }}.serving.pages.settings import Limits
+
+EngineOf = Callable[..., Engine]
+
+
+@pytest.fixture
+def engine_of() -> Iterator[EngineOf]:
+    """Makes engines, and stops them at the end of the test."""
+    engines: list[Engine] = []
+
+    def make(directory: Path, limits: Limits | None = None, **settings: object) -> Engine:
+        model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
+        # A piece for each token, where a test does not say otherwise.
+        limits = limits or Limits(update_seconds=0)
+        engines.append(Engine(ModelSettings.model_validate(model), limits))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.stop()
