@@ -119,10 +119,15 @@ def named(title: str, node: psutil.Process) -> list[psutil.Process]:
 
 @contextmanager
 def ray_cluster(project: Project, directory: Path) -> Iterator[Cluster]:
-    dashboard, port = free_port(), free_port()
+    dashboard, client_server, port = free_port(), free_port(), free_port()
     address = f"127.0.0.1:{free_port()}"
     project = ready_for_a_cluster(project)
-    head = ("--head", f"--port={address.rpartition(':')[2]}", f"--dashboard-port={dashboard}")
+    head = (
+        "--head",
+        f"--port={address.rpartition(':')[2]}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client_server}",
+    )
     with ray_node(project, *head) as process:
         yield Cluster(
             with_variables(project, RAY_ADDRESS=address),

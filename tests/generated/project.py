@@ -159,10 +159,16 @@ def loopback_hub(project: Project, cache: Path) -> Iterator[Project]:
 @contextmanager
 def cluster_with_a_gpu(project: Project) -> Iterator[Project]:
     """Starts Ray with a GPU that exists only in its books, and yields a project that joins it."""
-    port = free_port()
+    port, dashboard, client_server = free_port(), free_port(), free_port()
     # Ray guards a cluster with a token, and who joins must say that it has one.
     project = replace(project, variables={**project.variables, "RAY_AUTH_MODE": "token"})
-    command = ("ray", "start", "--head", "--block", f"--port={port}", "--num-gpus=1")
+    # `ray start` ends where another Ray has one of the ports that it takes unless told.
+    ports = (
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client_server}",
+    )
+    command = ("ray", "start", "--head", "--block", "--num-gpus=1", *ports)
     with project.started(*command) as ray:
         ray.wait_for(lambda log: "Ray runtime started" in log, START_SECONDS)
         variables = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
@@ -211,8 +217,8 @@ class Answered:
 
 
 def ask(url: str) -> Answered:
-    """Completes a queued call."""
-    job = Client(url, verbose=False).submit(PROMPT, api_name="/generate")
+    """Completes a queued call, and takes the likeliest tokens: a sample may be in any language."""
+    job = Client(url, verbose=False).submit(PROMPT, temperature="0", api_name="/generate")
     last = job.result(timeout=ANSWER_SECONDS)
     texts = [last] if isinstance(last, str) else list(last)
     return Answered(texts, len(job.outputs()))
