@@ -11,6 +11,7 @@ from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 from {{ cookiecutter.__package }} import app
 from {{ cookiecutter.__package }}.app import Settings, build
+from {{ cookiecutter.__package }}.serving.base import LoginError, StartError
 from {{ cookiecutter.__package }}.serving.config import (
     Planned,
     check_deployments,
@@ -21,7 +22,6 @@ from {{ cookiecutter.__package }}.serving.config import (
     plan,
     read_config,
 )
-from {{ cookiecutter.__package }}.serving.protocol import LoginError, StartError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("deploy/kubernetes/rayservice.yaml")])
