@@ -1,6 +1,6 @@
 """What every part of the machinery builds on: strict settings, and errors that a person reads.
 
-Knows neither Ray nor Gradio nor torch.
+Knows neither Ray nor Gradio.
 """
 
 from pydantic import BaseModel, ConfigDict

@@ -190,7 +190,7 @@ def run(
         # A builder began one by the way, without what is set below.
         ray.shutdown()
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    # A second model that fails while Serve ends for the first would print its traceback.
+    # A second deployment that fails while Serve ends for the first would print its traceback.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
