@@ -16,8 +16,8 @@ from pathlib import Path
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 PACKAGE = "src/{{ cookiecutter.__package }}"
 
-LAYOUT = ANSWERS["__layout"]
 OWN = ".own" if ANSWERS["page"] == "own" else ""
+LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
 # No models.py is chosen for a page of one's own.
 MODELS = f"{PACKAGE}/models.{ANSWERS['models']}.{ANSWERS['task']}.{LAYOUT}.py"
 

@@ -226,7 +226,7 @@ def test_each_file_of_which_there_are_several_is_one_for_some_answers(load_hook:
     }
     package = "src/{{cookiecutter.__package}}"
     there = {*(PROJECT / package).glob("*.*.py"), *PROJECT.glob("LICENSE.*")}
-    there |= {path for path in PROJECT.rglob("*.own.*")}
+    there |= set(PROJECT.rglob("*.own.*"))
     # What stands beside a page of one's own without an answer in its name.
     there |= {path for each in there if (path := without_answer(each)).exists()}
 
