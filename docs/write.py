@@ -77,6 +77,11 @@ def questions() -> Iterator[str]:
         yield f"- {named}: {each['because']}"
     if not forbidden:
         yield "None: every answer goes with every other."
+    yield from ("", "## Answers without effect", "")
+    for each in CONTEXT["_without_effect"]:
+        named = " and ".join(f"`{name}={answer}`" for name, answer in each["answers"].items())
+        questions = ", ".join(f"`{question}`" for question in each["questions"])
+        yield f"- With {named}, whatever you answer to {questions} makes the same project."
 
 
 def tree_page() -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Keeps the files that the answers ask for and says what to do next.
 
 A file of which there are several has the answers in its name, as in `app.parallel.py`; the
-chosen one loses them. Cookiecutter runs this file in the rendered project.
+chosen one loses them. One of them may go without, as `README.md` beside `README.own.md`.
+Cookiecutter runs this file in the rendered project.
 """
 
 import json
@@ -15,16 +16,36 @@ from pathlib import Path
 ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 PACKAGE = "src/{{ cookiecutter.__package }}"
 
-LAYOUT = "parallel" if ANSWERS["parallel_models"] else "wrap"
+OWN = ".own" if ANSWERS["page"] == "own" else ""
+LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
+# No models.py is chosen for a page of one's own.
+MODELS = f"{PACKAGE}/models.{ANSWERS['models']}.{ANSWERS['task']}.{LAYOUT}.py"
 
 CHOSEN = {
     f"{PACKAGE}/app.{LAYOUT}.py": f"{PACKAGE}/app.py",
-    f"{PACKAGE}/models.{ANSWERS['models']}.{ANSWERS['task']}.{LAYOUT}.py": f"{PACKAGE}/models.py",
+    f"{PACKAGE}/page.{ANSWERS['page']}.py": f"{PACKAGE}/page.py",
+    **({} if OWN else {MODELS: f"{PACKAGE}/models.py"}),
+    f"{PACKAGE}/serving/__init__{OWN}.py": f"{PACKAGE}/serving/__init__.py",
+    f"{PACKAGE}/serving/__init__{OWN}.pyi": f"{PACKAGE}/serving/__init__.pyi",
+    f"tests/conftest{OWN}.py": "tests/conftest.py",
+    f"tests/test_app{OWN}.py": "tests/test_app.py",
+    f"tests/test_page{OWN}.py": "tests/test_page.py",
+    f"README{OWN}.md": "README.md",
     f"LICENSE.{ANSWERS['license']}": "LICENSE",
 }
 """The files of which there are several, and the names that the chosen ones get."""
 
 UNWANTED: dict[str, dict[object, list[str]]] = {
+    "page": {
+        "compare": [],
+        "own": [
+            *(f"{PACKAGE}/models.*.py", f"{PACKAGE}/serving/answers.py"),
+            *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),
+            *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages")),
+            # The machinery is as in other projects, where its tests are.
+            *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),
+        ],
+    },
     "models": {
         "bundled": [],
         "hub": [f"{PACKAGE}/serving/engine/bundled.py", "tests/serving/engine/test_bundled.py"],
@@ -74,19 +95,20 @@ def choose(project: Path) -> None:
     for chosen, name in CHOSEN.items():
         (project / chosen).replace(project / name)
         # What is left has another answer in its name.
-        stem, _, suffix = name.rpartition(".") if name.endswith(".py") else (name, "", "")
-        for other in project.glob(f"{stem}.*.{suffix}" if suffix else f"{stem}.*"):
+        path = project / name
+        for other in path.parent.glob(f"{path.stem}.*{path.suffix}"):
             other.unlink()
 
 
 def remove_unwanted(project: Path) -> None:
     for question, unwanted in UNWANTED.items():
         for name in unwanted[ANSWERS[question]]:
-            path = project / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            # Another answer may have removed its folder.
+            for path in [*project.glob(name)]:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 def next_steps() -> str:

@@ -16,28 +16,36 @@ PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 Answers = dict[str, str | bool]
 Pair = frozenset[tuple[str, str | bool]]
 
+GRAPH = ("page", "models", "parallel_models")
 # The fewest sets, 12, of the first 300 salts; any other covers every pair as well.
-SALT = "11"
+SALT = "29"
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The answers that can be chosen, and the combinations that a template refuses."""
+    """The answers that can be chosen, and the combinations of which no project is made."""
 
     choices: dict[str, list[Any]]
     forbidden: list[Answers]
+    """They are refused."""
+    repeated: list[Answers]
+    """They make what others make, because an answer in them has no effect."""
 
     def rows(self) -> list[Answers]:
-        """Returns few sets in which any two answers to two questions meet, if they may."""
+        """Returns few sets in which any two answers to two questions meet, if they may.
+
+        Those that decide what the graph is made of meet in every way.
+        """
         constraints = [
             {
                 "operator": "fn",
                 "requires": list(combination),
                 "evaluate": lambda row, combination=combination: not is_in(combination, row),
             }
-            for combination in self.forbidden
+            for combination in (*self.forbidden, *self.repeated)
         ]
-        rows = make(self.choices, salt=SALT, constraints=constraints)
+        together = [{"fields": list(GRAPH), "strength": len(GRAPH)}]
+        rows = make(self.choices, salt=SALT, constraints=constraints, sub_models=together)
         return sorted(({name: row[name] for name in self.choices} for row in rows), key=str)
 
     def pairs(self) -> set[Pair]:
@@ -50,16 +58,16 @@ class Matrix:
         }
 
     def allowed(self, fixed: Answers) -> Iterator[Answers]:
-        """Yields the sets with these answers that are not refused."""
+        """Yields the sets with these answers of which a project is made."""
         free = {name: values for name, values in self.choices.items() if name not in fixed}
         for values in product(*free.values()):
             answers = {**fixed, **dict(zip(free, values, strict=True))}
-            if not any(is_in(combination, answers) for combination in self.forbidden):
+            if not any(is_in(each, answers) for each in (*self.forbidden, *self.repeated)):
                 yield answers
 
 
 def is_in(combination: Answers, answers: Answers) -> bool:
-    return all(answers[question] == answer for question, answer in combination.items())
+    return combination.items() <= answers.items()
 
 
 def pairs_in(answers: Answers) -> set[Pair]:
@@ -73,7 +81,14 @@ def matrix_of(context: dict[str, Any]) -> Matrix:
         for name, default in context.items()
         if not name.startswith("_") and isinstance(default, list | bool)
     }
-    return Matrix(choices, [forbidden["answers"] for forbidden in context["_forbidden"]])
+    forbidden = [forbidden["answers"] for forbidden in context["_forbidden"]]
+    repeated = [
+        {**each["answers"], question: answer}
+        for each in context["_without_effect"]
+        for question in each["questions"]
+        for answer in choices[question][1:]
+    ]
+    return Matrix(choices, forbidden, repeated)
 
 
 CONTEXT: dict[str, Any] = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
@@ -84,11 +99,15 @@ DEFAULTS: Answers = QUESTIONS | {question: choices[0] for question, choices in C
 
 
 def every_answer_to(*questions: str) -> list[Answers]:
-    """Returns all combinations of the answers to these questions, the defaults first."""
-    return [
+    """Returns all combinations of the answers to these questions, the defaults first.
+
+    Those that make what another makes are left out.
+    """
+    every = [
         dict(zip(questions, values, strict=True))
         for values in product(*(CHOICES[question] for question in questions))
     ]
+    return [each for each in every if not any(is_in(other, each) for other in MATRIX.repeated)]
 
 
 @cache

@@ -23,12 +23,12 @@ CRD = TEMPLATE / "tests" / "data" / "kuberay" / "ray.io_rayservices.yaml"
 
 any_cluster = pytest.mark.parametrize(
     "answers",
-    every_answer_to("parallel_models", "accelerator", "models", "ci"),
+    every_answer_to("page", "parallel_models", "accelerator", "models", "ci"),
     ids=in_words,
     scope="module",
 )
 any_image = pytest.mark.parametrize(
-    "answers", every_answer_to("models", "accelerator"), ids=in_words, scope="module"
+    "answers", every_answer_to("page", "models", "accelerator"), ids=in_words, scope="module"
 )
 
 

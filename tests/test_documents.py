@@ -83,8 +83,9 @@ def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
     answers: Answers, project: Path
 ) -> None:
     rows = rows_of(project / "README.md", "Change it")
+    own = answers["page"] == "own"
 
-    assert len(rows) >= (13 if answers["deploy"] != "local" else 12)
+    assert len(rows) >= (13 if answers["deploy"] != "local" else 12) - 2 * own
     for what, where in rows:
         spans = re.findall(r"`([^`]+)`", where)
         files = [span for span in spans if re.search(r"\.(py|yaml)$", span)]
@@ -94,29 +95,31 @@ def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
         assert not [path for path in found if "serving" in path.parts], what
         for name in set(spans) - set(files) - {"launch()", "Counter"}:
             # What a team passes in, or names in a config, is known to who takes it.
-            takes = {"=": "http/ingress.py", ":": "pages/settings.py"}.get(name[-1])
+            settings = "http/settings.py" if own else "pages/settings.py"
+            takes = {"=": "http/ingress.py", ":": settings}.get(name[-1])
             places = [*found, *([project / PACKAGE / "serving" / takes] if takes else [])]
             wanted = name.rstrip("=:")
             assert any(wanted in path.read_text("utf-8") for path in places), name
 
 
-def test_the_page_of_limits_has_their_names_and_defaults(project: Path) -> None:
+def test_the_page_of_limits_has_their_names_and_defaults(answers: Answers, project: Path) -> None:
     serving = project / PACKAGE / "serving"
-    limits = {
-        **defaults_of(serving / "http/settings.py", "RequestLimits"),
-        **defaults_of(serving / "pages/settings.py", "Limits"),
-        **defaults_of(serving / "engine/settings.py", "ModelLimits"),
-    }
-
+    limits = defaults_of(serving / "http/settings.py", "RequestLimits")
     rows = rows_of(project / "docs/changing.md", "Limits")
     said = {name.strip("`"): default for name, default, _ in rows}
-    for name in ("cache_tokens", "prompt_tokens"):
-        assert said.pop(name) == "by memory"
-        assert limits.pop(name) is None
+
+    if answers["page"] != "own":
+        limits |= defaults_of(serving / "pages/settings.py", "Limits")
+        limits |= defaults_of(serving / "engine/settings.py", "ModelLimits")
+        for name in ("cache_tokens", "prompt_tokens"):
+            assert said.pop(name) == "by memory"
+            assert limits.pop(name) is None
+    assert limits
     assert said == {name: str(value) for name, value in limits.items()}
 
 
-def test_the_options_that_have_a_default_are_named_with_it(project: Path) -> None:
+def test_the_options_that_have_a_default_are_named_with_it(rendered: Render) -> None:
+    project = rendered(project_slug="our-app")
     options = defaults_of(project / PACKAGE / "serving/protocol.py", "GenerationOptions")
     text = (project / "docs/changing.md").read_text("utf-8")
 
@@ -126,24 +129,35 @@ def test_the_options_that_have_a_default_are_named_with_it(project: Path) -> Non
         assert re.search(rf"`{name}` \({value}\b", text), name
 
 
-def test_the_yaml_in_a_document_names_settings_that_there_are(project: Path) -> None:
+def test_the_yaml_in_a_document_names_settings_that_there_are(
+    answers: Answers, project: Path
+) -> None:
     serving = project / PACKAGE / "serving"
+    classes = {
+        "args": {"http/settings.py": "HttpSettings"},
+        "limits": {"http/settings.py": "RequestLimits"},
+        "models": {},
+    }
+    if answers["page"] != "own":
+        classes["args"] |= {
+            "pages/settings.py": "PageSettings",
+            "deployments/settings.py": "ModelsSettings",
+        }
+        classes["limits"] |= {"pages/settings.py": "Limits", "engine/settings.py": "ModelLimits"}
+        classes["models"] = {
+            "deployments/settings.py": "ModelSettings",
+            "engine/settings.py": "EngineSettings",
+        }
     fields = {
-        "args": fields_of(serving / "pages/settings.py", "PageSettings")
-        | fields_of(serving / "http/settings.py", "HttpSettings")
-        | fields_of(serving / "deployments/settings.py", "ModelsSettings"),
-        "models": fields_of(serving / "deployments/settings.py", "ModelSettings")
-        | fields_of(serving / "engine/settings.py", "EngineSettings"),
-        "limits": fields_of(serving / "pages/settings.py", "Limits")
-        | fields_of(serving / "http/settings.py", "RequestLimits")
-        | fields_of(serving / "engine/settings.py", "ModelLimits"),
+        place: {field for path, name in found.items() for field in fields_of(serving / path, name)}
+        for place, found in classes.items()
     }
 
     read = [yaml.safe_load(text) for text in fences(project / "docs", "yaml")]
-    arguments = [each["args"] for each in read if isinstance(each, dict)]
+    arguments = [each["args"] for each in read if isinstance(each, dict) and "args" in each]
     models = [model for each in read if isinstance(each, list) for model in each]
     assert arguments
-    assert models
+    assert bool(models) == bool(fields["models"])
     for each in arguments:
         assert set(each) <= fields["args"]
         assert set(each.get("limits", {})) <= fields["limits"]
@@ -163,8 +177,8 @@ def test_the_python_in_a_document_imports_what_the_door_offers(project: Path) ->
     ]
     assert imports
     for node in imports:
-        if node.module == "app":
-            # For the settings of a team's own.
+        if node.module in ("app", "page", "my_demo"):
+            # Files of a team's own.
             continue
         assert node.module == "serving"
         assert {alias.name for alias in node.names} <= offered

@@ -163,8 +163,8 @@ def test_refuses_the_name_of_everything_that_a_project_declares(
 ) -> None:
     hook = load_hook("pre_gen_project")
 
-    for models in CHOICES["models"]:
-        pyproject = tomllib.loads((rendered(models=models) / "pyproject.toml").read_text("utf-8"))
+    for answers in every_answer_to("page", "models"):
+        pyproject = tomllib.loads((rendered(**answers) / "pyproject.toml").read_text("utf-8"))
         for requirement in [
             *pyproject["build-system"]["requires"],
             *pyproject["project"]["dependencies"],
@@ -179,8 +179,8 @@ def test_refuses_the_name_of_everything_that_a_project_imports(
 ) -> None:
     hook = load_hook("pre_gen_project")
 
-    for models in CHOICES["models"]:
-        project = rendered(models=models, project_slug="our-app")
+    for answers in every_answer_to("page", "models"):
+        project = rendered(project_slug="our-app", **answers)
         own = {path.stem for path in project.rglob("*.py")} | {"our_app"}
         for path in project.rglob("*.py"):
             for module in absolute_imports(path) - own:
@@ -221,14 +221,22 @@ def test_files_are_removed_for_exactly_the_answers_that_there_are(load_hook: Loa
 def test_each_file_of_which_there_are_several_is_one_for_some_answers(load_hook: LoadHook) -> None:
     chosen = {
         name
-        for answers in every_answer_to("task", "parallel_models", "models", "license")
+        for answers in every_answer_to("page", "task", "parallel_models", "models", "license")
         for name in load_hook("post_gen_project", **answers).CHOSEN
     }
     package = "src/{{cookiecutter.__package}}"
-    there = {path.name for path in (PROJECT / package).glob("*.*.py")}
-    there |= {path.name for path in PROJECT.glob("LICENSE.*")}
+    there = {*(PROJECT / package).glob("*.*.py"), *PROJECT.glob("LICENSE.*")}
+    there |= set(PROJECT.rglob("*.own.*"))
+    # What stands beside a page of one's own without an answer in its name.
+    there |= {path for each in there if (path := without_answer(each)).exists()}
 
-    assert {Path(name).name for name in chosen} == there
+    found = {path.relative_to(PROJECT).as_posix() for path in there}
+    package_of_chosen = load_hook("post_gen_project").PACKAGE
+    assert {name.replace(package_of_chosen, package) for name in chosen} == found
+
+
+def without_answer(path: Path) -> Path:
+    return path.with_name(path.name.replace(".own.", "."))
 
 
 def test_the_page_has_the_words_and_the_graph_that_were_chosen(rendered: Render) -> None:

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from .answers import CONTEXT, MATRIX, TEMPLATE, Answers, in_words, matrix_of, pairs_in
+from .answers import (
+    CHOICES,
+    CONTEXT,
+    GRAPH,
+    MATRIX,
+    TEMPLATE,
+    Answers,
+    every_answer_to,
+    in_words,
+    matrix_of,
+    pairs_in,
+)
 from .conftest import Command
 
 TOO_BIG: dict[str, Any] = {
@@ -55,6 +66,16 @@ def test_what_is_declared_as_forbidden_is_refused_and_not_in_the_matrix(
     rows = matrix.rows()
     assert not [row for row in rows if TOO_BIG["answers"].items() <= row.items()]
     assert set().union(*map(pairs_in, rows)) == matrix.pairs()
+
+
+def test_every_graph_is_in_a_combination_and_answers_without_effect_are_not() -> None:
+    graphs = [{name: row[name] for name in GRAPH} for row in MATRIX.rows()]
+
+    assert [each for each in every_answer_to(*GRAPH) if each not in graphs] == []
+    own = [row for row in MATRIX.rows() if row["page"] == "own"]
+    assert own
+    for question in ("task", "parallel_models", "models"):
+        assert {row[question] for row in own} == {CHOICES[question][0]}
 
 
 def test_a_forbidden_pair_is_no_pair_to_cover(template: Path) -> None:

@@ -36,7 +36,7 @@ any_answers = pytest.mark.parametrize(
 )
 any_graph = pytest.mark.parametrize(
     "answers",
-    every_answer_to("task", "parallel_models", "models", "accelerator"),
+    every_answer_to("page", "task", "parallel_models", "models", "accelerator"),
     ids=in_words,
     scope="module",
 )
@@ -58,7 +58,7 @@ def test_has_no_trace_of_the_template(
         if not name.endswith("test_prompts.py"):
             assert not re.search(r"\{\{|\{%|\{#", f"{name}\n{left}"), name
     chosen = load_hook("post_gen_project", **answers).CHOSEN
-    assert not [variant for variant in chosen if (project / variant).exists()]
+    assert not [one for one, name in chosen.items() if one != name and (project / one).exists()]
 
 
 @any_answers
@@ -69,7 +69,7 @@ def test_text_is_tidy(answers: Answers, rendered: Render) -> None:
         assert not re.search(r"[ \t]$", text, re.MULTILINE), name
         assert not text.startswith("\n"), name
         # Formatting Python is ruff's, and in a document it is formatted the same way.
-        prose = re.sub(r"^```python\n.*?^```$", "…", text, flags=re.DOTALL | re.MULTILINE)
+        prose = re.sub(r"^ *```python\n.*?^ *```$", "…", text, flags=re.DOTALL | re.MULTILINE)
         assert name.endswith(".py") or "\n\n\n" not in prose, name
         assert text.endswith("\n") or is_package_mark(name, text), name
         assert not text.endswith("\n\n"), name
@@ -81,7 +81,9 @@ def test_ruff_has_nothing_to_change(answers: Answers, rendered: Render) -> None:
 
 
 @pytest.mark.parametrize("slug", ["a", "w" * 47], ids=["a short name", "a long name"])
-@pytest.mark.parametrize("answers", every_answer_to("parallel_models", "models"), ids=in_words)
+@pytest.mark.parametrize(
+    "answers", every_answer_to("page", "parallel_models", "models"), ids=in_words
+)
 def test_a_name_of_any_length_changes_no_line(
     answers: Answers, slug: str, rendered: Render
 ) -> None:
@@ -132,7 +134,8 @@ def test_nothing_but_the_models_file_names_a_model(answers: Answers, rendered: R
     models = names_of_models(project)
     named = [*project.glob("config/*"), *project.glob("deploy/**/*.yaml")]
 
-    assert len(set(models)) == (2 if answers["parallel_models"] else 1)
+    number = 2 if answers["parallel_models"] else 1
+    assert len(set(models)) == (number if answers["page"] != "own" else 0)
     assert len(named) > 2
     for path in named:
         assert not [name for name in models if name in path.read_text("utf-8")], path
@@ -151,8 +154,10 @@ def test_the_configs_name_no_model(answers: Answers, rendered: Render) -> None:
 def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, rendered: Render) -> None:
     project = rendered(project_slug="our.big-app", **answers)
     models = len(names_of_models(project)) if answers["parallel_models"] else 0
+    # That of app.py, or of `GradioServer` itself.
+    alone = 1 if answers["page"] == "compare" and not models else 0.4
     for config in configs(project):
-        asked = resources_at_start(config, models)
+        asked = resources_at_start(config, models, alone)
         assert 0 < asked["num_cpus"] <= 2
         assert asked["num_gpus"] <= 1
         assert (asked["num_gpus"] > 0) == (answers["accelerator"] == "gpu")
@@ -164,7 +169,7 @@ def test_a_third_model_still_starts_on_two_cores_and_one_gpu(
 ) -> None:
     local, _ = configs(rendered(accelerator=accelerator))
 
-    asked = resources_at_start(local, models=3)
+    asked = resources_at_start(local, models=3, page_cpus=0.4)
 
     assert asked["num_cpus"] <= 2
     assert asked["num_gpus"] <= 1
@@ -246,10 +251,10 @@ def configs(project: Path) -> list[dict[str, Any]]:
     return [yaml.safe_load(path.read_text("utf-8")) for path in paths]
 
 
-def resources_at_start(config: dict[str, Any], models: int) -> dict[str, float]:
+def resources_at_start(config: dict[str, Any], models: int, page_cpus: float) -> dict[str, float]:
     """Adds what the config says to the defaults of the code, which the projects' tests hold."""
     [application] = config["applications"]
-    page: dict[str, float] = {"num_cpus": 0.4 if models else 1}
+    page: dict[str, float] = {"num_cpus": page_cpus}
     replicas = 1
     for deployment in application.get("deployments", []):
         assert deployment["name"] == "GradioServer"
@@ -264,9 +269,9 @@ def resources_at_start(config: dict[str, Any], models: int) -> dict[str, float]:
 
 
 def names_of_models(project: Path) -> list[str]:
-    [path] = project.glob("src/*/models.py")
     return [
         ast.literal_eval(keyword.value)
+        for path in project.glob("src/*/models.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call)
         for keyword in node.keywords

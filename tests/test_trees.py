@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from .answers import CHOICES, PROJECT, TEMPLATE, Answers, every_pair_of_answers, in_words
+from .answers import (
+    CHOICES,
+    PROJECT,
+    TEMPLATE,
+    Answers,
+    every_answer_to,
+    every_pair_of_answers,
+    in_words,
+)
 from .conftest import Render
 
 ALWAYS = set(
@@ -16,7 +24,7 @@ ALWAYS = set(
     src/our_app/__init__.py src/our_app/__main__.py src/our_app/app.py src/our_app/models.py
     src/our_app/page.py
     src/our_app/serving/__init__.py src/our_app/serving/__init__.pyi src/our_app/serving/answers.py
-    src/our_app/serving/config.py src/our_app/serving/preview.py src/our_app/serving/protocol.py
+    src/our_app/serving/base.py src/our_app/serving/config.py src/our_app/serving/preview.py src/our_app/serving/protocol.py
     src/our_app/serving/start.py
     src/our_app/serving/deployments/__init__.py src/our_app/serving/deployments/builders.py
     src/our_app/serving/deployments/deployment.py src/our_app/serving/deployments/handles.py
@@ -84,7 +92,18 @@ IMAGE = {
     *("deploy/monitoring/alerts.yaml", "deploy/monitoring/grafana-dashboard.json"),
 }
 
+MODELS = tuple(
+    """
+    src/our_app/models.py src/our_app/serving/answers.py src/our_app/serving/protocol.py
+    src/our_app/serving/deployments/ src/our_app/serving/engine/ src/our_app/serving/pages/
+    src/our_app/serving/telemetry/metrics.py
+    tests/__init__.py tests/serving/ tests/support/ tests/test_models.py
+    """.split()  # noqa: SIM905 - as above
+)
+"""What has to do with text models, and the tests of what is the same in every project."""
+
 BROUGHT: dict[str, dict[str | bool, set[str]]] = {
+    "page": {"compare": set(), "own": set()},
     "task": {"text-generation": set(), "summarization": set()},
     "parallel_models": {True: set(), False: set()},
     "models": {
@@ -123,7 +142,46 @@ def test_the_files_of_each_answer_are_known() -> None:
 def test_has_the_files_of_its_answers_and_no_others(answers: Answers, rendered: Render) -> None:
     brought = [BROUGHT[question][answer] for question, answer in answers.items()]
 
-    assert files_of(rendered(project_slug="our-app", **answers)) == ALWAYS.union(*brought)
+    expected = ALWAYS.union(*brought)
+    if answers["page"] == "own":
+        expected = {name for name in expected if not name.startswith(MODELS)}
+    assert files_of(rendered(project_slug="our-app", **answers)) == expected
+
+
+def test_a_page_of_ones_own_and_enter_for_all_else_makes_few_files(rendered: Render) -> None:
+    assert len(files_of(rendered(page="own"))) <= 45
+
+
+@pytest.mark.parametrize("answers", every_answer_to("task", "parallel_models", "models"))
+def test_with_a_page_of_ones_own_the_answers_about_models_change_nothing(
+    answers: Answers, rendered: Render
+) -> None:
+    project, other = rendered(page="own"), rendered(page="own", **answers)
+
+    assert files_of(other) == files_of(project)
+    for name in files_of(project) - {"CONTRIBUTING.md"}:
+        assert (other / name).read_bytes() == (project / name).read_bytes(), name
+
+
+def test_the_machinery_of_a_page_of_ones_own_is_that_of_other_projects(rendered: Render) -> None:
+    """Its tests are there."""
+    own, other = rendered(page="own") / "src", rendered() / "src"
+    shared = [path for path in own.glob("*/serving/**/*.py") if path.name != "__init__.py"]
+
+    assert len(shared) > 15
+    for path in shared:
+        assert path.read_bytes() == (other / path.relative_to(own)).read_bytes()
+
+
+def test_the_door_of_a_page_of_ones_own_offers_what_is_left_of_the_other(rendered: Render) -> None:
+    own, other = rendered(page="own"), rendered()
+    [door] = own.glob("src/*/serving/__init__.pyi")
+    rooms = [path for path in door.parent.rglob("*.py") if path.name != "__init__.py"]
+    modules = {".".join(path.relative_to(door.parent).with_suffix("").parts) for path in rooms}
+    whole = (other / door.relative_to(own)).read_text("utf-8").splitlines()
+
+    left = [line for line in whole if line.split()[1].removeprefix(".") in modules]
+    assert door.read_text("utf-8").splitlines() == left
 
 
 def files_of(project: Path) -> set[str]:

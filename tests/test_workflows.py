@@ -12,7 +12,7 @@ from .conftest import Render
 from .tools import run
 
 any_github_project = pytest.mark.parametrize(
-    "answers", every_answer_to("deploy", "accelerator"), ids=in_words, scope="module"
+    "answers", every_answer_to("page", "deploy", "accelerator"), ids=in_words, scope="module"
 )
 
 
@@ -38,17 +38,18 @@ def test_a_projects_workflows_on_github_are_safe(answers: Answers, rendered: Ren
     audit(rendered(ci="github", **answers))
 
 
-@pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
-def test_a_projects_pipeline_on_gitlab_is_valid(accelerator: str, rendered: Render) -> None:
-    project = rendered(ci="gitlab", accelerator=accelerator)
+@pytest.mark.parametrize("answers", every_answer_to("page", "accelerator"), ids=in_words)
+def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Render) -> None:
+    project = rendered(ci="gitlab", **answers)
 
     check_schema("vendor.gitlab-ci", project / ".gitlab-ci.yml")
 
 
-def test_github_and_gitlab_check_the_same(rendered: Render) -> None:
-    [workflow] = workflows(rendered(ci="github"))
+@pytest.mark.parametrize("page", CHOICES["page"])
+def test_github_and_gitlab_check_the_same(page: str, rendered: Render) -> None:
+    [workflow] = workflows(rendered(ci="github", page=page))
     steps = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]["check"]["steps"]
-    pipeline = (rendered(ci="gitlab") / ".gitlab-ci.yml").read_text("utf-8")
+    pipeline = (rendered(ci="gitlab", page=page) / ".gitlab-ci.yml").read_text("utf-8")
 
     assert [s["run"] for s in steps if "run" in s] == yaml.safe_load(pipeline)["check"]["script"]
 

@@ -18,7 +18,7 @@ import httpx2
 import psutil
 import yaml
 from filelock import FileLock
-from gradio_client import Client
+from gradio_client import Client, handle_file
 
 COMMAND_SECONDS = 1800
 """On a slow machine all tests of two projects at once take more than a quarter of an hour."""
@@ -216,12 +216,30 @@ class Answered:
     updates: int
 
 
+@dataclass(frozen=True)
+class Numbered:
+    text: str
+    texts: str
+    """How many the session has seen."""
+
+
 def ask(url: str) -> Answered:
     """Completes a queued call, and takes the likeliest tokens: a sample may be in any language."""
     job = Client(url, verbose=False).submit(PROMPT, temperature="0", api_name="/generate")
     last = job.result(timeout=ANSWER_SECONDS)
     texts = [last] if isinstance(last, str) else list(last)
     return Answered(texts, len(job.outputs()))
+
+
+def ask_example(url: str) -> Numbered:
+    """Asks the example of a page of one's own twice, in one session, with a file in and out."""
+    client = Client(url, verbose=False)
+    with tempfile.TemporaryDirectory() as directory:
+        text = Path(directory) / "text.txt"
+        text.write_text(PROMPT, "utf-8")
+        for _ in range(2):
+            result, texts = client.predict(handle_file(text), api_name="/number_lines")
+    return Numbered(Path(result).read_text("utf-8"), texts)
 
 
 def free_port() -> int:

@@ -13,9 +13,11 @@ from ..conftest import LoadHook, Render
 from .newest import lift_bounds, versions_beyond
 from .project import (
     COMMAND_SECONDS,
+    PROMPT,
     Project,
     answers,
     ask,
+    ask_example,
     cluster_with_a_gpu,
     importable_names,
     loopback_hub,
@@ -24,7 +26,7 @@ from .project import (
     serve_import_path,
 )
 
-ASKED_BY_PYTHON = ("task", "parallel_models", "models")
+ASKED_BY_PYTHON = ("page", "task", "parallel_models", "models")
 TESTS_OF_ANSWERS = (
     *("test_app.py", "test_models.py", "test_page.py"),
     *("serving/test_config.py", "serving/test_rayservice.py", "serving/test_settings.py"),
@@ -55,7 +57,7 @@ def test_a_project_is_installed_checked_tested_and_served(
         install(project, newest)
         check_that_no_library_can_be_hidden(environment, load_hook("pre_gen_project"))
         check_as_a_commit(project)
-        if choice == every_pair_of_answers()[0]:
+        if choice == first_with("compare"):
             check_a_page_without_types(project)
         project.run(
             "uv",
@@ -158,9 +160,10 @@ def build_page(settings, models):
 def which_tests(choice: Answers, tests: Path) -> list[str]:
     """All of them once; elsewhere those that an answer can change. Each project is served besides.
 
-    The engine, and the pages that the other served tests ask, are the same text in every project.
+    The engine, and the pages that the other served tests ask, are the same text in every project
+    with models. A page of one's own has few tests.
     """
-    if choice == every_pair_of_answers()[0]:
+    if choice == first_with(choice["page"]):
         return []
     if choice in with_every_answer(ASKED_BY_PYTHON):
         engine = tests / "serving" / "engine"
@@ -168,6 +171,10 @@ def which_tests(choice: Answers, tests: Path) -> list[str]:
         return ["-m", "not served", *(f"--ignore={path}" for path in sorted(same))]
     files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
     return ["-m", "not served and not browser", *files]
+
+
+def first_with(page: str | bool) -> Answers:
+    return next(each for each in every_pair_of_answers() if each["page"] == page)
 
 
 def with_every_answer(questions: Sequence[str]) -> list[Answers]:
@@ -183,7 +190,7 @@ def with_every_answer(questions: Sequence[str]) -> list[Answers]:
 @contextmanager
 def what_it_needs(project: Project, choice: Answers, directory: Path) -> Iterator[Project]:
     with ExitStack() as around:
-        if choice["models"] == "hub":
+        if choice["page"] != "own" and choice["models"] == "hub":
             project = around.enter_context(loopback_hub(project, directory / "cache"))
         if choice["accelerator"] == "gpu":
             project = around.enter_context(cluster_with_a_gpu(project))
@@ -193,6 +200,11 @@ def what_it_needs(project: Project, choice: Answers, directory: Path) -> Iterato
 def check_page(url: str, choice: Answers) -> None:
     assert answers(f"{url}/")
     assert answers(f"{url}/theme.css")
+    if choice["page"] == "own":
+        numbered = ask_example(url)
+        assert numbered.text == f"1 {PROMPT}\n"
+        assert numbered.texts == "2 in this session"
+        return
     answered = ask(url)
     assert len(answered.texts) == (2 if choice["parallel_models"] else 1)
     for text in answered.texts:

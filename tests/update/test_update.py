@@ -87,7 +87,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(TEMPLATE / name, root / name)
     for name, (before, after) in NEXT.items():
-        path = root / PROJECT.name / name.replace("our_app", "{{cookiecutter.__package}}")
+        template_name = name.replace("our_app", "{{cookiecutter.__package}}")
+        path = root / PROJECT.name / template_name.replace("page.py", "page.compare.py")
         edit(path, before, after)
     commit(root, "The working tree, and a change")
     return template

@@ -11,6 +11,7 @@ from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
 from {{ cookiecutter.__package }} import app
 from {{ cookiecutter.__package }}.app import Settings, build
+from {{ cookiecutter.__package }}.serving.base import LoginError, StartError
 from {{ cookiecutter.__package }}.serving.config import (
     Planned,
     check_deployments,
@@ -21,7 +22,6 @@ from {{ cookiecutter.__package }}.serving.config import (
     plan,
     read_config,
 )
-from {{ cookiecutter.__package }}.serving.protocol import LoginError, StartError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("deploy/kubernetes/rayservice.yaml")])
@@ -219,6 +219,41 @@ def test_annotations_that_serve_does_not_see(
     name = module(tmp_path, text, monkeypatch)
     with pytest.raises(StartError, match=r"Remove that line\."):
         planned(import_path=f"{name}:build")
+
+
+DEMO = (
+    "import gradio as gr\n"
+    f"from {app.__package__}.serving import GradioServer, HttpSettings\n"
+    "demo = gr.Interface(str, 'text', 'text')\n"
+)
+
+
+def test_a_page_that_is_made_outside_of_a_function_which_is_no_name_in_its_module(
+    planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would send the page with the function, and Gradio's objects cannot be pickled."""
+    text = (
+        "def build(settings: HttpSettings):\n"
+        "    def your_page():\n        return demo\n"
+        "    return GradioServer.bind(settings, your_page)\n"
+    )
+    name = module(tmp_path, DEMO + text, monkeypatch)
+    with pytest.raises(StartError, match=r"your_page cannot be sent.*import what it r") as refused:
+        planned(import_path=f"{name}:build")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_page_that_is_made_outside_of_a_function_at_the_top_of_its_module(
+    planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "def your_page():\n    return demo\n"
+        "def build(settings: HttpSettings):\n    return GradioServer.bind(settings, your_page)\n"
+    )
+    name = module(tmp_path, DEMO + text, monkeypatch)
+    application = planned(import_path=f"{name}:build")
+    assert application.deployments is not None
+    assert [*application.deployments] == ["GradioServer"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 import {{ cookiecutter.__package }}
-from {{ cookiecutter.__package }}.serving.preview import Echo
+from {{ cookiecutter.__package }}.serving.deployments.builders import Echo
 from {{ cookiecutter.__package }}.serving.protocol import (
     End,
     GenerationOptions,

@@ -16,8 +16,8 @@ import pytest
 import ray
 import yaml
 
+from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import choose_port, read_config
-from {{ cookiecutter.__package }}.serving.protocol import StartError
 from {{ cookiecutter.__package }}.serving.start import main, start_ray
 
 from ..support.loopback_hub import loopback_hub

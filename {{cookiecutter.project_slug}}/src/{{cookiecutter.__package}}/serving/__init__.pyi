@@ -1,6 +1,7 @@
 from .answers import Answer as Answer
 from .answers import State as State
 from .answers import fan_out as fan_out
+from .base import StartError as StartError
 from .deployments.builders import PageOfModels as PageOfModels
 from .deployments.deployment import TextGenerationModel as TextGenerationModel
 from .deployments.deployment import deployments_of as deployments_of
@@ -27,5 +28,4 @@ from .protocol import Model as Model
 from .protocol import ModelError as ModelError
 from .protocol import Piece as Piece
 from .protocol import PromptError as PromptError
-from .protocol import StartError as StartError
 from .start import main as main

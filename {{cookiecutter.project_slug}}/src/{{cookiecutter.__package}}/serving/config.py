@@ -18,14 +18,15 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from ray import cloudpickle
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.serve import Application
 from ray.serve._private.build_app import build_app
 from ray.serve.deployment import deployment_to_schema
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
+from .base import StartError
 from .http.settings import HttpSettings
-from .protocol import LoginError, ModelError, StartError
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Addresses of every interface, and where this machine finds what listens there."""
@@ -34,7 +35,7 @@ RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 RUN_CHECKS = """
 import pickle, signal, sys
 from importlib import import_module
-protocol = import_module(f"{sys.argv[1]}.protocol")
+base = import_module(f"{sys.argv[1]}.base")
 # Else Ctrl-C would print its traceback too.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 # What the checks print goes to the terminal, and the error alone to who asked.
@@ -42,7 +43,7 @@ answer, sys.stdout = sys.stdout, sys.stderr
 try:
     for check in pickle.load(sys.stdin.buffer):
         check()
-except (protocol.ModelError, protocol.LoginError) as error:
+except base.StartError as error:
     print(error, end="", file=answer)
     sys.exit(1)
 """
@@ -53,6 +54,12 @@ Options = dict[str, Any]
 
 @runtime_checkable
 class HasDeployments(Protocol):
+    """Settings that describe deployments."""
+
+    @property
+    def resources_said(self) -> str:
+        """Where in a config they say what these take."""
+
     def check_deployments(self, there: Collection[str]) -> None: ...
 
 
@@ -67,6 +74,13 @@ class Planned:
     """What the builder is called with, where it takes settings."""
     deployments: Mapping[str, Options] | None = None
     """Those of the code; None where it cannot be run here."""
+
+    @property
+    def resources_said(self) -> str | None:
+        """Where its settings say what deployments take, if they do."""
+        if isinstance(self.settings, HasDeployments):
+            return self.settings.resources_said
+        return None
 
     @property
     def has_no_login(self) -> bool:
@@ -165,8 +179,9 @@ def _deployments(builder: object, settings: BaseModel | None) -> Mapping[str, Op
         return None
     try:
         application = builder if isinstance(builder, Application) else builder(settings)  # type: ignore[operator]
+        _check_functions(application)
         return deployments_in(application)
-    except (StartError, ModelError, LoginError):
+    except StartError:
         raise
     except Exception:
         # It may count on Ray as well, and Serve says what went wrong.
@@ -178,6 +193,23 @@ def deployments_in(application: Application) -> Mapping[str, Options]:
     built = build_app(application, name="planned")
     options = [deployment_to_schema(each) for each in reversed(built.deployments)]
     return {each.name: each.model_dump(exclude_unset=True) for each in options}
+
+
+def _check_functions(application: Application) -> None:
+    """A function that is no name in a module is sent to a replica with all that it uses."""
+    for deployment in build_app(application, name="planned").deployments:
+        for given in (*deployment.init_args, *deployment.init_kwargs.values()):
+            if not isinstance(given, FunctionType):
+                continue
+            try:
+                cloudpickle.dumps(given)
+            # What cannot be pickled may raise anything.
+            except Exception as error:
+                raise StartError(
+                    f"{given.__module__}: {given.__qualname__} cannot be sent to a replica of "
+                    f"{deployment.name}: {in_one_line(error)}. Write it at the top of its module, "
+                    "or import what it returns inside of it: from .my_demo import demo"
+                ) from error
 
 
 def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
@@ -240,7 +272,7 @@ def check_start(planned: Planned, checks: Sequence[Callable[[Any], None]] = ()) 
 
 
 def _in_a_process_of_their_own(checks: Sequence[Callable[[], object]]) -> None:
-    """Some libraries, the hub's among them, read a variable once: when they are imported."""
+    """Some libraries read a variable once: when they are imported."""
     result = subprocess.run(
         [sys.executable, "-c", RUN_CHECKS, __package__],
         input=pickle.dumps(checks),
@@ -275,10 +307,11 @@ def check_resources(planned: Sequence[Planned], path: Path) -> None:
             parts = ", ".join(f"{name} {amounts[option]:g}" for name, amounts in asked)
             lacking.append(f"{total:g} {kind}s ({parts}) and this machine has {there[option]:g}")
     if lacking:
+        said = {f"{place}, of others " for each in planned if (place := each.resources_said)}
         raise StartError(
             f"{path}: the deployments ask for {', for '.join(lacking)}. Lower num_cpus, num_gpus "
-            "or the replicas: of all models under args: deployment:, of one in its settings, of "
-            "others under deployments:. Or join a larger cluster with RAY_ADDRESS."
+            f"or the replicas: {''.join(said)}under deployments:. Or join a larger cluster with "
+            "RAY_ADDRESS."
         )
 
 

@@ -4,7 +4,6 @@ One process watches the files, and another one loads the page and serves it. Whi
 page to serve, the first one says why in its place, so that a browser always has an answer.
 """
 
-import asyncio
 import faulthandler
 import html
 import importlib
@@ -15,8 +14,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,7 +23,7 @@ from pathlib import Path
 from socket import create_server, socket
 from string import Template
 from threading import Thread
-from typing import TYPE_CHECKING, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_type_hints, runtime_checkable
 
 import uvicorn
 from starlette.applications import Starlette
@@ -34,16 +33,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from watchfiles import DefaultFilter, watch
 
-from .protocol import (
-    End,
-    GenerationOptions,
-    LoginError,
-    Message,
-    Model,
-    ModelError,
-    Piece,
-    StartError,
-)
+from .base import StartError
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -57,7 +47,6 @@ POLL_MS = 100
 LOAD_SECONDS = 120
 ENGINE_LOAD_SECONDS = 600
 STOP_SECONDS = 3
-WORDS_PER_SECOND = 50
 VERSION_PATH = "/preview-version"
 LOAD_ANEW = Template("""<script>
     setInterval(async () => {
@@ -87,20 +76,17 @@ $load_anew
 """)
 
 
-@dataclass(frozen=True)
-class Echo:
-    """Answers at once, with the words of the last message."""
+@runtime_checkable
+class HasPreview(Protocol):
+    """A page's builder that knows what may stand in for the deployments that it asks."""
 
-    name: str
-
-    async def stream(
-        self, messages: Sequence[Message], options: GenerationOptions
-    ) -> AsyncGenerator[Piece | End, None]:
-        asked = next(each.content for each in reversed(messages) if each.role == "user").split()
-        for word in (asked * options.max_new_tokens)[: options.max_new_tokens]:
-            yield Piece(f"{word} ", 1)
-            await asyncio.sleep(1 / WORDS_PER_SECOND)
-        yield End("length", prompt_tokens=len(asked))
+    def preview(
+        self,
+        deployments: "Sequence[Application]",
+        handle_of: "Callable[[Application], DeploymentHandle]",
+        *,
+        engine: bool,
+    ) -> "gr.Blocks": ...
 
 
 class Failure(NamedTuple):
@@ -115,7 +101,7 @@ def preview(build: str, *, engine: bool, port: int) -> None:
 
     Args:
         build: its import path, `package.app:build`, since importing it may fail.
-        engine: whether the models answer, and not what stands in for them.
+        engine: whether the engine answers, and not what stands in for it.
 
     Raises:
         StartError: the port cannot be used.
@@ -286,7 +272,7 @@ def _serve_page(build: str, engine: bool, listening: socket, news: Connection) -
     faulthandler.dump_traceback_later(ENGINE_LOAD_SECONDS if engine else LOAD_SECONDS, exit=True)
     try:
         web = load_page(build, engine=engine, version=_version())
-    except (StartError, ModelError, LoginError) as error:
+    except StartError as error:
         news.send(Failure(str(error)))
     except (Exception, SystemExit) as error:
         news.send(_failure(error))
@@ -347,18 +333,9 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
 def _built(
     builder: "Callable[..., gr.Blocks]", deployments: Sequence["Application"], *, engine: bool
 ) -> "gr.Blocks":
-    from .deployments.builders import PageOfModels
-
-    if not isinstance(builder, PageOfModels):
-        return builder(*map(_local_handle, deployments))
-    names = [model.name for model in builder.settings.models]
-    others = [each for each in deployments if each._bound_deployment.name not in names]
-    if engine:
-        # It loads the models of the settings where no handle is given for them.
-        return builder(*map(_local_handle, others))
-    names += [each._bound_deployment.name for each in others]
-    models: list[Model] = [Echo(name) for name in names]
-    return builder.build_page(builder.settings, models)
+    if isinstance(builder, HasPreview):
+        return builder.preview(deployments, _local_handle, engine=engine)
+    return builder(*map(_local_handle, deployments))
 
 
 def _local_handle(application: "Application") -> "DeploymentHandle":

@@ -1,4 +1,4 @@
-"""What a model is asked and answers, and the errors that a person reads.
+"""What a model is asked and answers, and how it fails.
 
 Knows neither Ray nor Gradio nor torch.
 """
@@ -7,12 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-SESSION_LOST = "x-session-lost"
-"""Header that the page finds in a request whose session went with a replica that is gone."""
-
-PAGE_DEPLOYMENT = "GradioServer"
+from .base import StartError, Strict
 
 MOST_TOP_K = 50
 """The most tokens that one is drawn from."""
@@ -65,12 +62,6 @@ class End(NamedTuple):
     """Of the oldest ones, for which the context has no room."""
 
 
-class Strict(BaseModel):
-    """Refuses names it does not know, so that a misspelt argument is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class GenerationOptions(Strict):
     """How one request is answered. None leaves the choice to each model's settings."""
 
@@ -116,16 +107,8 @@ class PromptError(ValueError):
     """The text cannot be answered as it is; the message says what to change."""
 
 
-class ModelError(RuntimeError):
+class ModelError(StartError):
     """A model cannot be loaded; the message names it and the way out."""
-
-
-class LoginError(RuntimeError):
-    """The login cannot be offered; the message says why and what to do."""
-
-
-class StartError(RuntimeError):
-    """The application cannot start; the message says why and what to do."""
 
 
 class BusyError(RuntimeError):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ray._private import services
 from ray.serve import Application
 from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
+from .base import StartError
 from .config import (
     LOOPBACK,
     check_deployments,
@@ -42,7 +44,6 @@ from .config import (
     plan,
     read_config,
 )
-from .protocol import LoginError, ModelError, StartError
 
 PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
 POLL_SECONDS = 0.5
@@ -101,7 +102,7 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             bounds = Bounds(arguments.ray_wait, arguments.wait)
             build = pkgutil.resolve_name(import_path)
             run(build, checks, arguments.config, arguments.port, arguments.metrics_port, bounds)
-    except (StartError, ModelError, LoginError) as error:
+    except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -138,9 +139,11 @@ def _arguments(package: str) -> argparse.Namespace:
         help="for each of Ray's processes, which take minutes on a busy machine (300)",
     )
     preview = commands.add_parser("preview", help="shows the page without Ray, and its changes")
-    preview.add_argument(
-        "--engine", action="store_true", help="with the models, not with what stands in for them"
-    )
+    preview.set_defaults(engine=False)
+    if find_spec(".engine", __package__):
+        preview.add_argument(
+            "--engine", action="store_true", help="with the engine, not with what stands in for it"
+        )
     preview.add_argument("--port", type=int, default=7860, help="another than 7860")
     given = sys.argv[1:]
     if not given or given[0] not in (*COMMANDS, "-h", "--help"):
@@ -159,7 +162,7 @@ def run(
     """Serves what the config describes until it is interrupted.
 
     Raises:
-        StartError, ModelError, LoginError: something in the config, or on this machine, hinders it.
+        StartError: something in the config, or on this machine, hinders it.
     """
     config = read_config(path)
     if port is not None:
@@ -187,7 +190,7 @@ def run(
         # A builder began one by the way, without what is set below.
         ray.shutdown()
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    # A second model that fails while Serve ends for the first would print its traceback.
+    # A second deployment that fails while Serve ends for the first would print its traceback.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")

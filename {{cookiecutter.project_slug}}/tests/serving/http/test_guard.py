@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from {{ cookiecutter.__package }}.serving.base import LoginError
 from {{ cookiecutter.__package }}.serving.http import guard as guard_module
 from {{ cookiecutter.__package }}.serving.http.guard import (
     BodyLimit,
@@ -27,7 +28,6 @@ from {{ cookiecutter.__package }}.serving.http.settings import (
     HttpSettings,
     RequestLimits,
 )
-from {{ cookiecutter.__package }}.serving.protocol import LoginError
 
 HERE = "http://localhost"
 PASSWORD = "a wet whale"  # noqa: S105

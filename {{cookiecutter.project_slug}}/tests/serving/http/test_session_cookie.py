@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from {{ cookiecutter.__package }}.serving.base import SESSION_LOST
 from {{ cookiecutter.__package }}.serving.http.sessions import (
     FOLLOWS_A_CALL,
     SessionCookie,
     SessionRouter,
     session_cookie,
 )
-from {{ cookiecutter.__package }}.serving.protocol import SESSION_LOST
 
 
 async def say_whether_lost(scope: Scope, receive: Receive, send: Send) -> None:

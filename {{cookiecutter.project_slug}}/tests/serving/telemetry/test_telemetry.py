@@ -15,8 +15,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from prometheus_client.parser import text_string_to_metric_families
 
+from {{ cookiecutter.__package }}.serving.base import PAGE_DEPLOYMENT
 from {{ cookiecutter.__package }}.serving.protocol import (
-    PAGE_DEPLOYMENT,
     BusyError,
     End,
     GenerationOptions,

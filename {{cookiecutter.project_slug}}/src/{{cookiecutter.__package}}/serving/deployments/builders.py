@@ -1,11 +1,14 @@
 """Gives a page its models, wherever each runs. Knows nothing of Gradio."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from ..protocol import Model
+from ..protocol import End, GenerationOptions, Message, Model, Piece
 from ..telemetry.metrics import Metered
 from .handles import RemoteModel
 from .pinning import pinned
@@ -13,6 +16,24 @@ from .settings import ModelSettings, ModelsSettings
 
 S = TypeVar("S", bound=ModelsSettings)
 P = TypeVar("P")
+
+WORDS_PER_SECOND = 50
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Answers at once, with the words of the last message, where a page is previewed."""
+
+    name: str
+
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        asked = next(each.content for each in reversed(messages) if each.role == "user").split()
+        for word in (asked * options.max_new_tokens)[: options.max_new_tokens]:
+            yield Piece(f"{word} ", 1)
+            await asyncio.sleep(1 / WORDS_PER_SECOND)
+        yield End("length", prompt_tokens=len(asked))
 
 
 class PageOfModels(Generic[S, P]):
@@ -43,6 +64,22 @@ class PageOfModels(Generic[S, P]):
         # Serve pickles a replica's arguments once more when it has started; engines cannot be.
         models = tuple(map(pinned, self.settings.models))
         return PageOfModels, (self.settings.model_copy(update={"models": models}), self.build_page)
+
+    def preview(
+        self,
+        deployments: Sequence[Application],
+        handle_of: Callable[[Application], DeploymentHandle],
+        *,
+        engine: bool,
+    ) -> P:
+        """Returns the page without Ray, on models that echo, or on those of the settings."""
+        names = [model.name for model in self.settings.models]
+        others = [each for each in deployments if each._bound_deployment.name not in names]
+        if engine:
+            # It loads the models of the settings where no handle is given for them.
+            return self(*map(handle_of, others))
+        names += [each._bound_deployment.name for each in others]
+        return self.build_page(self.settings, [Echo(name) for name in names])
 
     def check_health(self) -> None:
         for check in self._healthy:

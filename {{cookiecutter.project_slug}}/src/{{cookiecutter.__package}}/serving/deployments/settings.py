@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from ..base import PAGE_DEPLOYMENT, StartError, Strict
 from ..engine.settings import EngineSettings, ModelLimits
-from ..protocol import PAGE_DEPLOYMENT, StartError, Strict
 
 SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests"}
 
@@ -117,6 +117,10 @@ class ModelsSettings(Strict):
         if model.deployment is None:
             return self.deployment
         return self.deployment.replaced_by(model.deployment)
+
+    @property
+    def resources_said(self) -> str:
+        return "of all models under args: deployment:, of one in its settings"
 
     def check_deployments(self, there: Collection[str]) -> None:
         """Looks whether the settings describe deployments that the application does not have.

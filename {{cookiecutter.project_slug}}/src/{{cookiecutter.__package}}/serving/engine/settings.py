@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ..protocol import MOST_TOP_K, Message, PromptError, Strict
+from ..base import Strict
+from ..protocol import MOST_TOP_K, Message, PromptError
 
 ANSWERS_AT_FULL_PACE = 2
 SLOWEST_PACE = 5

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from ..protocol import PAGE_DEPLOYMENT
+from ..base import PAGE_DEPLOYMENT
 from ..telemetry.logs import clean_request_ids
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..protocol import LoginError
+from ..base import LoginError
 
 PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
 

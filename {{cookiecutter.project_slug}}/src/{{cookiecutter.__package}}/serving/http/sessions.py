@@ -24,7 +24,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..protocol import SESSION_LOST
+from ..base import SESSION_LOST
 
 ABOUT_AS_FEW = 3
 """Requests by which two replicas may differ from one moment to the next."""

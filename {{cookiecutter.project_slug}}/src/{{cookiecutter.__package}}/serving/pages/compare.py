@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ..answers import Answer, State, fan_out
-from ..protocol import SESSION_LOST, Message, Model
+from ..base import SESSION_LOST
+from ..protocol import Message, Model
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .browser import END_OF_MARKING, MARK_STOPPED, fill_at_start, make_link
 from .options import OptionControls, read_options, shown

@@ -1,0 +1,25 @@
+"""What every part of the machinery builds on: strict settings, and errors that a person reads.
+
+Knows neither Ray nor Gradio.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+SESSION_LOST = "x-session-lost"
+"""Header that the page finds in a request whose session went with a replica that is gone."""
+
+PAGE_DEPLOYMENT = "GradioServer"
+
+
+class Strict(BaseModel):
+    """Refuses names it does not know, so that a misspelt argument is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StartError(RuntimeError):
+    """The application cannot start; the message says why and what to do."""
+
+
+class LoginError(StartError):
+    """The login cannot be offered; the message says why and what to do."""
