@@ -147,7 +147,7 @@ def test_each_named_function_of_another_page_is_offered() -> None:
 
     page = gr.Interface(count, gr.Textbox(label="Text"), gr.Textbox(label="Letters"))
     [offer] = offers_of(page)
-    assert offer.tool.description == "Counts the letters. Returns: Letters."
+    assert offer.description == "Counts the letters. Returns: Letters."
 
 
 async def repeat(values: object) -> AsyncGenerator[object, None]:
@@ -172,7 +172,7 @@ def test_a_dropdown_is_described_by_what_it_takes(
 ) -> None:
     box = gr.Dropdown(["a", "b"], multiselect=multiselect, allow_custom_value=custom)
     [offer] = offers_of(gr.Interface(repeat, box, "text"))
-    described = offer.tool.input_schema["properties"]["values"]
+    described = offer.schema["properties"]["values"]
     assert {name: described.get(name) for name in ("type", "enum", "items", "examples")} == {
         **dict.fromkeys(("type", "enum", "items", "examples")),
         **schema,
