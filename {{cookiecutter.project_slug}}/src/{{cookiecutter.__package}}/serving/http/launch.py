@@ -132,20 +132,27 @@ def name_of(builder: object) -> str:
     return getattr(builder, "__qualname__", None) or type(builder).__name__
 
 
+@contextmanager
+def refusing_launch(who: str) -> Iterator[None]:
+    """Raises StartError where `launch()` is called, which would start a server and wait for ever."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StartError(
+            f"{who} calls launch(), and Serve does that. Return the page instead, or put the call "
+            'under `if __name__ == "__main__":`. What launch() takes, give to Launch.'
+        )
+
+    with launching(refuse):
+        yield
+
+
 def built(builder: Callable[..., Any], *handles: object) -> gr.Blocks | gr.Server:
     """Returns the page that a builder makes.
 
     Raises:
         StartError: it launches the page, or returns none.
     """
-
-    def refuse(*_: object, **__: object) -> None:
-        raise StartError(
-            f"{name_of(builder)} calls launch(), and Serve does that. Return the page instead, and "
-            "give what launch() takes to Launch."
-        )
-
-    with launching(refuse):
+    with refusing_launch(name_of(builder)):
         page = builder(*handles)
     if not isinstance(page, gr.Blocks | gr.Server):
         what = "nothing" if page is None else f"a {type(page).__name__}"
@@ -179,7 +186,7 @@ def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, di
 
 @contextmanager
 def launching(launch: Callable[..., object]) -> Iterator[None]:
-    """Calls this in the place of Gradio's `launch()`, which would start a server and wait."""
+    """Calls this in the place of Gradio's `launch()`."""
     own = gr.Blocks.launch
     gr.Blocks.launch = launch
     try:
