@@ -5,6 +5,8 @@ import json
 import logging
 import pickle
 import re
+import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +31,9 @@ from {{ cookiecutter.__package }}.serving.http import ingress
 from {{ cookiecutter.__package }}.serving.http.launch import REFUSED, built
 from {{ cookiecutter.__package }}.serving.http.login import Logins
 from {{ cookiecutter.__package }}.serving.http.mount import mount
+from {{ cookiecutter.__package }}.serving.preview import load_page
 from {{ cookiecutter.__package }}.serving.protocol import LoginError
+from {{ cookiecutter.__package }}.serving.start import main
 
 from ...support.stand_ins import in_thread
 
@@ -470,6 +474,81 @@ def test_a_page_is_bound_with_other_options_and_refused_all_the_same() -> None:
     page = plain()
     with pytest.raises(StartError, match="import"):
         server.bind(HttpSettings(), lambda: page)
+
+
+APP = """
+import gradio as gr
+
+from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings, Launch
+
+def demo():
+    return gr.Interface(str.upper, "text", "text")
+
+def build_page():
+    {page}
+
+def build(settings: HttpSettings):
+    return GradioServer.bind(settings, build_page{bound})
+
+{top}
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a module of a team's, and returns the import path of what it builds."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(page: str = "return demo()", bound: str = "", top: str = "") -> str:
+        name = f"app_{secrets.token_hex(4)}"
+        (tmp_path / f"{name}.py").write_text(APP.format(page=page, bound=bound, top=top))
+        return f"{name}:build"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"page": "demo().launch()"}, "build_page calls launch"),
+        ({"page": "demo()"}, "build_page returns nothing"),
+        ({"top": "demo().launch()"}, ":build calls launch"),
+        ({"bound": ", launch=Launch(share=True)"}, "Launch takes no share: Serve has an address"),
+        ({"top": "LAUNCH = Launch(css_paths='a.css')"}, "'a.css' is not absolute"),
+    ],
+)
+def test_the_preview_says_in_one_line_what_to_do(
+    app: Callable[..., str], parts: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(StartError, match=reason) as caught:
+        load_page(app(**parts), engine=False, version="1")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_start_refuses_what_launches_where_it_is_imported(
+    app: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert main(app(top="demo().launch()")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "calls launch(), and Serve does that" in said
+    assert said.count("\n") == 1
+
+
+def test_a_call_of_launch_is_let_be_where_the_module_is_run_itself(app: Callable[..., str]) -> None:
+    path = app(top='if __name__ == "__main__":\n    demo().launch()')
+    assert TestClient(load_page(path, engine=False, version="1")).get(HERE).status_code == 200
+
+
+def test_the_preview_shows_the_looks_of_blocks(app: Callable[..., str]) -> None:
+    path = app(page="return gr.Blocks(head='<meta name=\\'mine\\'>')")
+    with pytest.warns(UserWarning, match="moved"):
+        web = load_page(path, engine=False, version="1")
+    head = TestClient(web).get(f"{HERE}/config").json()["head"]
+    assert "<meta name='mine'>" in head
+    assert "preview-version" in head
 
 
 # Kinds of page.
