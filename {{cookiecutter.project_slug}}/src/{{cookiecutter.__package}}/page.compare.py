@@ -52,7 +52,7 @@ EXAMPLES = [
 THEME = readable(
     gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 )
-LAUNCH = Launch(theme=THEME, css=PANE_STYLES)
+LAUNCH = Launch(theme=THEME, css=PANE_STYLES, footer_links=["api"], run_history=False)
 
 
 def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:

@@ -8,6 +8,7 @@ import pytest
 
 from ..support.compare_page import MODELS
 from ..support.counting_page import PAGE_REPLICAS, PASSWORD, USER
+from ..support.leaving_page import NOTES
 from ..support.servers import Served, free_port, served
 from ..support.tiny_models import save_tiny_encoder_decoder
 
@@ -27,6 +28,12 @@ def kept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def leaving_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a served page notes of tabs that are closed."""
+    return tmp_path_factory.mktemp("leaving") / "notes"
+
+
+@pytest.fixture(scope="session")
 def second_model(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the second model of the served page lies."""
     return shutil.copytree(tiny_decoder, tmp_path_factory.mktemp("second") / "model")
@@ -37,9 +44,10 @@ def served_pages(
     tiny_decoder: Path,
     second_model: Path,
     kept_files: Path,
+    leaving_notes: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
-    """Pages that compare models, count behind a login, chat, and take files, on one cluster.
+    """Pages that compare models, count behind a login, chat, take files, and notice who leaves.
 
     All but one are behind a route prefix, where a page has more to get right than at the root.
     """
@@ -67,12 +75,15 @@ def served_pages(
             application("chat", "/chat", {}, {"GradioServer": 1}),
             application("file", "/", {}, {"GradioServer": 1}),
             {**application("file", "/files/behind", {}, {"GradioServer": 1}), "name": "behind"},
+            application("leaving", "/leaving", {}, {"GradioServer": PAGE_REPLICAS}),
         ],
     }
     # For all, because Ray starts further processes for an application with variables of its own.
     variables = {
         "GRADIO_TEMP_DIR": str(kept_files),
         "PAGE_PASSWORD": PASSWORD,
+        "PAGE_SECRET": "the whales sing in the deep blue sea",
+        NOTES: str(leaving_notes),
         "PYTHONPATH": PYTHONPATH,
     }
     with served(config, tmp_path_factory.mktemp("served"), variables) as pages:
@@ -119,3 +130,8 @@ def files(served_pages: Served) -> str:
 @pytest.fixture
 def files_behind_a_prefix(served_pages: Served) -> str:
     return served_pages.addresses[4]
+
+
+@pytest.fixture
+def leaving(served_pages: Served) -> str:
+    return served_pages.addresses[5]

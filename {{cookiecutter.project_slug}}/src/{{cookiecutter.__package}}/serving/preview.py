@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial, update_wrapper
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -302,11 +303,13 @@ def _failure(error: BaseException) -> Failure:
 
 def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     """Mounts the page as its deployment does, but for the session cookie."""
-    bind = pkgutil.resolve_name(build)
     # Here, because the process that watches the files does without Gradio.
     from .http.ingress import PageIngress
+    from .http.launch import built, refusing_launch
     from .http.mount import mount
 
+    with refusing_launch(build):
+        bind = pkgutil.resolve_name(build)
     application: Application = bind(get_type_hints(bind)["settings"]())
     bound = application._bound_deployment
     if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
@@ -317,11 +320,15 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     given = inspect.signature(PageIngress).bind(*bound.init_args, **bound.init_kwargs)
     given.apply_defaults()
     arguments = given.arguments
-    launch = arguments["launch"]
+    launch, builder = arguments["launch"], arguments["builder"]
+    make = update_wrapper(partial(_built, builder, arguments["models"], engine=engine), builder)
+    page = built(make)
+    # What a gr.Blocks was given counts where Launch says nothing.
+    head = getattr(page, "_deprecated_head", None) if launch.head is None else launch.head
     web = mount(
-        _built(arguments["builder"], arguments["models"], engine=engine),
+        page,
         arguments["settings"],
-        replace(launch, head=(launch.head or "") + _load_anew(version)),
+        replace(launch, head=(head or "") + _load_anew(version)),
         arguments["middleware"],
         [Route(VERSION_PATH, PlainTextResponse(version)), *arguments["routes"]],
     )

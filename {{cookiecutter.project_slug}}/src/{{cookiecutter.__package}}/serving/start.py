@@ -100,7 +100,11 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             preview(import_path, engine=arguments.engine, port=arguments.port)
         else:
             bounds = Bounds(arguments.ray_wait, arguments.wait)
-            build = pkgutil.resolve_name(import_path)
+            # Here, because the preview's first process does without Gradio.
+            from .http.launch import refusing_launch
+
+            with refusing_launch(import_path):
+                build = pkgutil.resolve_name(import_path)
             run(build, checks, arguments.config, arguments.port, arguments.metrics_port, bounds)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,10 +1,12 @@
 """Streams whose readers leave, in the middle of this or that."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 from ray.exceptions import RayActorError
+from starlette.background import BackgroundTasks
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.serving.http.disconnects import (
@@ -38,12 +40,14 @@ class Reader:
         await self.takes.wait()
         self.received.append(message)
 
-    async def read(self, app: Callable[[Receive, Send], Awaitable[None]]) -> None:
+    async def read(
+        self, app: Callable[[Receive, Send], Awaitable[None]], scope: Scope = SCOPE
+    ) -> None:
         async def with_scope(scope: Scope, receive: Receive, send: Send) -> None:
             assert scope["asgi"]["spec_version"] == "2.4"
             await app(receive, send)
 
-        await asyncio.wait_for(LeftStreams(with_scope)(SCOPE, self.receive, self.send), 10)
+        await asyncio.wait_for(LeftStreams(with_scope)(scope, self.receive, self.send), 10)
 
 
 async def test_a_stream_that_is_read_to_its_end_is_whole() -> None:
@@ -123,6 +127,63 @@ async def test_a_request_that_is_cancelled_ends_as_one_whose_reader_left() -> No
     await began.wait()
     request.cancel()
     await asyncio.wait_for(ended.wait(), 10)
+
+
+TAB = {**SCOPE, "path": "/behind/gradio_api/heartbeat/whale"}
+
+
+class Tab:
+    """What Gradio streams to an open tab: it runs a function when the stream is cancelled."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.waits = asyncio.Event()
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        background = BackgroundTasks()
+
+        async def beats() -> AsyncGenerator[str, None]:
+            while True:
+                try:
+                    yield "ALIVE"
+                    self.waits.set()
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    background.add_task(self.close)
+                    return
+
+        scope = {**TAB, "asgi": {"spec_version": "2.4"}}
+        await StreamingResponse(beats(), background=background)(scope, receive, send)
+
+    async def close(self) -> None:
+        await asyncio.sleep(0.01)
+        self.closed += 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_tab_that_is_closed_while_it_waits_is_noticed_once(cancelled: bool) -> None:
+    tab, reader = Tab(), Reader()
+    request = asyncio.create_task(reader.read(tab, TAB))
+    await tab.waits.wait()
+    reader.leaves.set()
+    if cancelled:
+        # Serve may do both.
+        request.cancel()
+    await asyncio.wait([request])
+    await asyncio.sleep(0.1)
+    assert tab.closed == 1
+
+
+async def test_a_tab_that_is_closed_while_it_is_sent_to_is_noticed_once() -> None:
+    tab, reader = Tab(), Reader()
+    request = asyncio.create_task(reader.read(tab, TAB))
+    reader.takes.clear()
+    reader.leaves.set()
+    await request
+    assert not tab.waits.is_set()
+    reader.takes.set()
+    await asyncio.sleep(0.1)
+    assert tab.closed == 1
 
 
 async def test_a_request_of_a_dead_proxy_ends_as_if_its_client_had_left() -> None:

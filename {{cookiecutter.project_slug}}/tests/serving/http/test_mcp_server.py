@@ -1,15 +1,27 @@
 """The page's function as a tool, asked by the protocol's own client."""
 
 import asyncio
+import base64
+import io
+import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
+import httpx2
 import pytest
 from mcp.client import Client
-from mcp.types import CallToolResult, TextContent
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+from mcp.types import CallToolResult, ImageContent, TextContent
+from PIL import Image
+from starlette.testclient import TestClient
 
+from {{ cookiecutter.__package }}.serving import Launch
 from {{ cookiecutter.__package }}.serving.http.mcp_server import offers_of
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
@@ -114,30 +126,284 @@ async def test_who_leaves_stops_the_models() -> None:
         await until(lambda: model.left == 1)
 
 
-async def shout(text: str) -> str:
+def shout(text: str) -> str:
+    """Shouts.
+
+    Args:
+        text: what to shout.
+    """
     return text.upper()
 
 
-async def remember(text: str, before: str) -> AsyncGenerator[str, None]:
-    yield before + text
+async def whisper(text: str) -> str:
+    return text.lower()
+
+
+def spell(text: str) -> Iterator[str]:
+    for length in range(1, len(text) + 1):
+        yield text[:length]
+
+
+def greet(text: str, request: gr.Request) -> str:
+    return f"{text} from {request.headers['x-whale']}, {request.username}"
+
+
+def count(text: str, before: int, _button: str) -> tuple[int, str]:
+    return before + 1, f"{text} {before + 1}"
+
+
+def remind(text: str, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+    for _ in progress.tqdm(["a", "b"], desc="Swimming"):
+        time.sleep(0.1)
+    return text
+
+
+def fail(_text: str) -> str:
+    raise KeyError("/srv/whale")
+
+
+def refuse(_text: str) -> str:
+    raise gr.Error("Not today")
+
+
+@gr.mcp.tool(name="renamed", description="Renamed by its author.", structured_output=True)
+def tagged(text: str) -> str:
+    return text
+
+
+@gr.mcp.resource("whale://{name}/song", description="A song.")
+def song(name: str) -> str:
+    return f"{name} sings"
+
+
+@gr.mcp.resource("whale://all", mime_type="application/octet-stream")
+def every_song() -> str:
+    return base64.b64encode(b"all songs").decode()
+
+
+@gr.mcp.prompt(name="ask", description="Asks a whale.")
+def ask_whale(name: str) -> str:
+    """Asks.
+
+    Args:
+        name: of the whale.
+    """
+    return f"Ask {name}"
+
+
+def picture(size: int) -> Image.Image:
+    return Image.new("RGB", (int(size), 1), "navy")
+
+
+def length_of(path: str) -> int:
+    return len(Path(path).read_bytes())
+
+
+FUNCTIONS: dict[Callable[..., object], tuple[list[Any], list[Any]]] = {
+    shout: (["text"], ["text"]),
+    whisper: (["text"], ["text"]),
+    spell: (["text"], ["text"]),
+    greet: (["text"], ["text"]),
+    remind: (["text"], ["text"]),
+    fail: (["text"], ["text"]),
+    refuse: (["text"], ["text"]),
+    tagged: (["text"], ["text"]),
+    picture: (["number"], ["image"]),
+    length_of: ([gr.File], ["number"]),
+}
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[str]:
+    """Address of the tools of a page with functions of every kind."""
+    with gr.Blocks() as page:
+        for function, (inputs, outputs) in FUNCTIONS.items():
+            made = [_component(kind) for kind in inputs]
+            to = [_component(kind) for kind in outputs]
+            gr.Button().click(function, made, to, api_name=function.__name__)
+        state = gr.State(0)
+        gr.Button().click(
+            count, [gr.Textbox(), state, gr.Button()], [state, gr.Textbox()], api_name="count"
+        )
+        gr.Button().click(shout, gr.Textbox(), gr.Textbox(), api_name="unqueued", queue=False)
+        gr.Button().click(
+            lambda texts: [[text.upper() for text in texts]],
+            gr.Textbox(),
+            gr.Textbox(),
+            api_name="batch",
+            batch=True,
+        )
+        for function in (song, every_song, ask_whale, whisper):
+            gr.api(function, api_name=f"api_{function.__name__}")
+        # No client can call these.
+        audio = gr.Audio(streaming=True)
+        audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
+        gr.Button().click(shout, gr.Textbox(), gr.Textbox(), api_visibility="private")
+        gr.Button().click(None, None, None, js="() => 1", api_name="script")
+    with in_thread(mount(page, HttpSettings(), Launch(mcp_server=True))) as url:
+        yield f"{url}/mcp"
+
+
+def _component(kind: Any) -> Any:
+    return gr.component(kind, render=True) if isinstance(kind, str) else kind()
+
+
+def connect(url: str) -> Client:
+    return Client(
+        streamable_http_client(url, http_client=httpx2.AsyncClient(headers={"x-whale": "Ada"}))
+    )
 
 
 @pytest.mark.parametrize(
-    ("function", "inputs"),
+    ("name", "arguments", "said"),
     [
-        (shout, ["text"]),
-        (remember, ["text", "state"]),
-        (remember, ["text", "file"]),
-        (remember, ["text", "button"]),
+        ("shout", {"text": "whale"}, ["WHALE"]),
+        ("whisper", {"text": "WHALE"}, ["whale"]),
+        ("spell", {"text": "whale"}, ["whale"]),
+        ("greet", {"text": "Hello"}, ["Hello from Ada, None"]),
+        ("remind", {"text": "whale"}, ["whale"]),
+        ("renamed", {"text": "whale"}, ["whale"]),
+        ("unqueued", {"text": "whale"}, ["WHALE"]),
+        ("batch", {"texts": "whale"}, ["WHALE"]),
+        ("api_whisper", {"text": "WHALE"}, ["whale"]),
+        ("length_of", {"path": "data:text/plain;base64,d2hhbGU="}, ["5"]),
     ],
-    ids=["no generator", "a state", "a file", "a button"],
 )
-def test_a_function_that_cannot_be_a_tool_is_refused_with_a_way_out(
-    function: Callable[..., object], inputs: list[str]
+async def test_every_kind_of_function_is_a_tool(
+    tools: str, name: str, arguments: dict[str, object], said: list[str]
 ) -> None:
-    page = gr.Interface(function, inputs, inputs, api_name="speak")
-    with pytest.raises(TypeError, match="speak cannot be a tool"):
-        list(offers_of(page))
+    async with connect(tools) as client:
+        result = await client.call_tool(name, arguments)
+    assert texts(result) == said
+    assert not result.is_error
+
+
+async def test_a_state_begins_anew_with_each_call(tools: str) -> None:
+    async with connect(tools) as client:
+        for _ in range(2):
+            assert texts(await client.call_tool("count", {"text": "call"})) == ["call 1"]
+
+
+async def test_what_no_client_can_call_is_left_out(tools: str) -> None:
+    async with connect(tools) as client:
+        offered = {tool.name: tool for tool in (await client.list_tools()).tools}
+    own = {function.__name__ for function in FUNCTIONS} - {"tagged"}
+    assert set(offered) == own | {"renamed", "count", "unqueued", "batch", "api_whisper"}
+    assert offered["shout"].description.startswith("Shouts. Returns: value_")
+    assert offered["shout"].input_schema["properties"]["text"]["description"] == "what to shout."
+    assert offered["renamed"].description.startswith("Renamed by its author. Returns: ")
+    assert offered["count"].input_schema["required"] == ["text"]
+
+
+def test_what_is_left_out_is_said_and_the_page_is_up(caplog: pytest.LogCaptureFixture) -> None:
+    with gr.Blocks() as page:
+        audio = gr.Audio(streaming=True)
+        audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        web = mount(page, HttpSettings(mcp=True))
+    assert "streamed is offered to no client of MCP: it takes a stream" in caplog.text
+    assert TestClient(web, base_url="http://localhost").get("/").status_code == 200
+
+
+async def test_a_picture_is_one_beside_its_address(tools: str) -> None:
+    async with connect(tools) as client:
+        result = await client.call_tool("picture", {"size": 3})
+    [shown, address] = result.content
+    assert isinstance(shown, ImageContent)
+    assert Image.open(io.BytesIO(base64.b64decode(shown.data))).size == (3, 1)
+    assert isinstance(address, TextContent)
+    url = address.text.removeprefix("Image URL: ")
+    assert url.startswith(tools.removesuffix("mcp"))
+    assert httpx2.get(url).headers["content-type"] == shown.mime_type
+
+
+async def test_a_file_of_the_server_is_no_argument(tools: str) -> None:
+    async with connect(tools) as client:
+        for path in ("/etc/passwd", "file:///etc/passwd", __file__):
+            result = await client.call_tool("length_of", {"path": path})
+            assert result.is_error
+            assert "url" in "".join(texts(result))
+
+
+async def test_progress_is_told_in_words(tools: str) -> None:
+    told: list[str | None] = []
+
+    async def tell(_progress: float, _total: float | None, message: str | None) -> None:
+        told.append(message)
+
+    async with connect(tools) as client:
+        await client.call_tool("remind", {"text": "whale"}, progress_callback=tell)
+    assert "Swimming: 1 of 2" in told
+
+
+async def test_a_function_that_fails_says_as_much_as_the_page_would(tools: str) -> None:
+    async with connect(tools) as client:
+        failed = await client.call_tool("fail", {"_text": "whale"})
+        refused = await client.call_tool("refuse", {"_text": "whale"})
+    assert failed.is_error
+    assert texts(failed) == ["fail failed. Call again; if it stays so, look at the server's log."]
+    assert refused.is_error
+    assert texts(refused) == ["Not today"]
+
+
+async def test_a_tool_may_return_what_has_a_structure(tools: str) -> None:
+    async with connect(tools) as client:
+        result = await client.call_tool("renamed", {"text": "whale"})
+    assert result.structured_content == {"result": "whale"}
+
+
+async def test_resources_and_prompts_are_offered_as_such(tools: str) -> None:
+    async with connect(tools) as client:
+        [resource] = (await client.list_resources()).resources
+        [template] = (await client.list_resource_templates()).resource_templates
+        [prompt] = (await client.list_prompts()).prompts
+        [text] = (await client.read_resource("whale://Ada/song")).contents
+        [data] = (await client.read_resource("whale://all")).contents
+        asked = await client.get_prompt("ask", {"name": "Ada"})
+        with pytest.raises(MCPError, match="no resource whale://Ada/tears"):
+            await client.read_resource("whale://Ada/tears")
+        with pytest.raises(MCPError, match="no prompt whale"):
+            await client.get_prompt("whale", {})
+    assert (str(resource.uri), template.uri_template) == ("whale://all", "whale://{name}/song")
+    assert text.text == "Ada sings"
+    assert base64.b64decode(data.blob) == b"all songs"
+    assert prompt.arguments is not None
+    assert prompt.arguments[0].description == "of the whale."
+    assert asked.messages[0].content.text == "Ask Ada"
+
+
+@pytest.mark.parametrize("path", ["gradio_api/mcp", "gradio_api/mcp/", "gradio_api/mcp/http/"])
+async def test_the_tools_are_where_gradio_has_its_own_too(tools: str, path: str) -> None:
+    async with connect(tools.removesuffix("mcp") + path) as client:
+        assert texts(await client.call_tool("shout", {"text": "whale"})) == ["WHALE"]
+
+
+def test_the_page_tells_of_its_tools(tools: str) -> None:
+    address = tools.removesuffix("/mcp")
+    assert httpx2.get(f"{address}/config").json()["mcp_server"] is True
+    schema = httpx2.get(f"{address}/gradio_api/mcp/schema").json()
+    assert {"shout", "ask"} <= {each["name"] for each in schema}
+    kinds = {each["name"]: each["meta"]["mcp_type"] for each in schema}
+    assert (kinds["shout"], kinds["ask"]) == ("tool", "prompt")
+
+
+def test_a_page_without_tools_tells_of_none() -> None:
+    web = TestClient(mount(gr.Interface(shout, "text", "text"), HttpSettings()))
+    assert web.get("http://localhost/config").json()["mcp_server"] is False
+    assert web.post("http://localhost/mcp", json={}).status_code in (404, 405)
+
+
+async def test_tools_are_for_who_has_logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGE_SECRET", "the whales sing in the deep blue sea")
+    page = gr.Interface(greet, "text", "text", api_name="greet")
+    launch = Launch(auth=("ada", "pw"), mcp_server=True)
+    with in_thread(mount(page, HttpSettings(), launch)) as url:
+        assert httpx2.post(f"{url}/mcp", json={}).status_code == 401
+        assert httpx2.post(f"{url}/mcp", json={}, auth=("ada", "wrong")).status_code == 401
+        http_client = httpx2.AsyncClient(auth=("ada", "pw"), headers={"x-whale": "Bob"})
+        async with Client(streamable_http_client(f"{url}/mcp", http_client=http_client)) as client:
+            result = await client.call_tool("greet", {"text": "Hello"})
+    assert texts(result) == ["Hello from Bob, ada"]
 
 
 def test_each_named_function_of_another_page_is_offered() -> None:
@@ -147,7 +413,7 @@ def test_each_named_function_of_another_page_is_offered() -> None:
 
     page = gr.Interface(count, gr.Textbox(label="Text"), gr.Textbox(label="Letters"))
     [offer] = offers_of(page)
-    assert offer.tool.description == "Counts the letters. Returns: Letters."
+    assert offer.description == "Counts the letters. Returns: Letters."
 
 
 async def repeat(values: object) -> AsyncGenerator[object, None]:
@@ -172,7 +438,7 @@ def test_a_dropdown_is_described_by_what_it_takes(
 ) -> None:
     box = gr.Dropdown(["a", "b"], multiselect=multiselect, allow_custom_value=custom)
     [offer] = offers_of(gr.Interface(repeat, box, "text"))
-    described = offer.tool.input_schema["properties"]["values"]
+    described = offer.schema["properties"]["values"]
     assert {name: described.get(name) for name in ("type", "enum", "items", "examples")} == {
         **dict.fromkeys(("type", "enum", "items", "examples")),
         **schema,

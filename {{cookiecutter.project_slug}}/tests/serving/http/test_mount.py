@@ -365,14 +365,6 @@ def test_a_redirect_reaches_no_private_address_either(
     assert "/private" not in paths
 
 
-def test_a_path_that_is_given_is_absolute() -> None:
-    reason = "'models' is not absolute; write it from / on"
-    with pytest.raises(ValueError, match=reason):
-        Launch(allowed_paths=["models"])
-    with pytest.raises(ValueError, match=reason):
-        Launch(blocked_paths=["models"])
-
-
 @pytest.fixture(params=["files", "files_behind_a_prefix"])
 def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=request.getfixturevalue(request.param), timeout=60) as client:

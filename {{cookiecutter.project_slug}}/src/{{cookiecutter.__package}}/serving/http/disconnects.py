@@ -9,14 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..telemetry.logs import logger, where
 
 ANSWER_STREAM = re.compile("/gradio_api/(queue/data|call/.+/.+)$")
+OPEN_TAB = re.compile("/gradio_api/heartbeat/.+$")
 
 
 class LeftStreams:
-    """ASGI middleware that ends an answer's stream in order when its reader leaves.
+    """ASGI middleware that ends a stream in order when its reader leaves, or closes the tab.
 
     Gradio stops the calls of a reader whose stream is cancelled while it waits for news. One
     that is cancelled while it sends, or a second time while it cleans up, leaves its calls
-    running to their end, and a task for ever.
+    running to their end, and a task for ever. The functions that a page runs when a tab is closed
+    are run in the same way, by the stream that lives as long as the tab does.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -25,7 +27,8 @@ class LeftStreams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         streams = scope["type"] == "http" and scope["method"] == "GET"
-        if not streams or not ANSWER_STREAM.search(scope["path"]):
+        tab = streams and OPEN_TAB.search(scope["path"])
+        if not tab and not (streams and ANSWER_STREAM.search(scope["path"])):
             await self._app(scope, receive, send)
             return
         sending = left = False
@@ -41,6 +44,9 @@ class LeftStreams:
                 sending = True
                 await send(message)
                 sending = False
+                if left and tab:
+                    # It never asks whether its reader is there. By then it waits for its next beat.
+                    asyncio.get_running_loop().call_soon(stream.cancel)
 
         # From this version on Starlette streams in this task, not in one that it cancels itself.
         asgi = {**scope["asgi"], "spec_version": "2.4"}

@@ -1,17 +1,34 @@
 """The login, which every replica of the page can check by itself."""
 
 import base64
+import binascii
+import hashlib
 import hmac
+import inspect
 import os
+import time
 from dataclasses import dataclass
+from typing import Any
 
+import gradio as gr
+from gradio.components import BrowserState
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..base import LoginError
+from ..telemetry.logs import logger
+from .launch import Launch
+from .settings import HttpSettings
 
 PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
+SECRET_VARIABLE = "PAGE_SECRET"  # noqa: S105
+SECRET_CHARACTERS = 32
+LOGIN_SECONDS = 7 * 24 * 3600
+OWN_HISTORY = "_saved_conversations_"
+"""How a gr.ChatInterface begins the key of what it saves."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +72,142 @@ class Login:
             challenge = {"www-authenticate": 'Basic realm="page", charset="UTF-8"'}
             response = PlainTextResponse("Log in first.", 401, challenge)
             await response(scope, receive, send)
+
+
+def read_secret() -> str | None:
+    secret = os.environ.get(SECRET_VARIABLE)
+    if secret is not None and len(secret) < SECRET_CHARACTERS:
+        raise LoginError(
+            f"{SECRET_VARIABLE} has fewer than {SECRET_CHARACTERS} characters. Set it to a long "
+            "random text in the environment in which Ray starts, the same on each node."
+        )
+    return secret
+
+
+def derived(secret: str, *purpose: str) -> str:
+    return hmac.digest(secret.encode(), "\0".join(purpose).encode(), hashlib.sha256).hex()
+
+
+class Logins(dict[str, str]):
+    """The tokens of Gradio's login, which tell each replica who it was, until when, and are signed.
+
+    Nothing is kept: a login outlives its replica, and logging out forgets it in the browser.
+
+    Args:
+        accounts: passwords by name, or what tells whether a name and a password are right.
+    """
+
+    def __init__(self, accounts: Any, key: str) -> None:
+        self._accounts = accounts
+        self._key = key
+
+    async def log_in(self, user: str, password: str) -> str | None:
+        """Returns a token, or None where the name or the password is wrong."""
+        if callable(self._accounts):
+            allowed = self._accounts(user, password)
+            if inspect.isawaitable(allowed):
+                allowed = await allowed
+        else:
+            right = self._accounts.get(user)
+            allowed = right is not None and hmac.compare_digest(password.encode(), right.encode())
+        return self._token(user, int(time.time()) + LOGIN_SECONDS) if allowed else None
+
+    def get(self, token: str | None, default: Any = None) -> Any:
+        """Returns who has logged in with the token."""
+        try:
+            name, until, _ = (token or "").split(".")
+            user = base64.urlsafe_b64decode(name).decode()
+            known = callable(self._accounts) or user in self._accounts
+            signed = hmac.compare_digest(self._token(user, int(until)), token or "")
+        except (ValueError, binascii.Error):
+            return default
+        return user if known and signed and int(until) > time.time() else default
+
+    def _token(self, user: str, until: int) -> str:
+        # Another password ends the logins with the one before.
+        password = "" if callable(self._accounts) else self._accounts.get(user, "")
+        name = base64.urlsafe_b64encode(user.encode()).decode()
+        return f"{name}.{until}.{derived(self._key, user, str(until), password)}"
+
+
+def keep_logins(app: Any, name: str) -> None:
+    """Has Gradio's login count on each replica, and after a deploy.
+
+    Gradio keeps tokens, and the name of their cookie, in the process that gave them.
+
+    Raises:
+        LoginError: the environment holds no secret.
+    """
+    secret = read_secret()
+    if secret is None:
+        raise LoginError(
+            f"auth of Launch signs who has logged in, and {SECRET_VARIABLE} is not set. Set it to a "
+            "long random text in the environment in which Ray starts, the same on each node, or "
+            "use login_user in the place of auth."
+        )
+    key = derived(secret, "login", name)
+    app.cookie_id = derived(key, "cookie")[:16]
+    app.tokens = logins = Logins(app.auth, key)
+
+    async def log_in(request: Request) -> Response:
+        form = await request.form()
+        user, password = (str(form.get(field, "")) for field in ("username", "password"))
+        token = await logins.log_in(user.strip(), password)
+        if token is None:
+            return JSONResponse({"detail": "Incorrect credentials."}, 400)
+        answer = JSONResponse({"success": True})
+        # As Gradio does, which asks for either.
+        answer.set_cookie(
+            f"access-token-{app.cookie_id}", token, httponly=True, samesite="none", secure=True
+        )
+        answer.set_cookie(f"access-token-unsecure-{app.cookie_id}", token, httponly=True)
+        return answer
+
+    app.router.routes[:0] = [
+        Route(path, log_in, methods=["POST"]) for path in ("/login", "/login/")
+    ]
+
+
+async def user_of(app: Any, request: Request) -> str | None:
+    """Returns who asks, as Gradio knows it, or by HTTP Basic authentication where `auth` is set."""
+    user: str | None
+    if app.auth_dependency is not None:
+        user = app.auth_dependency(request)
+        return await user if inspect.isawaitable(user) else user
+    for kind in ("", "-unsecure"):
+        user = app.tokens.get(request.cookies.get(f"access-token{kind}-{app.cookie_id}"))
+        if user is not None:
+            return user
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic" or not isinstance(app.tokens, Logins):
+        return None
+    try:
+        name, _, password = base64.b64decode(given).decode().partition(":")
+    except ValueError:
+        return None
+    return name if await app.tokens.log_in(name, password) else None
+
+
+def keep_browser_states(page: gr.Blocks, settings: HttpSettings, launch: Launch, name: str) -> None:
+    """Gives each gr.BrowserState, and a saved history, the same key on each replica.
+
+    Gradio encrypts what a browser keeps with a secret that each process draws anew, and tells it
+    to everybody who may load the page. So the secret keeps out those who may not.
+    """
+    states = [block for block in page.blocks.values() if isinstance(block, BrowserState)]
+    secret = read_secret()
+    if secret is None and settings.login_user is not None:
+        secret = read_credentials(settings.login_user).password
+    if secret is None and launch.auth_dependency is not None and states:
+        logger.warning(
+            "What browsers keep of the page can be read there without a login. Set %s to a long "
+            "random text in the environment in which Ray starts.",
+            SECRET_VARIABLE,
+        )
+    for number, state in enumerate(states):
+        given = state.constructor_args
+        # Pages of one host share what a browser keeps, and Gradio numbers a history by its place.
+        if str(given.get("storage_key") or OWN_HISTORY).startswith(OWN_HISTORY):
+            state.storage_key = f"{name}-state-{number}"
+        if not given.get("secret"):
+            state.secret = derived(secret or "", "browser", name, state.storage_key)

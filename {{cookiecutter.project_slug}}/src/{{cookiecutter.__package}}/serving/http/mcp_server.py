@@ -1,130 +1,226 @@
 """The page's functions as tools of the Model Context Protocol, at `/mcp`, if the settings say so.
 
-Gradio has a server of its own for it, which asks the page over HTTP for every caller, at the
-address that the first one names in its Host header. This one calls the functions themselves.
+Gradio has a server of its own for it, for an older version of the protocol's library. It asks the
+page over HTTP for every caller, at the address that the first one names in its Host header. This
+one puts calls into the page's queue itself, where they are like those of a browser.
 """
 
-import asyncio
-import inspect
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+import base64
+import json
+import mimetypes
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Literal
 
+import anyio
 import gradio as gr
-from fastapi import FastAPI
-from gradio.components import Component
-from gradio_client.utils import value_is_file
+from fastapi import FastAPI, Request
+from gradio import server_messages as says
+from gradio.data_classes import PredictBodyInternal
+from gradio.mcp import GradioMCPServer
+from gradio.utils import cancel_tasks, get_function_description
+from gradio_client.utils import construct_args, is_file_obj_with_meta
 from jsonschema import ValidationError, validate
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
-from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, TextContent, Tool
+from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    INVALID_PARAMS,
+    BlobResourceContents,
+    CallToolRequestParams,
+    CallToolResult,
+    GetPromptRequestParams,
+    GetPromptResult,
+    ImageContent,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    ListToolsResult,
+    Prompt,
+    PromptArgument,
+    PromptMessage,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    Resource,
+    ResourceTemplate,
+    TextContent,
+    TextResourceContents,
+    Tool,
+)
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..telemetry.logs import keep_request_id, logger
 from .guard import QUEUE_IS_FULL
+from .login import user_of
 
-PATH = "/mcp"
+GRADIOS_PATH = "/gradio_api/mcp"
+PATHS = ("/mcp", GRADIOS_PATH, f"{GRADIOS_PATH}/", f"{GRADIOS_PATH}/http", f"{GRADIOS_PATH}/http/")
+USER = "page.mcp-user"
+LONGEST_NAME = 64
+TEMPLATE = re.compile(r"\{([^}]+)\}")
+
+Kind = Literal["tool", "resource", "prompt"]
+
+
+class CallError(Exception):
+    """A call brings nothing; the message is for who made it."""
 
 
 @dataclass(frozen=True)
 class Offer:
     """A function of the page, and what clients are told of it."""
 
-    function: Callable[..., AsyncGenerator[object, None]]
-    tool: Tool
-    turns: "Turns"
+    kind: Kind
+    name: str
+    function: Any
+    description: str
+    parameters: list[dict[str, Any]]
+    schema: dict[str, Any]
+    files: list[list[str | int]]
+    """Where in the arguments a file is, which a client names by its URL."""
+
+    @property
+    def uri(self) -> str:
+        return str(self.function.fn._mcp_uri_template)
+
+    @property
+    def mime_type(self) -> str:
+        return str(self.function.fn._mcp_mime_type)
+
+    def parts_of(self, uri: str) -> dict[str, str] | None:
+        """Returns the arguments that are in the URI, or None where it is another resource's."""
+        pieces = TEMPLATE.split(self.uri)
+        pattern = "".join(
+            f"(?P<{piece}>[^/]+)" if number % 2 else re.escape(piece)
+            for number, piece in enumerate(pieces)
+        )
+        found = re.fullmatch(pattern, uri)
+        return None if found is None else found.groupdict()
 
 
-class Turns:
-    """Lets as many calls run at a time as the page's queue does, and as many wait.
+class Answer:
+    """Answers to those whom Gradio's login lets in."""
 
-    They are counted apart from those of the page.
-    """
+    def __init__(self, answer: ASGIApp, app: Any) -> None:
+        self._answer = answer
+        self._app = app
 
-    def __init__(self, running: int | None, waiting: int | None) -> None:
-        self._running = None if running is None else asyncio.Semaphore(running)
-        self._most_waiting = waiting
-        self._waiting = 0
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncGenerator[None, None]:
-        """Waits for a turn.
-
-        Raises:
-            gr.Error: as many wait already as may.
-        """
-        if self._running is None:
-            yield
-            return
-        full = self._most_waiting is not None and self._waiting >= self._most_waiting
-        if full and self._running.locked():
-            raise gr.Error(QUEUE_IS_FULL, print_exception=False)
-        self._waiting += 1
-        try:
-            await self._running.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._running.release()
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        user, app = await user_of(self._app, Request(scope)), self._app
+        if user is None and not (app.auth is None and app.auth_dependency is None):
+            refusal = PlainTextResponse("Log in first.", 401, {"www-authenticate": "Basic"})
+            await refusal(scope, receive, send)
+        else:
+            await self._answer({**scope, USER: user}, receive, send)
 
 
-def offer_tools(web: FastAPI, page: gr.Blocks) -> None:
-    """Puts the tools before the page, which is to be mounted afterwards.
+def offer_tools(web: FastAPI, app: Any) -> None:
+    """Puts the tools of Gradio's app before it.
 
     No session is kept between requests, so that any replica of the page can answer.
     """
-    server = _server(page.title or "Gradio", {offer.tool.name: offer for offer in offers_of(page)})
-    sessions = StreamableHTTPSessionManager(server, stateless=True)
-    web.router.routes.append(Route(PATH, StreamableHTTPASGIApp(sessions)))
-    web.router.lifespan_context = lambda _: sessions.run()
+    page = app.get_blocks()
+    offers = {(offer.kind, offer.name): offer for offer in offers_of(page)}
+    sessions = StreamableHTTPSessionManager(_server(app, offers), stateless=True)
+    answer = Answer(StreamableHTTPASGIApp(sessions), app)
+    # What the page shows to who wants to use its tools.
+    schema = [
+        {
+            "name": offer.name,
+            "description": offer.description,
+            "inputSchema": offer.schema,
+            "meta": {"mcp_type": offer.kind, "endpoint_name": offer.function.api_name}
+            | {"file_data_present": bool(offer.files)},
+        }
+        for offer in offers.values()
+    ]
+
+    async def tell_schema(_: Request) -> JSONResponse:
+        return JSONResponse(schema)
+
+    mounted = len(web.router.routes) - 1
+    web.router.routes[mounted:mounted] = [
+        *(Route(path, answer) for path in PATHS),
+        Route(f"{GRADIOS_PATH}/schema", tell_schema),
+    ]
+    lifespan = web.router.lifespan_context
+
+    @asynccontextmanager
+    async def live(outer: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(outer) as state, sessions.run():
+            yield state
+
+    web.router.lifespan_context = live
 
 
 def offers_of(page: gr.Blocks) -> Iterator[Offer]:
-    """Yields each function that has a name in the page's API.
-
-    Raises:
-        TypeError: it is no asynchronous generator, or takes the state of a session, a button or a
-            file.
-    """
+    """Yields each function that has a name in the page's API, but for those that no client can call."""
     endpoints = page.get_api_info()["named_endpoints"]
-    queue = page._queue
-    # Functions share the turns of one `concurrency_id`.
-    turns: dict[str, Turns] = {}
+    names: set[str] = set()
     for each in page.fns.values():
         endpoint = endpoints.get(f"/{each.api_name}")
-        if endpoint is None:
+        if endpoint is None or each.fn is None:
             continue
-        # Gradio puts the value of a state or a button in itself.
-        hidden = any(component.skip_api for component in each.inputs)
-        # A tool's arguments go past Gradio, which checks what a caller names as a file.
-        files = any(value_is_file(parameter["type"]) for parameter in endpoint["parameters"])
-        if hidden or files or not inspect.isasyncgenfunction(each.fn):
-            raise TypeError(
-                f"The page's function {each.api_name} cannot be a tool: it takes a gr.State, "
-                "a button or a file, or is no asynchronous generator. Change it, or leave mcp out "
-                "of the settings."
-            )
+        try:
+            offer = _offer(each, endpoint, names)
+        except Exception as error:
+            logger.warning("%s is offered to no client of MCP: %s", each.api_name, error)
+            continue
+        names.add(offer.name)
+        yield offer
+
+
+def _offer(function: Any, endpoint: dict[str, Any], taken: set[str]) -> Offer:
+    if function.connection == "stream":
+        raise ValueError("it takes a stream")
+    parameters = endpoint["parameters"]
+    inputs = [component for component in function.inputs if not component.skip_api]
+    description, about, _ = get_function_description(function.fn)
+    schema, files = GradioMCPServer.simplify_filedata_schema(
+        None, _schema(inputs, parameters, about)
+    )
+    if function.api_description is not None:
+        description = function.api_description or ""
+    else:
+        description = getattr(function.fn, "_mcp_description", None) or description
         returned = ", ".join(value["label"] for value in endpoint["returns"])
-        tool = Tool(
-            name=each.api_name,
-            description=f"{inspect.getdoc(each.fn) or each.api_name} Returns: {returned}.",
-            input_schema=_schema(each.inputs, endpoint["parameters"]),
-        )
-        limit = each.concurrency_limit
-        running = queue.default_concurrency_limit if limit == "default" else limit
-        own = turns.setdefault(each.concurrency_id, Turns(running, queue.max_size))
-        yield Offer(each.fn, tool, own)
+        description = f"{description or function.api_name} Returns: {returned}."
+    return Offer(
+        getattr(function.fn, "_mcp_type", "tool"),
+        _unique(getattr(function.fn, "_mcp_name", None) or function.api_name, taken),
+        function,
+        description,
+        parameters,
+        schema,
+        files,
+    )
 
 
-def _schema(inputs: Sequence[Component], parameters: list[dict[str, Any]]) -> dict[str, Any]:
+def _unique(name: str, taken: set[str]) -> str:
+    """Clients take no other letters, and no longer name."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:LONGEST_NAME]
+    number = 1
+    unique = name
+    while unique in taken:
+        unique = f"{name[: LONGEST_NAME - 4]}_{number}"
+        number += 1
+    return unique
+
+
+def _schema(
+    inputs: Sequence[Any], parameters: list[dict[str, Any]], about: Mapping[str, str]
+) -> dict[str, Any]:
     """Returns the JSON schema of a function's arguments, from what Gradio's API tells of them."""
     properties = {}
     for component, parameter in zip(inputs, parameters, strict=True):
-        described = dict(parameter["type"])
+        name, described = parameter["parameter_name"], dict(parameter["type"])
         if isinstance(component, gr.Slider):
             described |= {"minimum": component.minimum, "maximum": component.maximum}
         elif isinstance(component, gr.Dropdown) and component.allow_custom_value:
@@ -132,11 +228,11 @@ def _schema(inputs: Sequence[Component], parameters: list[dict[str, Any]]) -> di
             one = described.get("items", described)
             free = {"type": ["string", "number"], "examples": one["enum"]}
             described = {**described, "items": free} if component.multiselect else free
-        properties[parameter["parameter_name"]] = {
-            **described,
-            "title": parameter["label"],
-            "default": parameter["parameter_default"],
-        }
+        if about.get(name):
+            described["description"] = about[name]
+        properties[name] = {**described, "title": parameter["label"]}
+        if parameter["parameter_has_default"]:
+            properties[name]["default"] = parameter["parameter_default"]
     return {
         "type": "object",
         "properties": properties,
@@ -149,38 +245,253 @@ def _schema(inputs: Sequence[Component], parameters: list[dict[str, Any]]) -> di
     }
 
 
-def _server(title: str, offers: dict[str, Offer]) -> Server:
+async def _updates(
+    app: Any, offer: Offer, arguments: Mapping[str, Any], request: Request
+) -> AsyncGenerator[Any, None]:
+    """Puts a call into the page's queue and yields what the queue says of it, its result last.
+
+    Raises:
+        CallError: the arguments are wrong, or too many wait.
+    """
+    page, function = app.get_blocks(), offer.function
+    queue, session = page._queue, token_hex(16)
+    try:
+        files = GradioMCPServer.convert_strings_to_filedata(None, dict(arguments), offer.files)
+        given = iter(construct_args(offer.parameters, (), files))
+    except (TypeError, ValueError) as error:
+        raise CallError(str(error)) from error
+    # Gradio itself puts in the value of a state or a button.
+    data = [None if component.skip_api else next(given) for component in function.inputs]
+    # Gradio tells by the path where the page is, for the URLs of files.
+    path = f"{request.scope.get('root_path', '').rstrip('/')}/gradio_api/call/{function.api_name}"
+    asked = Request({**request.scope, "path": path, "raw_path": path.encode()})
+    body = PredictBodyInternal(
+        session_hash=session, data=data, fn_index=function._id, simple_format=True, request=asked
+    )
+    queue.set_server_app(app)
+    try:
+        taken, said, state = await queue.push(body, asked, request.scope[USER])
+        if not taken:
+            raise CallError(QUEUE_IS_FULL if state == "queue_full" else _reasons(said))
+        while True:
+            update = await queue.pending_messages_per_session[session].get()
+            yield update
+            if isinstance(update, says.ProcessCompletedMessage):
+                return
+    finally:
+        # Who leaves is cancelled, and goes on only here.
+        with anyio.CancelScope(shield=True):
+            await cancel_tasks({f"{session}_{function._id}"})
+            await queue.clean_events(session_hash=session)
+            queue.pending_messages_per_session.pop(session, None)
+            queue.pending_event_ids_session.pop(session, None)
+
+
+def _reasons(said: str | list[dict[str, Any]] | None) -> str:
+    """Returns why the queue refuses a call: a text, or what a validator says of each argument."""
+    if isinstance(said, str):
+        return said
+    reasons = [each.get("message") for each in said or ()]
+    return " ".join(reason for reason in reasons if reason) or "The arguments are not valid."
+
+
+async def _result(
+    app: Any,
+    offer: Offer,
+    arguments: Mapping[str, Any],
+    context: ServerRequestContext,
+) -> list[Any]:
+    """Returns what the function returns, and meanwhile reports how far it is.
+
+    Raises:
+        CallError: it fails, or cannot be called so.
+    """
+    keep_request_id(context.request.headers)
+    progress = 0
+    async with aclosing(_updates(app, offer, arguments, context.request)) as updates:
+        async for update in updates:
+            if isinstance(update, says.ProcessCompletedMessage):
+                if not update.success:
+                    raise CallError(
+                        update.output.get("error")
+                        or f"{offer.name} failed. Call again; if it stays so, look at the server's "
+                        "log."
+                    )
+                values = update.output["data"]
+                outputs = offer.function.outputs
+                return [
+                    value
+                    for component, value in zip(outputs, values, strict=True)
+                    if not component.skip_api
+                ]
+            if isinstance(update, says.ProcessGeneratingMessage | says.ProgressMessage):
+                progress += 1
+                await context.session.report_progress(progress, message=_progress_of(update))
+    raise CallError(f"{offer.name} was stopped.")
+
+
+def _progress_of(update: Any) -> str | None:
+    for unit in getattr(update, "progress_data", None) or ():
+        steps = unit.index if unit.length is None else f"{unit.index} of {unit.length}"
+        return f"{unit.desc or 'Progress'}: {steps if unit.index is not None else unit.progress}"
+    return None
+
+
+def _contents(value: Any) -> Iterator[TextContent | ImageContent]:
+    """Yields a value as text, and a picture as one, beside its address."""
+    if not is_file_obj_with_meta(value):
+        yield TextContent(text=value if isinstance(value, str) else json.dumps(value, default=str))
+        return
+    url, path = value.get("url") or value["path"], Path(value["path"])
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if url.startswith("data:image/svg"):
+        yield ImageContent(
+            data=base64.b64encode(url.partition(",")[2].encode()).decode(),
+            mime_type="image/svg+xml",
+        )
+    elif kind.startswith("image/") and path.is_file():
+        yield ImageContent(data=base64.b64encode(path.read_bytes()).decode(), mime_type=kind)
+        yield TextContent(text=f"Image URL: {url}")
+    else:
+        yield TextContent(text=url)
+
+
+def _server(app: Any, every: dict[tuple[Kind, str], Offer]) -> Server:
+    def offered(kind: Kind) -> list[Offer]:
+        return [offer for offer in every.values() if offer.kind == kind]
+
     async def list_tools(*_: object) -> ListToolsResult:
-        return ListToolsResult(tools=[offer.tool for offer in offers.values()])
+        return ListToolsResult(
+            tools=[
+                Tool(
+                    name=offer.name,
+                    description=offer.description,
+                    input_schema=offer.schema,
+                    _meta=getattr(offer.function.fn, "_mcp_meta", None),
+                )
+                for offer in offered("tool")
+            ]
+        )
 
     async def call_tool(
         context: ServerRequestContext, called: CallToolRequestParams
     ) -> CallToolResult:
-        if called.name not in offers:
-            return _failure(f"There is no tool {called.name}. There are: {', '.join(offers)}.")
-        offer, arguments = offers[called.name], called.arguments or {}
-        keep_request_id(context.request.headers)
-        texts: list[object] = []
-        progress = 0
+        offer = every.get(("tool", called.name))
+        if offer is None:
+            names = ", ".join(each.name for each in offered("tool"))
+            return _failure(f"There is no tool {called.name}. There are: {names}.")
+        arguments = called.arguments or {}
         try:
-            validate(arguments, offer.tool.input_schema)
-            async with offer.turns.turn(), aclosing(offer.function(**arguments)) as results:
-                async for result in results:
-                    texts = [*result] if isinstance(result, list | tuple) else [result]
-                    progress += 1
-                    await context.session.report_progress(progress)
+            validate(arguments, offer.schema)
+            values = await _result(app, offer, arguments, context)
         except ValidationError as error:
             return _failure(error.message)
-        except gr.Error as error:
-            return _failure(error.message)
-        except Exception:
-            logger.exception("%s failed", called.name)
-            return _failure(
-                f"{called.name} failed. Call again; if it stays so, look at the server's log."
-            )
-        return CallToolResult(content=[TextContent(text=str(each)) for each in texts])
+        except CallError as error:
+            return _failure(str(error))
+        content = [part for value in values for part in _contents(value)]
+        structured = getattr(offer.function.fn, "_mcp_structured_output", False)
+        return CallToolResult(
+            content=content,
+            structured_content={"result": values[0] if len(values) == 1 else values}
+            if structured
+            else None,
+            _meta=getattr(offer.function.fn, "_mcp_meta", None),
+        )
 
-    return Server(title, on_list_tools=list_tools, on_call_tool=call_tool)
+    async def list_resources(*_: object) -> ListResourcesResult:
+        return ListResourcesResult(
+            resources=[
+                Resource(
+                    uri=offer.uri,
+                    name=offer.name,
+                    description=offer.description,
+                    mime_type=offer.mime_type,
+                )
+                for offer in offered("resource")
+                if not TEMPLATE.search(offer.uri)
+            ]
+        )
+
+    async def list_templates(*_: object) -> ListResourceTemplatesResult:
+        return ListResourceTemplatesResult(
+            resource_templates=[
+                ResourceTemplate(
+                    uri_template=offer.uri,
+                    name=offer.name,
+                    description=offer.description,
+                    mime_type=offer.mime_type,
+                )
+                for offer in offered("resource")
+                if TEMPLATE.search(offer.uri)
+            ]
+        )
+
+    async def read_resource(
+        context: ServerRequestContext, asked: ReadResourceRequestParams
+    ) -> ReadResourceResult:
+        uri = str(asked.uri)
+        for offer in offered("resource"):
+            arguments = offer.parts_of(uri)
+            if arguments is None:
+                continue
+            value = str(await _only_value(app, offer, arguments, context))
+            told = {"uri": uri, "mime_type": offer.mime_type}
+            if offer.mime_type.startswith("text/"):
+                return ReadResourceResult(contents=[TextResourceContents(text=value, **told)])
+            # The function returns it as base64, as Gradio wants it.
+            return ReadResourceResult(contents=[BlobResourceContents(blob=value, **told)])
+        raise MCPError(INVALID_PARAMS, f"There is no resource {uri}.")
+
+    async def list_prompts(*_: object) -> ListPromptsResult:
+        return ListPromptsResult(
+            prompts=[
+                Prompt(
+                    name=offer.name,
+                    description=offer.description,
+                    arguments=[
+                        PromptArgument(
+                            name=name,
+                            description=described.get("description"),
+                            required=name in offer.schema["required"],
+                        )
+                        for name, described in offer.schema["properties"].items()
+                    ],
+                )
+                for offer in offered("prompt")
+            ]
+        )
+
+    async def get_prompt(
+        context: ServerRequestContext, asked: GetPromptRequestParams
+    ) -> GetPromptResult:
+        offer = every.get(("prompt", asked.name))
+        if offer is None:
+            raise MCPError(INVALID_PARAMS, f"There is no prompt {asked.name}.")
+        text = str(await _only_value(app, offer, asked.arguments or {}, context))
+        return GetPromptResult(
+            messages=[PromptMessage(role="user", content=TextContent(text=text))]
+        )
+
+    return Server(
+        app.get_blocks().title or "Gradio",
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+        on_list_resources=list_resources,
+        on_list_resource_templates=list_templates,
+        on_read_resource=read_resource,
+        on_list_prompts=list_prompts,
+        on_get_prompt=get_prompt,
+    )
+
+
+async def _only_value(
+    app: Any, offer: Offer, arguments: Mapping[str, Any], context: ServerRequestContext
+) -> Any:
+    try:
+        value, *_ = await _result(app, offer, arguments, context)
+    except CallError as error:
+        raise MCPError(INVALID_PARAMS, str(error)) from error
+    return value
 
 
 def _failure(reason: str) -> CallToolResult:

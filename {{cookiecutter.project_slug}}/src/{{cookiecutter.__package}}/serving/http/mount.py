@@ -1,55 +1,109 @@
 """Mounts a page behind its guards, the same way on Ray and in the preview."""
 
-from collections.abc import Sequence
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio import routes as gradio_routes
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from ..telemetry.logs import logger
 from .files import check_files
 from .guard import explain_refusals, guard, refuse_files
-from .launch import Launch
+from .launch import Launch, launched
+from .login import keep_browser_states, keep_logins
 from .settings import HttpSettings
 
 
 def mount(
-    page: gr.Blocks,
+    page: gr.Blocks | gr.Server,
     settings: HttpSettings,
     launch: Launch = Launch(),  # noqa: B008 - it is frozen
     middleware: Sequence[Middleware] = (),
     routes: Sequence[BaseRoute] = (),
+    name: str = "page",
 ) -> FastAPI:
     """Returns the application that serves the page, behind what every request passes.
 
     Args:
         middleware: the first one meets a request first, after the guards.
         routes: are asked before the page.
+        name: of the application, by which browsers tell its logins and states from another's.
 
     Raises:
-        LoginError: a login is asked for, and the environment holds no password.
+        LoginError: a login is asked for, and the environment holds no password or no secret.
     """
     web = FastAPI(openapi_url=None)
     for each in reversed(middleware):
         web.add_middleware(each.cls, *each.args, **each.kwargs)
     guard(web, settings)
     web.router.routes.extend(routes)
-    refuse_files(web, page)
-    if settings.mcp:
+    blocks, options = launched(page, launch)
+    refuse_files(web, blocks)
+    keep_browser_states(blocks, settings, launch, name)
+    check_files(blocks)
+    log_failures(blocks)
+    blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
+    blocks.state_session_capacity = launch.state_session_capacity
+    offers_tools = settings.mcp or _wants_tools(launch)
+    # So that the page tells of it.
+    blocks.mcp_server = offers_tools
+    sizes = [settings.limits.request_bytes, gr.utils._parse_file_size(launch.max_file_size)]
+    taken = inspect.signature(gr.mount_gradio_app).parameters
+    options = {option: value for option, value in options.items() if option in taken} | {
+        "ssr_mode": False,
+        "mcp_server": False,
+        "max_file_size": min(size for size in sizes if size is not None),
+    }
+    with _in_place_of_an_app(page):
+        gr.mount_gradio_app(web, blocks, path="/", **options)
+    app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
+    if launch.auth is not None:
+        keep_logins(app, name)
+    if offers_tools:
         # Here, because it takes a second to import.
         from .mcp_server import offer_tools
 
-        offer_tools(web, page)
-    check_files(page)
-    gr.mount_gradio_app(
-        web,
-        page,
-        path="/",
-        ssr_mode=False,
-        run_history=False,
-        mcp_server=False,
-        max_file_size=settings.limits.request_bytes,
-        **launch.options(),
-    )
+        offer_tools(web, app)
     explain_refusals(web)
     return web
+
+
+def _wants_tools(launch: Launch) -> bool:
+    if launch.mcp_server is None:
+        return os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
+    return launch.mcp_server
+
+
+@contextmanager
+def _in_place_of_an_app(page: gr.Blocks | gr.Server) -> Iterator[None]:
+    """Has Gradio put the page's routes behind those of a gr.Server, as its `launch()` does."""
+    create_app = gradio_routes.App.create_app
+    if isinstance(page, gr.Server):
+        gradio_routes.App.create_app = staticmethod(partial(create_app, app=page))
+    try:
+        yield
+    finally:
+        gradio_routes.App.create_app = staticmethod(create_app)
+
+
+def log_failures(page: gr.Blocks) -> None:
+    """Has Serve's log keep the traceback of a function that raises, which Gradio prints."""
+    call = page.call_function
+
+    @wraps(call)
+    async def call_and_log(function: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return await call(function, *args, **options)
+        except Exception as error:
+            if not isinstance(error, gr.Error) or error.print_exception:
+                logger.exception("%s failed", getattr(function, "api_name", None) or "A function")
+            raise
+
+    page.call_function = call_and_log
