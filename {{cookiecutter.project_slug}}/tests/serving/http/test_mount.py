@@ -3,11 +3,16 @@
 import contextlib
 import hashlib
 import http.server
+import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import gradio as gr
 import httpx2
 import pytest
 import safehttpx
@@ -371,6 +376,99 @@ def test_a_path_that_is_given_is_absolute() -> None:
         Launch(allowed_paths=["models"])
     with pytest.raises(ValueError, match=reason):
         Launch(blocked_paths=["models"])
+
+
+def noise(width: int, height: int, kind: str) -> bytes:
+    """A picture that cannot be compressed."""
+    written = BytesIO()
+    mode = "RGB" if kind == "JPEG" else "RGBA"
+    pixels = os.urandom(width * height * len(mode))
+    Image.frombytes(mode, (width, height), pixels).save(written, kind, quality=95)
+    return written.getvalue()
+
+
+def test_a_photo_a_large_table_and_a_large_drawing_are_taken_by_default(page: TestClient) -> None:
+    photo = noise(2000, 1500, "JPEG")
+    assert len(photo) > 3_000_000
+    assert result(page, "image", named(upload(page, "photo.jpg", photo)))["path"]
+    rows = [[number, "a song of whales", number / 7] for number in range(20_000)]
+    table = {"headers": ["number", "song", "depth"], "data": rows, "metadata": None}
+    assert len(result(page, "dataframe", table)["data"]) == 20_000
+    drawing = noise(2000, 2000, "PNG")
+    for kind, index in (("background", "null"), ("layer", 0), ("composite", "null")):
+        assert draw(page, id="large", type=kind, index=index, blob=drawing) == 200
+    assert result(page, "editor", edited("large"))["composite"]["path"]
+
+
+FORWARDED = {"x-forwarded-host": "pages.example.org:8080", "x-forwarded-proto": "http"}
+
+
+@pytest.mark.parametrize(
+    ("root_path", "public_url", "headers", "address"),
+    [
+        ("", None, {}, "http://localhost"),
+        ("/chat", None, {}, "http://localhost/chat"),
+        # A proxy that keeps the path.
+        ("/chat", None, FORWARDED, "http://pages.example.org:8080/chat"),
+        ("", None, FORWARDED, "http://pages.example.org:8080"),
+        # Proxies that take it away, or put another in its place.
+        ("", "/chat", FORWARDED, "http://pages.example.org:8080/chat"),
+        ("", "/chat", {}, "http://localhost/chat"),
+        ("", "https://pages.example.org/chat", {}, "https://pages.example.org/chat"),
+        ("/inner", "https://pages.example.org/chat", {}, "https://pages.example.org/chat"),
+        ("/inner", "https://pages.example.org", FORWARDED, "https://pages.example.org"),
+    ],
+)
+def test_a_file_has_the_address_that_its_visitor_can_reach(
+    root_path: str, public_url: str | None, headers: dict[str, str], address: str
+) -> None:
+    settings = HttpSettings(hosts=("pages.example.org",), public_url=public_url)
+    with TestClient(
+        mount(file_page(), settings),
+        base_url=f"http://localhost{root_path}",
+        root_path=root_path,
+        headers=headers,
+    ) as page:
+        assert page.get("config").json()["root"] == address
+        assert f'"root":"{address}"' in page.get("").text.replace('": "', '":"')
+        for way in Way:
+            answer = ask(page, way, "made")
+            found = re.findall(r'"(https?://[^"]*)/gradio_api/file=([^"]+)"', answer)
+            assert {each for each, _ in found} == {address}
+            [(_, path)] = set(found)
+            assert download(page, path).text == MADE_BY_THE_PAGE
+
+
+def test_old_files_are_removed_but_none_of_the_page_and_none_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    of_a_lost_replica = tmp_path / ("0" * 64) / "song.txt"
+    of_others = tmp_path / "deep_links" / "song.txt"
+    for path in (of_a_lost_replica, of_others):
+        path.parent.mkdir()
+        path.write_bytes(SONG)
+    blocks = file_page()
+    pictures = Path(gr.__file__).with_name("media_assets") / "images"
+    with blocks:
+        gr.Button(icon=str(pictures / "tower.jpg"))
+        gr.Examples([[str(pictures / "cheetah1.jpg")]], gr.Image(str(pictures / "lion.jpg")))
+    of_the_page = kept(tmp_path) - {of_a_lost_replica, of_others}
+    assert {path.name for path in of_the_page} >= {"file_page.py", "lion.jpg", "cheetah1.jpg"}
+    with TestClient(
+        mount(blocks, HttpSettings(keep_files_seconds=1)), base_url="http://localhost"
+    ) as page:
+        mine = Path(upload(page, "song.txt", SONG))
+        made = Path(result(page, "made")["path"])
+        assert mine.exists()
+        assert made.exists()
+        deadline = time.monotonic() + 60
+        while mine.parents[1].exists() or made.exists() or of_a_lost_replica.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert kept(tmp_path) == of_the_page | {of_others}
+        # A result comes back where its file is gone.
+        assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
 
 
 @pytest.fixture(params=["files", "files_behind_a_prefix"])

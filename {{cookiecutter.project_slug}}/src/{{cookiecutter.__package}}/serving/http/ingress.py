@@ -53,7 +53,13 @@ class PageIngress(GradioIngress):
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
         clean_request_ids()
         web = mount(builder(*models), settings, launch, middleware, routes)
-        web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
+        elsewhere = bool(settings.embedded_in or settings.origins)
+        web.add_middleware(
+            SessionCookie,
+            embedded=elsewhere,
+            path=settings.public_path,
+            origins=settings.origins,
+        )
         web.add_middleware(LeftStreams)
         web.add_middleware(ProxyLoss)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its

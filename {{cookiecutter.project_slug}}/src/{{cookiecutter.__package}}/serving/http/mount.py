@@ -7,9 +7,10 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from .files import check_files
-from .guard import explain_refusals, guard, refuse_files
+from .files import check_files, remove_old_files
+from .guard import explain_refusals, guard, refuse_files, takes_files
 from .launch import Launch
+from .login import logged_in
 from .settings import HttpSettings
 
 
@@ -32,15 +33,19 @@ def mount(
     web = FastAPI(openapi_url=None)
     for each in reversed(middleware):
         web.add_middleware(each.cls, *each.args, **each.kwargs)
-    guard(web, settings)
+    files_are_taken = takes_files(page, launch)
+    guard(web, settings, takes_files=files_are_taken)
     web.router.routes.extend(routes)
-    refuse_files(web, page)
+    refuse_files(web, takes_files=files_are_taken)
     if settings.mcp:
         # Here, because it takes a second to import.
         from .mcp_server import offer_tools
 
         offer_tools(web, page)
     check_files(page)
+    options = launch.options()
+    if settings.login_user is not None and options.get("auth") is None:
+        options.setdefault("auth_dependency", logged_in)
     gr.mount_gradio_app(
         web,
         page,
@@ -48,8 +53,9 @@ def mount(
         ssr_mode=False,
         run_history=False,
         mcp_server=False,
-        max_file_size=settings.limits.request_bytes,
-        **launch.options(),
+        max_file_size=settings.limits.file_bytes,
+        **options,
     )
     explain_refusals(web)
+    remove_old_files(web, page, settings.keep_files_seconds)
     return web
