@@ -8,6 +8,7 @@ import pytest
 
 from ..support.compare_page import MODELS
 from ..support.counting_page import PAGE_REPLICAS, PASSWORD, USER
+from ..support.file_page import WIKI
 from ..support.servers import Served, free_port, served
 from ..support.tiny_models import save_tiny_encoder_decoder
 
@@ -66,7 +67,10 @@ def served_pages(
             ),
             application("chat", "/chat", {}, {"GradioServer": 1}),
             application("file", "/", {}, {"GradioServer": 1}),
-            {**application("file", "/files/behind", {}, {"GradioServer": 1}), "name": "behind"},
+            {
+                **application("file", "/files/behind", {"origins": [WIKI]}, {"GradioServer": 2}),
+                "name": "behind",
+            },
         ],
     }
     # For all, because Ray starts further processes for an application with variables of its own.

@@ -18,6 +18,7 @@ import pytest
 import safehttpx
 from gradio import processing_utils
 from PIL import Image
+from playwright.sync_api import Browser, expect
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import Launch
@@ -27,10 +28,14 @@ from {{ cookiecutter.__package }}.serving.http.files import (
     is_public,
 )
 from {{ cookiecutter.__package }}.serving.http.mount import mount
-from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
+from {{ cookiecutter.__package }}.serving.http.settings import (
+    HttpSettings,
+    RequestLimits,
+)
 
 from ...support.file_page import (
     MADE_BY_THE_PAGE,
+    WIKI,
     Way,
     ask,
     download,
@@ -42,6 +47,7 @@ from ...support.file_page import (
     shown,
     upload,
 )
+from ...support.stand_ins import in_thread
 
 SONG = b"whales sing"
 
@@ -471,6 +477,50 @@ def test_old_files_are_removed_but_none_of_the_page_and_none_of_others(
         assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
 
 
+UPLOAD = """
+element.querySelector("input").onchange = async (event) => {
+    const { path } = await upload(event.target.files[0])
+    element.querySelector("output").textContent = path
+}
+"""
+
+
+def page_that_makes_places_for_files() -> gr.Blocks:
+    with gr.Blocks() as blocks:
+        kind = gr.Radio(["text", "file"], value="text", label="Kind")
+
+        @gr.render(inputs=kind)
+        def show(kind: str) -> None:
+            if kind == "file":
+                file, size = gr.File(), gr.Number(label="Bytes")
+                file.upload(lambda path: Path(path).stat().st_size, file, size)
+
+        gr.HTML("<input type=file class=own><output></output>", js_on_load=UPLOAD)
+        gr.HTML("<embed src='data:text/html,hi'>")
+    return blocks
+
+
+def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: Browser) -> None:
+    settings = HttpSettings(limits=RequestLimits(file_bytes=5000))
+    web = mount(page_that_makes_places_for_files(), settings)
+    song = {"name": "song.txt", "mimeType": "text/plain"}
+    with in_thread(web) as url, browser.new_page() as page:
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(url)
+        page.locator("input.own").set_input_files({**song, "buffer": SONG})
+        expect(page.locator("output")).to_contain_text("song.txt")
+        page.get_by_label("file", exact=True).check()
+        place = page.get_by_test_id("file-upload")
+        place.set_input_files({**song, "buffer": bytes(5001)})
+        expect(page.get_by_text("exceed the maximum allowed size of 4.9 Kb")).to_be_visible()
+        place.set_input_files({**song, "buffer": bytes(4999)})
+        expect(page.get_by_label("Bytes")).to_have_value("4999")
+        # With `object-src`, the browser would say that it refuses the other page.
+        assert page.locator("embed").count() == 1
+        assert not [text for text in said if "Content Security Policy" in text]
+
+
 @pytest.fixture(params=["files", "files_behind_a_prefix"])
 def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=request.getfixturevalue(request.param), timeout=60) as client:
@@ -497,3 +547,29 @@ def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
     assert download(served_page, "/proc/self/environ").status_code == 403
     made = result(served_page, "made")["path"]
     assert download(served_page, made).text == MADE_BY_THE_PAGE
+
+
+@pytest.mark.served
+def test_on_ray_another_site_keeps_its_session_without_a_cookie(files_behind_a_prefix: str) -> None:
+    headers = {"origin": WIKI, "sec-fetch-site": "cross-site"}
+    replicas = set()
+    for _ in range(6):
+        found = httpx2.get(f"{files_behind_a_prefix}/config", headers=headers)
+        assert found.headers["access-control-allow-origin"] == WIKI
+        root = found.json()["root"]
+        replicas.add(root.rpartition("/~")[2].partition(".")[0])
+        with httpx2.Client(base_url=root, headers=headers, timeout=60) as page:
+            for way in (Way.QUEUED, Way.CALL):
+                page.cookies.clear()
+                [address] = set(re.findall(r'"(http[^"]*/file=[^"]+)"', ask(page, way, "made")))
+                assert address.startswith(f"{root}/gradio_api/file=")
+                assert httpx2.get(address, headers=headers).text == MADE_BY_THE_PAGE
+    assert len(replicas) == 2
+    refused = {"origin": "https://elsewhere.example"}
+    assert httpx2.post(f"{root}/gradio_api/run/made", headers=refused).status_code == 403
+
+
+@pytest.mark.served
+def test_on_ray_flags_and_cached_examples_go_where_ray_was_started(files: str) -> None:
+    with httpx2.Client(base_url=files, timeout=60) as page:
+        assert result(page, "folder") == str(Path.cwd())

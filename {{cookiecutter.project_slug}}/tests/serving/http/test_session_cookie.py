@@ -107,6 +107,18 @@ def test_in_a_frame_of_another_site_the_cookie_is_sent_as_well() -> None:
     assert "SameSite=None; Secure; Partitioned" in cookie
 
 
+@pytest.mark.parametrize(
+    ("headers", "secure"),
+    [({}, False), ({"sec-fetch-site": "cross-site"}, True), ({"x-forwarded-proto": "https"}, True)],
+)
+def test_over_plain_http_a_browser_keeps_the_cookie_too(
+    headers: dict[str, str], secure: bool
+) -> None:
+    cookie = replica("first", embedded=True).get("http://test/", headers=headers)
+    assert ("Secure" in cookie.headers["set-cookie"]) == secure
+    assert ("SameSite=Lax" in cookie.headers["set-cookie"]) != secure
+
+
 def test_broken_cookies_of_others_are_passed_over() -> None:
     answer = replica("first").get(
         "/", headers={"cookie": 'a b=c"; =; replica-my-app=first.1; \x7f=1'}

@@ -158,6 +158,12 @@ def replica_of(cookie: str) -> str:
     return cookie.partition(".")[0]
 
 
+def _is_encrypted(request: HTTPConnection) -> bool:
+    """Says whether a browser takes the page for one over HTTPS, whatever proxies forward."""
+    forwarded = request.headers.get("x-forwarded-proto", "").startswith("https")
+    return request.url.scheme == "https" or forwarded or "sec-fetch-site" in request.headers
+
+
 class Replica(Protocol):
     @property
     def app_name(self) -> str: ...
@@ -190,7 +196,7 @@ class SessionCookie:
         self._path = path
         self._origins = origins
         self._context = context
-        self._scope = "SameSite=None; Secure; Partitioned" if embedded else "SameSite=Lax"
+        self._embedded = embedded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -214,10 +220,13 @@ class SessionCookie:
             await self._app(scope, receive, send)
             return
 
+        elsewhere = self._embedded and _is_encrypted(request)
+        sites = "SameSite=None; Secure; Partitioned" if elsewhere else "SameSite=Lax"
+
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).append(
-                    "set-cookie", f"{name}={value}; Path={path}; HttpOnly; {self._scope}"
+                    "set-cookie", f"{name}={value}; Path={path}; HttpOnly; {sites}"
                 )
             await send(message)
 
