@@ -39,6 +39,7 @@ PROGRAMS = (
     # Of Playwright itself, whatever the browser.
     Program("libatomic", ("libatomic.so.1",), "libatomic1", BROWSER),
     Program("HAProxy", ("haproxy",), "haproxy", FAULTS, makes_networks=True),
+    Program("nginx", ("nginx",), "nginx", FAULTS, makes_networks=True),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
     Program("Prometheus", ("prometheus",), "prometheus", ("dashboard",)),
 )

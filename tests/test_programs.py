@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="apt-get and sud
 APT_GET = """
 for word in "$@"; do
     case $word in
-        chromium | haproxy | prometheus) command=$word ;;
+        chromium | haproxy | nginx | prometheus) command=$word ;;
         iproute2) command=ip ;;
         *) continue ;;
     esac
@@ -93,7 +93,7 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_everything_is_there_nothing_runs(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("google-chrome", "haproxy", "ip", "apt-get", "sudo", "uv"):
+    for command in ("google-chrome", "haproxy", "nginx", "ip", "apt-get", "sudo", "uv"):
         machine.has(command)
 
     programs.bring("tests", "faults", "generated")
@@ -121,9 +121,9 @@ def test_root_installs_what_is_missing_at_once(
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends chromium haproxy iproute2",
+        "apt-get install --no-install-recommends chromium haproxy nginx iproute2",
     ]
-    assert "chromium, haproxy, iproute2" in capfd.readouterr().out
+    assert "chromium, haproxy, nginx, iproute2" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("root")
@@ -136,7 +136,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends haproxy iproute2",
+        "apt-get install --no-install-recommends haproxy nginx iproute2",
     ]
 
 
@@ -247,7 +247,7 @@ def test_where_chromium_is_no_package_of_debians_playwright_brings_it_with_its_l
 
     programs.bring("tests", "faults")
 
-    assert "apt-get install --no-install-recommends haproxy iproute2" in machine.calls()
+    assert "apt-get install --no-install-recommends haproxy nginx iproute2" in machine.calls()
     assert [call for call in machine.calls() if "playwright install --with-deps chromium" in call]
 
 
@@ -274,8 +274,8 @@ def test_where_nothing_can_be_installed_one_line_names_the_packages(
         programs.bring("tests", "faults", "dashboard")
 
     message = str(refused.value)
-    assert "HAProxy, iproute2, Prometheus" in message
-    assert "`apt-get install haproxy iproute2 prometheus`" in message
+    assert "HAProxy, nginx, iproute2, Prometheus" in message
+    assert "`apt-get install haproxy nginx iproute2 prometheus`" in message
     assert "\n" not in message
     assert not [call for call in machine.calls() if "playwright install" in call]
 

@@ -8,6 +8,7 @@ import pytest
 
 from ..support.compare_page import MODELS
 from ..support.counting_page import PAGE_REPLICAS, PASSWORD, USER
+from ..support.file_page import WIKI
 from ..support.leaving_page import NOTES
 from ..support.servers import Served, free_port, served
 from ..support.tiny_models import save_tiny_encoder_decoder
@@ -74,7 +75,10 @@ def served_pages(
             ),
             application("chat", "/chat", {}, {"GradioServer": 1}),
             application("file", "/", {}, {"GradioServer": 1}),
-            {**application("file", "/files/behind", {}, {"GradioServer": 1}), "name": "behind"},
+            {
+                **application("file", "/files/behind", {"origins": [WIKI]}, {"GradioServer": 2}),
+                "name": "behind",
+            },
             application("leaving", "/leaving", {}, {"GradioServer": PAGE_REPLICAS}),
         ],
     }

@@ -1,6 +1,7 @@
 """A page with every kind of input, that gives back what it is given, and how callers ask it."""
 
 import json
+import os
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,8 @@ from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings
 
 File = dict[str, Any]
 MADE_BY_THE_PAGE = "a song of whales"
+WIKI = "https://wiki.example.org"
+"""A site that may call the page where it says so."""
 
 
 def build(settings: HttpSettings) -> Application:
@@ -42,6 +45,7 @@ def file_page() -> gr.Blocks:
         name, file = gr.Textbox(), gr.File()
         gr.Button().click(lambda path: path, name, file, api_name="returned")
         gr.Button().click(sing, None, file, api_name="made")
+        gr.Button().click(os.getcwd, None, name, api_name="folder")
         gr.Examples([[__file__]], file)
         gr.api(give_back, api_name="api")
         gr.api(give_file_back, api_name="typed_api")

@@ -2,21 +2,29 @@
 
 import asyncio
 import base64
+import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from unittest.mock import AsyncMock
 
 import gradio as gr
 import pytest
 from fastapi import FastAPI, HTTPException, Request
+from gradio_client import Client
 from httpx2 import Headers
+from httpx2 import Response as Answer
+from pydantic import ValidationError
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from {{ cookiecutter.__package }}.serving import Launch
 from {{ cookiecutter.__package }}.serving.base import LoginError
+from {{ cookiecutter.__package }}.serving.http import files as files_module
 from {{ cookiecutter.__package }}.serving.http import guard as guard_module
 from {{ cookiecutter.__package }}.serving.http.guard import (
     BodyLimit,
@@ -29,8 +37,12 @@ from {{ cookiecutter.__package }}.serving.http.settings import (
     RequestLimits,
 )
 
+from ...support.stand_ins import in_thread
+
 HERE = "http://localhost"
 PASSWORD = "a wet whale"  # noqa: S105
+DEFAULTS = Launch()
+SMALL = RequestLimits(request_bytes=3000, file_bytes=5000)
 
 
 def page_behind(settings: HttpSettings) -> TestClient:
@@ -81,6 +93,56 @@ def test_a_login_lets_in_who_knows_it(login: TestClient) -> None:
     assert login.post("/echo", headers=basic("ada", PASSWORD)).status_code == 200
 
 
+def who(request: gr.Request) -> str:
+    return str(request.username)
+
+
+@pytest.mark.parametrize("kind", ["form", "header", "keyword"])
+def test_a_function_knows_who_logged_in(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
+    with gr.Blocks() as blocks:
+        name = gr.Textbox()
+        gr.Button().click(who, outputs=name)
+        gr.Button().click(who, outputs=name, queue=False, api_name="at_once")
+    options: dict[str, dict[str, object]] = {
+        "form": {"auth": ("ada", PASSWORD)},
+        "header": {"headers": {**basic("ada", PASSWORD), "page.user": "bob", "x-user": "bob"}},
+        "keyword": {"httpx_kwargs": {"auth": ("ada", PASSWORD)}},
+    }
+    with in_thread(mount(blocks, HttpSettings(login_user="ada"))) as url:
+        client = Client(url, verbose=False, **options[kind])
+        assert client.predict(api_name="/who") == "ada"
+        assert client.predict(api_name="/at_once") == "ada"
+        for wrong in (("ada", "wrong"), ("bob", PASSWORD), ("", "")):
+            with pytest.raises(Exception, match="Could not login"):
+                Client(url, verbose=False, auth=wrong)
+    with in_thread(mount(blocks, HttpSettings())) as url:
+        assert Client(url, verbose=False).predict(api_name="/who") == "None"
+
+
+@pytest.mark.parametrize("root", ["", "/chat"])
+def test_a_login_by_form_holds_where_the_page_is(login: TestClient, root: str) -> None:
+    page = TestClient(login.app, base_url=HERE, root_path=root)
+    form = {"username": "ada", "password": PASSWORD}
+    for url in ("https://localhost", "http://localhost"):
+        page.cookies.clear()
+        answer = page.post(f"{url}{root}/login", data=form)
+        assert answer.json() == {"success": True}
+        cookie = answer.headers["set-cookie"]
+        assert f"; Path={root or '/'};" in cookie
+        assert "HttpOnly" in cookie
+        assert ("Secure" in cookie) == url.startswith("https")
+        assert PASSWORD not in cookie
+    assert page.post(f"{root}/echo").status_code == 200
+    page.cookies.clear()
+    for cookie in ("", "x", "ada", "\xff" * 64):
+        headers = [(b"cookie", f"page-login={cookie}".encode("latin-1"))]
+        assert page.post(f"{root}/echo", headers=headers).status_code == 401
+    for path in ("/login/x", "//login", "/x/login"):
+        assert page.post(f"{root}{path}", data=form).status_code == 401
+    assert page.post(f"{root}/login", data=form | {"x": "y" * 10_000}).status_code == 413
+
+
 def test_a_login_without_a_password_is_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,8 +159,10 @@ def test_another_site_can_send_nothing(sender: str) -> None:
     assert page.post("/echo", headers={"sec-fetch-site": "same-origin"}).status_code == 200
 
 
-def status_of_upload(blocks: gr.Blocks, path: str = "upload", name: str = "files") -> int:
-    with TestClient(mount(blocks, HttpSettings()), base_url=HERE) as page:
+def status_of_upload(
+    blocks: gr.Blocks, path: str = "upload", name: str = "files", launch: Launch = DEFAULTS
+) -> int:
+    with TestClient(mount(blocks, HttpSettings(), launch), base_url=HERE) as page:
         return page.post(f"/gradio_api/{path}", files={name: ("a.txt", b"abc")}).status_code
 
 
@@ -134,13 +198,136 @@ UPLOADING = "element.onchange = async () => { props.value = (await upload(elemen
         (page_with(lambda: gr.HTML("<input type=file>", js_on_load=UPLOADING)), 200),
         (rendering(), 200),
         (gr.TabbedInterface([rendering(), page_with(gr.Textbox)], ["one", "two"]), 200),
+        (page_with(lambda: gr.File(visible=False)), 200),
     ],
-    ids=["text", "html", "file", "multimodal", "html that uploads", "render", "render in a tab"],
+    ids=[
+        *("text", "html", "file", "multimodal", "html that uploads", "render", "render in a tab"),
+        "hidden",
+    ],
 )
 def test_a_page_takes_files_only_where_it_has_a_place_for_them(
     blocks: gr.Blocks, status: int
 ) -> None:
     assert status_of_upload(blocks) == status
+
+
+def test_a_script_of_the_page_is_a_place_for_files_too() -> None:
+    script = "() => fetch('/gradio_api/upload', {method: 'POST', body: new FormData(form)})"
+    for launch in (Launch(js=script), Launch(head=f"<script>({script})()</script>")):
+        assert status_of_upload(page_with(gr.Textbox), launch=launch) == 200
+    assert status_of_upload(page_with(gr.Textbox), launch=Launch(js=True)) == 404
+
+
+def many(number: int, size: int) -> list[tuple[str, tuple[str | None, bytes]]]:
+    return [("files", (f"{each}.bin", bytes(size))) for each in range(number)]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_file_has_a_limit_of_its_own(
+    announced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    web = mount(page_with(gr.File), HttpSettings(limits=SMALL))
+    with TestClient(web, base_url=HERE) as page:
+
+        def upload(files: list[tuple[str, tuple[str | None, bytes]]]) -> Answer:
+            request = page.build_request("POST", "/gradio_api/upload", files=files)
+            if announced:
+                return page.send(request)
+            parts = iter([request.read()])
+            kind = {"content-type": request.headers["content-type"]}
+            return page.post(request.url, content=parts, headers=kind)
+
+        assert upload(many(1, 5000)).status_code == 200
+        # More than a request without files may have.
+        assert upload(many(8, 5000)).status_code == 200
+        there = kept_in(tmp_path)
+        for files in (many(1, 5001), many(11, 5000), [*many(10, 5000), ("a", (None, b"b" * 9999))]):
+            answer = upload(files)
+            assert answer.status_code == 413
+            assert "5,000" in answer.text or "5000" in answer.text
+        assert kept_in(tmp_path) == there
+        # What is no file is none by its address.
+        call = {"data": ["x" * 3000], "fn_index": 0, "session_hash": "me"}
+        for path in ("queue/join", "upload", "component_server"):
+            assert page.post(f"/gradio_api/{path}", json=call).status_code == 413
+
+
+def test_a_page_without_a_place_for_files_gives_them_no_room() -> None:
+    with TestClient(mount(page_with(gr.Textbox), HttpSettings(limits=SMALL)), HERE) as page:
+        for path in ("upload", "component_server"):
+            answer = page.post(f"/gradio_api/{path}", files=many(1, 4000))
+            assert answer.status_code == 413
+
+
+def test_a_text_beside_a_file_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "FIELD_BYTES", 100)
+    with TestClient(mount(page_with(gr.File), HttpSettings()), base_url=HERE) as page:
+        for query in ("", "?upload_id=1"):
+            address = f"/gradio_api/upload{query}"
+            file = ("files", ("a.txt", b"abc"))
+            assert page.post(address, files=[file, ("text", (None, b"x" * 100))]).status_code == 200
+            assert page.post(address, files=[("text", (None, b"x" * 101)), file]).status_code == 413
+
+
+def kept_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.1)
+    web = mount(page_with(gr.File), HttpSettings())
+    begun = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a"\r\n\r\nabc'
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "http_version": "1.1",
+        "root_path": "",
+        "path": "/gradio_api/upload",
+        "query_string": b"",
+        "headers": headers,
+    }
+    for ending in ("pause", "disconnect"):
+        there = list[int]()
+        parts = iter([{"type": "http.request", "body": begun, "more_body": True}])
+
+        async def receive(
+            parts: Iterator[Message] = parts, there: list[int] = there, ending: str = ending
+        ) -> Message:
+            if part := next(parts, None):
+                return part
+            there.append(len(kept_in(tmp_path)))
+            if ending == "disconnect":
+                return {"type": "http.disconnect"}
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        with suppress(Exception):
+            await asyncio.wait_for(web(scope, receive, AsyncMock()), 10)
+        assert there[0] == 1
+        assert kept_in(tmp_path) == set()
+
+
+async def test_who_is_slow_may_send_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.5)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.1)
+        parts.append(b"a")
+        return {"type": "http.request", "body": b"a", "more_body": len(parts) < 10}
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        assert await Request(scope, receive, send).body() == b"a" * 10
+
+    parts = list[bytes]()
+    limited = BodyLimit(echo, SMALL, takes_files=True)
+    await limited({"type": "http", "path": "/", "headers": []}, receive, AsyncMock())
+    assert len(parts) == 10
 
 
 @pytest.mark.parametrize("component", [gr.Textbox, gr.File])
@@ -155,7 +342,7 @@ def in_parts(number: int) -> Iterator[bytes]:
 
 
 def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
-    page = page_behind(HttpSettings(limits=RequestLimits(request_bytes=3000)))
+    page = page_behind(HttpSettings(limits=SMALL))
     assert page.post("/echo", content=in_parts(3)).json() == 3000
     assert page.post("/echo", content=bytes(3000)).json() == 3000
     for body in (in_parts(4), bytes(3001)):
@@ -178,8 +365,9 @@ async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.Monk
         with pytest.raises(HTTPException, match="408"):
             await Request(scope, receive, send).body()
 
-    scope = {"type": "http", "headers": []}
-    await asyncio.wait_for(BodyLimit(echo, 3000)(scope, receive, AsyncMock()), 10)
+    scope = {"type": "http", "path": "/", "headers": []}
+    limited = BodyLimit(echo, SMALL, takes_files=False)
+    await asyncio.wait_for(limited(scope, receive, AsyncMock()), 10)
 
 
 async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_broke_off(
@@ -198,8 +386,9 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
         heard = await asyncio.gather(watcher, reader)
         assert [message["type"] for message in heard] == ["http.request", "http.disconnect"]
 
-    scope = {"type": "http", "headers": []}
-    await asyncio.wait_for(BodyLimit(stream, 3000)(scope, messages.get, AsyncMock()), 10)
+    scope = {"type": "http", "path": "/", "headers": []}
+    limited = BodyLimit(stream, SMALL, takes_files=False)
+    await asyncio.wait_for(limited(scope, messages.get, AsyncMock()), 10)
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
@@ -219,11 +408,18 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
 @pytest.fixture
 def small_page() -> Iterator[TestClient]:
-    """A page with a function that divides, and one that fails."""
+    """A page with functions that divide, choose and fail."""
     with gr.Blocks() as blocks:
         number = gr.Number()
         gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
         gr.Button("Refuse").click(refuse, api_name="refuse")
+        choice = gr.Radio(["one", "two"])
+        gr.Button("Choose").click(lambda choice: choice, choice, api_name="choose")
+        for function in (look_up, steps, later):
+            gr.Button().click(function, outputs=number, queue=False)
+        gr.Button().click(too_few, outputs=[number, choice], queue=False)
+        gr.HTML(server_functions=[look_up, later])
+        gr.ImageEditor()
     web = mount(blocks, HttpSettings())
     with TestClient(web, base_url=HERE, raise_server_exceptions=False) as page:
         yield page
@@ -233,6 +429,48 @@ def refuse() -> None:
     raise gr.Error("Not on Sundays.")
 
 
+def look_up(name: str = "bob") -> int:
+    return {"ada": 1}[name]
+
+
+def steps() -> Iterator[int]:
+    yield json.loads("no number")
+
+
+def too_few() -> list[int]:
+    return [1]
+
+
+async def later(name: str = "bob") -> int:
+    await asyncio.sleep(0)
+    raise ValueError(name)
+
+
+@pytest.mark.parametrize("function", ["look_up", "steps", "too_few", "later", "refuse"])
+def test_a_function_that_fails_is_no_fault_of_its_caller(
+    small_page: TestClient, function: str
+) -> None:
+    assert small_page.post(f"/gradio_api/run/{function}", json={"data": []}).status_code == 500
+    assert small_page.post("/gradio_api/run/divide", json={"data": [0]}).status_code == 500
+    assert small_page.post("/gradio_api/run/choose", json={"data": ["three"]}).status_code == 422
+
+
+def test_a_function_that_a_component_calls_is_told_from_a_call_without_sense(
+    small_page: TestClient,
+) -> None:
+    kinds = {each["type"]: each["id"] for each in small_page.get("/config").json()["components"]}
+    for function, component, status in (
+        ("look_up", kinds["html"], 500),
+        ("later", kinds["html"], 500),
+        ("nothing", kinds["html"], 404),
+        ("look_up", 99_999, 422),
+        ("accept_blobs", kinds["imageeditor"], 422),
+    ):
+        asked = {"data": "bob", "component_id": component, "session_hash": "me"}
+        answer = small_page.post("/gradio_api/component_server", json=asked | {"fn_name": function})
+        assert answer.status_code == status, function
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -240,7 +478,8 @@ def refuse() -> None:
         ("call/nothing", {"data": []}),
         ("call/v2/nothing", {}),
         ("run/divide", {"data": []}),
-        ("run/divide", {"data": [{"a": "number"}]}),
+        ("run/choose", {"data": ["three"]}),
+        ("run/choose", {"data": [{"a": "choice"}]}),
         ("run/divide", {"data": [1], "fn_index": 99}),
         ("queue/join", {"data": [1], "fn_index": -1, "session_hash": "me"}),
     ],
@@ -256,7 +495,7 @@ def test_a_request_that_makes_no_sense_is_told_so(
     ("path", "body"),
     [
         ("call/secret-whale", {"data": []}),
-        ("run/divide", {"data": [{"secret-whale": 1}]}),
+        ("run/choose", {"data": [{"secret-whale": 1}]}),
         ("run/divide", {"data": "secret-whale"}),
     ],
 )
@@ -326,7 +565,7 @@ def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
     page = page_behind(HttpSettings())
     answer = page.post("/echo", headers={"origin": "https://elsewhere.example"})
     assert not [name for name in answer.headers if name.startswith("access-control-allow-origin")]
-    assert "frame-ancestors 'self';" in answer.headers["content-security-policy"]
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
     preflight = page.options(
         "/echo",
         headers={
@@ -340,4 +579,29 @@ def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
 def test_a_site_that_the_settings_name_may_frame_the_page() -> None:
     page = page_behind(HttpSettings(embedded_in=("https://wiki.example.org",)))
     policy = page.post("/echo").headers["content-security-policy"]
-    assert "frame-ancestors 'self' https://wiki.example.org;" in policy
+    assert policy == "frame-ancestors 'self' https://wiki.example.org"
+
+
+def test_what_a_page_may_load_is_a_setting() -> None:
+    page = page_behind(HttpSettings(content_policy="object-src 'none'"))
+    policy = page.post("/echo").headers["content-security-policy"]
+    assert policy == "frame-ancestors 'self'; object-src 'none'"
+    with pytest.raises(ValidationError, match="content_policy"):
+        HttpSettings(content_policy="object-src 'none'\r\nset-cookie: a=b")
+
+
+def test_a_stream_is_passed_on_at_once() -> None:
+    def stream(_: Request) -> Response:
+        return Response("data: 1\n\n", media_type="text/event-stream")
+
+    def own(_: Request) -> Response:
+        return Response(media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+    web = FastAPI(routes=[Route("/stream", stream), Route("/own", own)])
+    guard(web, HttpSettings())
+    page = TestClient(web, base_url=HERE)
+    headers = page.get("/stream").headers
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["cache-control"] == "no-cache, no-transform"
+    assert page.get("/own").headers["cache-control"] == "no-store"
+    assert "x-accel-buffering" not in page.get("/nothing").headers

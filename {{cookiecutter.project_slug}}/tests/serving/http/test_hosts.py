@@ -157,22 +157,162 @@ def test_the_name_that_a_proxy_forwards_is_one_of_the_page(
     assert page(*NAMED).request(method, "/mcp", headers=headers).status_code == status
 
 
+Seen = tuple[str, str]
+
+
+def seen(
+    headers: dict[str, str], path: str = "/x", root_path: str = "", public_url: str | None = None
+) -> Seen:
+    """The address that the page sees of a request, and where it is mounted."""
+    web = FastAPI()
+
+    @web.get("/{rest:path}")
+    async def answer(request: Request) -> Seen:
+        return str(request.url), request.scope["root_path"]
+
+    guard(web, HttpSettings(hosts=NAMED, public_url=public_url))
+    client = TestClient(web, base_url="http://localhost:8000", root_path=root_path)
+    url, root = client.get(root_path + path, headers=headers).raise_for_status().json()
+    return url, root
+
+
 @pytest.mark.parametrize(
-    ("server", "status"),
+    ("headers", "origin"),
     [
-        ("https://page.example.org/behind/a/prefix", 200),
-        ("http://127.0.0.1:8000?page.example.org", 200),
-        ("https://evil.example", 421),
-        ("https://evil.example/page.example.org", 421),
-        ("https://page.example.org@evil.example/", 400),
-        ("javascript:alert(1)", 400),
-        ("//evil.example", 400),
-        ("https:///evil.example", 400),
+        ({}, "http://localhost:8000"),
+        ({"x-forwarded-host": "page.example.org:8080"}, "http://page.example.org:8080"),
+        ({"x-forwarded-proto": "https"}, "https://localhost:8000"),
+        ({"x-forwarded-proto": "https,http"}, "https://localhost:8000"),
+        ({"x-forwarded-proto": "javascript"}, "http://localhost:8000"),
+        ({"host": "page.example.org", "x-forwarded-port": "8443"}, "http://page.example.org:8443"),
+        ({"host": "page.example.org", "x-forwarded-port": "80"}, "http://page.example.org"),
+        ({"host": "page.example.org", "x-forwarded-port": "8/@a"}, "http://page.example.org"),
+        ({"x-forwarded-port": "1"}, "http://localhost:8000"),
+        ({"x-gradio-server": "https://evil.example"}, "http://localhost:8000"),
+        (
+            {
+                "x-forwarded-host": "page.example.org, inner.example",
+                "x-forwarded-proto": "https",
+                "x-forwarded-port": "443",
+            },
+            "https://page.example.org",
+        ),
+        (
+            {
+                "x-forwarded-host": "page.example.org",
+                "x-forwarded-proto": "https",
+                "x-forwarded-port": "8443",
+            },
+            "https://page.example.org:8443",
+        ),
     ],
 )
-def test_the_server_that_a_proxy_of_gradio_names_is_the_page(server: str, status: int) -> None:
-    headers = {"host": "127.0.0.1:8000", "x-gradio-server": server}
-    assert page(*NAMED).get("/mcp", headers=headers).status_code == status
+@pytest.mark.parametrize("root_path", ["", "/chat"])
+def test_a_request_has_the_address_that_proxies_tell(
+    headers: dict[str, str], origin: str, root_path: str
+) -> None:
+    assert seen(headers, root_path=root_path) == (f"{origin}{root_path}/x", root_path)
+
+
+@pytest.mark.parametrize("root_path", ["", "/inner", "/chat"])
+@pytest.mark.parametrize(
+    "headers", [{}, {"x-forwarded-host": "10.1.2.3:9", "x-forwarded-proto": "http"}]
+)
+def test_the_public_url_of_the_settings_comes_before_what_proxies_tell(
+    headers: dict[str, str], root_path: str
+) -> None:
+    for public_url in ("https://b.example.org/chat", "https://b.example.org/chat/"):
+        assert seen(headers, "/x", root_path, public_url) == (
+            "https://b.example.org/chat/x",
+            "/chat",
+        )
+    at_the_root = ("https://b.example.org/x", "")
+    assert seen(headers, "/x", root_path, "https://b.example.org") == at_the_root
+    url, root = seen(headers, "/x", root_path, "/chat")
+    assert url == f"http://{headers.get('x-forwarded-host', 'localhost:8000')}/chat/x"
+    assert root == "/chat"
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example/x", "/..//x", "/%2e%2e/%2f%2fevil.example", "/chat/x", "/chatty"]
+)
+def test_a_path_leads_nowhere_else(path: str) -> None:
+    url, root = seen({}, path, public_url="https://b.example.org/chat")
+    assert url.startswith("https://b.example.org/chat/")
+    assert root == "/chat"
+
+
+def test_the_host_of_the_public_url_needs_no_further_setting() -> None:
+    web = FastAPI()
+    web.post("/x")(lambda: 1)
+    guard(web, HttpSettings(public_url="https://b.example.org:8443/chat"))
+    client = TestClient(web, base_url="http://127.0.0.1:8000")
+    for origin, status in (
+        ("https://b.example.org:8443", 200),
+        ("https://b.example.org", 403),
+        ("https://c.example.org:8443", 403),
+    ):
+        assert client.post("/x", headers={"origin": origin}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "chat", "//evil.example", "/a/../b", "/a//b", "/a?b", "/a#b", "/a b", "/\\evil"),
+        *("ftp://b.example.org", "https://", "https:///chat", "https://a@b.example.org/chat"),
+    ],
+)
+def test_what_is_no_address_of_a_page_is_refused_in_the_settings(url: str) -> None:
+    with pytest.raises(ValidationError, match="public_url"):
+        HttpSettings(public_url=url)
+
+
+WIKI = "https://wiki.example.org"
+
+
+def test_a_site_in_the_settings_may_call_the_page_and_others_may_not() -> None:
+    web = FastAPI()
+    web.post("/x")(lambda: 1)
+    guard(web, HttpSettings(origins=(WIKI,)))
+    client = TestClient(web, base_url="http://localhost")
+    preflight = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type,authorization",
+    }
+    for origin, status in (
+        (WIKI, 200),
+        ("http://wiki.example.org", 403),
+        ("https://a.wiki.example.org", 403),
+        ("https://wiki.example.org.evil.example", 403),
+        ("null", 403),
+    ):
+        headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+        answer = client.post("/x", headers=headers)
+        asked = client.options("/x", headers=headers | preflight)
+        assert (answer.status_code, asked.status_code) == (status, status)
+        allowed = {WIKI} if origin == WIKI else {None}
+        found = {each.headers.get("access-control-allow-origin") for each in (answer, asked)}
+        assert found == allowed
+
+
+def test_a_site_that_may_call_the_page_has_to_log_in_and_reads_why_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", "a wet whale")
+    web = FastAPI()
+    guard(web, HttpSettings(origins=(WIKI,), login_user="ada"))
+    client = TestClient(web, base_url="http://localhost")
+    answer = client.post("/x", headers={"origin": WIKI})
+    assert answer.status_code == 401
+    assert answer.headers["access-control-allow-origin"] == WIKI
+    asked = {"origin": WIKI, "access-control-request-method": "POST"}
+    assert client.options("/x", headers=asked).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "wiki.example.org", "https://a.org/", "file://a"])
+def test_what_is_no_origin_is_refused_in_the_settings(origin: str) -> None:
+    with pytest.raises(ValidationError, match="origins"):
+        HttpSettings(origins=(origin,))
 
 
 @pytest.mark.parametrize("port", [80, 443])

@@ -32,7 +32,7 @@ from {{ cookiecutter.__package }}.serving.http.launch import REFUSED, built
 from {{ cookiecutter.__package }}.serving.http.login import Logins
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.preview import load_page
-from {{ cookiecutter.__package }}.serving.protocol import LoginError
+from {{ cookiecutter.__package }}.serving.base import LoginError
 from {{ cookiecutter.__package }}.serving.start import main
 
 from ...support.stand_ins import in_thread

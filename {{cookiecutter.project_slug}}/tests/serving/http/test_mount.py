@@ -3,16 +3,22 @@
 import contextlib
 import hashlib
 import http.server
+import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import gradio as gr
 import httpx2
 import pytest
 import safehttpx
 from gradio import processing_utils
 from PIL import Image
+from playwright.sync_api import Browser, expect
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import Launch
@@ -22,10 +28,14 @@ from {{ cookiecutter.__package }}.serving.http.files import (
     is_public,
 )
 from {{ cookiecutter.__package }}.serving.http.mount import mount
-from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
+from {{ cookiecutter.__package }}.serving.http.settings import (
+    HttpSettings,
+    RequestLimits,
+)
 
 from ...support.file_page import (
     MADE_BY_THE_PAGE,
+    WIKI,
     Way,
     ask,
     download,
@@ -37,6 +47,7 @@ from ...support.file_page import (
     shown,
     upload,
 )
+from ...support.stand_ins import in_thread
 
 SONG = b"whales sing"
 
@@ -365,6 +376,143 @@ def test_a_redirect_reaches_no_private_address_either(
     assert "/private" not in paths
 
 
+def noise(width: int, height: int, kind: str) -> bytes:
+    """A picture that cannot be compressed."""
+    written = BytesIO()
+    mode = "RGB" if kind == "JPEG" else "RGBA"
+    pixels = os.urandom(width * height * len(mode))
+    Image.frombytes(mode, (width, height), pixels).save(written, kind, quality=95)
+    return written.getvalue()
+
+
+def test_a_photo_a_large_table_and_a_large_drawing_are_taken_by_default(page: TestClient) -> None:
+    photo = noise(2000, 1500, "JPEG")
+    assert len(photo) > 3_000_000
+    assert result(page, "image", named(upload(page, "photo.jpg", photo)))["path"]
+    rows = [[number, "a song of whales", number / 7] for number in range(20_000)]
+    table = {"headers": ["number", "song", "depth"], "data": rows, "metadata": None}
+    assert len(result(page, "dataframe", table)["data"]) == 20_000
+    drawing = noise(2000, 2000, "PNG")
+    for kind, index in (("background", "null"), ("layer", 0), ("composite", "null")):
+        assert draw(page, id="large", type=kind, index=index, blob=drawing) == 200
+    assert result(page, "editor", edited("large"))["composite"]["path"]
+
+
+FORWARDED = {"x-forwarded-host": "pages.example.org:8080", "x-forwarded-proto": "http"}
+
+
+@pytest.mark.parametrize(
+    ("root_path", "public_url", "headers", "address"),
+    [
+        ("", None, {}, "http://localhost"),
+        ("/chat", None, {}, "http://localhost/chat"),
+        # A proxy that keeps the path.
+        ("/chat", None, FORWARDED, "http://pages.example.org:8080/chat"),
+        ("", None, FORWARDED, "http://pages.example.org:8080"),
+        # Proxies that take it away, or put another in its place.
+        ("", "/chat", FORWARDED, "http://pages.example.org:8080/chat"),
+        ("", "/chat", {}, "http://localhost/chat"),
+        ("", "https://pages.example.org/chat", {}, "https://pages.example.org/chat"),
+        ("/inner", "https://pages.example.org/chat", {}, "https://pages.example.org/chat"),
+        ("/inner", "https://pages.example.org", FORWARDED, "https://pages.example.org"),
+    ],
+)
+def test_a_file_has_the_address_that_its_visitor_can_reach(
+    root_path: str, public_url: str | None, headers: dict[str, str], address: str
+) -> None:
+    settings = HttpSettings(hosts=("pages.example.org",), public_url=public_url)
+    with TestClient(
+        mount(file_page(), settings),
+        base_url=f"http://localhost{root_path}",
+        root_path=root_path,
+        headers=headers,
+    ) as page:
+        assert page.get("config").json()["root"] == address
+        assert f'"root":"{address}"' in page.get("").text.replace('": "', '":"')
+        for way in Way:
+            answer = ask(page, way, "made")
+            found = re.findall(r'"(https?://[^"]*)/gradio_api/file=([^"]+)"', answer)
+            assert {each for each, _ in found} == {address}
+            [(_, path)] = set(found)
+            assert download(page, path).text == MADE_BY_THE_PAGE
+
+
+def test_old_files_are_removed_but_none_of_the_page_and_none_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    of_a_lost_replica = tmp_path / ("0" * 64) / "song.txt"
+    of_others = tmp_path / "deep_links" / "song.txt"
+    for path in (of_a_lost_replica, of_others):
+        path.parent.mkdir()
+        path.write_bytes(SONG)
+    blocks = file_page()
+    pictures = Path(gr.__file__).with_name("media_assets") / "images"
+    with blocks:
+        gr.Button(icon=str(pictures / "tower.jpg"))
+        gr.Examples([[str(pictures / "cheetah1.jpg")]], gr.Image(str(pictures / "lion.jpg")))
+    of_the_page = kept(tmp_path) - {of_a_lost_replica, of_others}
+    assert {path.name for path in of_the_page} >= {"file_page.py", "lion.jpg", "cheetah1.jpg"}
+    with TestClient(
+        mount(blocks, HttpSettings(keep_files_seconds=1)), base_url="http://localhost"
+    ) as page:
+        mine = Path(upload(page, "song.txt", SONG))
+        made = Path(result(page, "made")["path"])
+        assert mine.exists()
+        assert made.exists()
+        deadline = time.monotonic() + 60
+        while mine.parents[1].exists() or made.exists() or of_a_lost_replica.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert kept(tmp_path) == of_the_page | {of_others}
+        # A result comes back where its file is gone.
+        assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
+
+
+UPLOAD = """
+element.querySelector("input").onchange = async (event) => {
+    const { path } = await upload(event.target.files[0])
+    element.querySelector("output").textContent = path
+}
+"""
+
+
+def page_that_makes_places_for_files() -> gr.Blocks:
+    with gr.Blocks() as blocks:
+        kind = gr.Radio(["text", "file"], value="text", label="Kind")
+
+        @gr.render(inputs=kind)
+        def show(kind: str) -> None:
+            if kind == "file":
+                file, size = gr.File(), gr.Number(label="Bytes")
+                file.upload(lambda path: Path(path).stat().st_size, file, size)
+
+        gr.HTML("<input type=file class=own><output></output>", js_on_load=UPLOAD)
+        gr.HTML("<embed src='data:text/html,hi'>")
+    return blocks
+
+
+def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: Browser) -> None:
+    settings = HttpSettings(limits=RequestLimits(file_bytes=5000))
+    web = mount(page_that_makes_places_for_files(), settings)
+    song = {"name": "song.txt", "mimeType": "text/plain"}
+    with in_thread(web) as url, browser.new_page() as page:
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(url)
+        page.locator("input.own").set_input_files({**song, "buffer": SONG})
+        expect(page.locator("output")).to_contain_text("song.txt")
+        page.get_by_label("file", exact=True).check()
+        place = page.get_by_test_id("file-upload")
+        place.set_input_files({**song, "buffer": bytes(5001)})
+        expect(page.get_by_text("exceed the maximum allowed size of 4.9 Kb")).to_be_visible()
+        place.set_input_files({**song, "buffer": bytes(4999)})
+        expect(page.get_by_label("Bytes")).to_have_value("4999")
+        # With `object-src`, the browser would say that it refuses the other page.
+        assert page.locator("embed").count() == 1
+        assert not [text for text in said if "Content Security Policy" in text]
+
+
 @pytest.fixture(params=["files", "files_behind_a_prefix"])
 def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=request.getfixturevalue(request.param), timeout=60) as client:
@@ -391,3 +539,29 @@ def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
     assert download(served_page, "/proc/self/environ").status_code == 403
     made = result(served_page, "made")["path"]
     assert download(served_page, made).text == MADE_BY_THE_PAGE
+
+
+@pytest.mark.served
+def test_on_ray_another_site_keeps_its_session_without_a_cookie(files_behind_a_prefix: str) -> None:
+    headers = {"origin": WIKI, "sec-fetch-site": "cross-site"}
+    replicas = set()
+    for _ in range(6):
+        found = httpx2.get(f"{files_behind_a_prefix}/config", headers=headers)
+        assert found.headers["access-control-allow-origin"] == WIKI
+        root = found.json()["root"]
+        replicas.add(root.rpartition("/~")[2].partition(".")[0])
+        with httpx2.Client(base_url=root, headers=headers, timeout=60) as page:
+            for way in (Way.QUEUED, Way.CALL):
+                page.cookies.clear()
+                [address] = set(re.findall(r'"(http[^"]*/file=[^"]+)"', ask(page, way, "made")))
+                assert address.startswith(f"{root}/gradio_api/file=")
+                assert httpx2.get(address, headers=headers).text == MADE_BY_THE_PAGE
+    assert len(replicas) == 2
+    refused = {"origin": "https://elsewhere.example"}
+    assert httpx2.post(f"{root}/gradio_api/run/made", headers=refused).status_code == 403
+
+
+@pytest.mark.served
+def test_on_ray_flags_and_cached_examples_go_where_ray_was_started(files: str) -> None:
+    with httpx2.Client(base_url=files, timeout=60) as page:
+        assert result(page, "folder") == str(Path.cwd())

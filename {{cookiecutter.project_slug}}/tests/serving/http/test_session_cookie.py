@@ -19,6 +19,44 @@ from {{ cookiecutter.__package }}.serving.http.sessions import (
     session_cookie,
 )
 
+WIKI = "https://wiki.example.org"
+
+
+async def say_where(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse([scope["root_path"], scope["path"]])(scope, receive, send)
+
+
+@pytest.mark.parametrize("root", ["", "/chat"])
+def test_who_sends_no_cookie_from_another_site_finds_its_session_in_the_addresses(
+    root: str,
+) -> None:
+    web = SessionCookie(say_where, True, None, (WIKI,), lambda: Replica("first"))
+    page = TestClient(web, base_url="https://test", root_path=root)
+    found, path = page.get(f"{root}/config", headers={"origin": WIKI}).json()
+    assert re.fullmatch(root + r"/~first\.[0-9a-f]{16}", found)
+    assert path == f"{found}/config"
+    page.cookies.clear()
+    joined = f"{found}/gradio_api/queue/join"
+    answer = page.post(joined, headers={"origin": WIKI})
+    assert answer.json() == [found, joined]
+    assert "set-cookie" not in answer.headers
+    scope = {"type": "http", "path": joined, "headers": []}
+    assert session_cookie(HTTPConnection(scope), "my app") == found.rpartition("~")[2]
+    page.cookies.clear()
+    # Others get a cookie, as ever.
+    for headers in ({}, {"origin": "https://elsewhere.example"}):
+        page.cookies.clear()
+        assert page.get(f"{root}/config", headers=headers).json() == [root, f"{root}/config"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/~first.1x/a", "/~../a", "/~first.1%00/a", "/a/~first.1/a", "/~", "//~first/1"]
+)
+def test_what_is_no_name_of_a_session_stays_a_path(path: str) -> None:
+    web = SessionCookie(say_where, True, None, (WIKI,), lambda: Replica("first"))
+    root, _ = TestClient(web, base_url="https://test").get(path).json()
+    assert root == ""
+
 
 async def say_whether_lost(scope: Scope, receive: Receive, send: Send) -> None:
     lost = SESSION_LOST in Request(scope).headers
@@ -31,8 +69,10 @@ class Replica:
     app_name: str = "my app"
 
 
-def replica(name: str, root_path: str = "", embedded: bool = False) -> TestClient:
-    cookie = SessionCookie(say_whether_lost, embedded, lambda: Replica(name))
+def replica(
+    name: str, root_path: str = "", embedded: bool = False, path: str | None = None
+) -> TestClient:
+    cookie = SessionCookie(say_whether_lost, embedded, path, (), lambda: Replica(name))
     return TestClient(cookie, base_url="https://test", root_path=root_path)
 
 
@@ -57,11 +97,26 @@ def test_the_cookie_of_a_replica_that_is_gone_is_replaced_and_the_page_told() ->
 
 def test_the_cookie_is_for_the_path_of_its_application() -> None:
     assert "; Path=/behind;" in replica("first", "/behind").get("/").headers["set-cookie"]
+    for path, visible in (("/chat", "/chat"), ("", "/")):
+        cookie = replica("first", "/behind", path=path).get("/").headers["set-cookie"]
+        assert f"; Path={visible};" in cookie
 
 
 def test_in_a_frame_of_another_site_the_cookie_is_sent_as_well() -> None:
     cookie = replica("first", embedded=True).get("/").headers["set-cookie"]
     assert "SameSite=None; Secure; Partitioned" in cookie
+
+
+@pytest.mark.parametrize(
+    ("headers", "secure"),
+    [({}, False), ({"sec-fetch-site": "cross-site"}, True), ({"x-forwarded-proto": "https"}, True)],
+)
+def test_over_plain_http_a_browser_keeps_the_cookie_too(
+    headers: dict[str, str], secure: bool
+) -> None:
+    cookie = replica("first", embedded=True).get("http://test/", headers=headers)
+    assert ("Secure" in cookie.headers["set-cookie"]) == secure
+    assert ("SameSite=Lax" in cookie.headers["set-cookie"]) != secure
 
 
 def test_broken_cookies_of_others_are_passed_over() -> None:
@@ -89,7 +144,7 @@ def test_broken_cookies_of_others_are_passed_over() -> None:
 )
 def test_a_cookie_that_the_page_never_set_is_none(value: str) -> None:
     headers = [(b"cookie", f"replica-my-app={value}".encode())]
-    request = HTTPConnection({"type": "http", "headers": headers})
+    request = HTTPConnection({"type": "http", "path": "/", "headers": headers})
     assert session_cookie(request, "my app") is None
     answer = replica("second").get("/", headers={"cookie": f"replica-my-app={value}"})
     assert answer.json() is False

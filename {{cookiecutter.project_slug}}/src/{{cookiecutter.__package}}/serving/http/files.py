@@ -1,20 +1,32 @@
-"""No caller reads a file of the server by naming it. `SECURITY.md` says what this promises."""
+"""No caller reads a file of the server by naming it, and none is kept for ever.
 
-from collections.abc import Callable, Sequence
+`SECURITY.md` says what this promises.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from tempfile import gettempdir
+from typing import IO, Any
 
 import gradio as gr
 import safehttpx
+from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
-from gradio import routes, utils
+from gradio import route_utils, routes, utils
 from gradio.components import Component
 from gradio.components.api_component import Api
 from gradio.components.chatbot import ComponentMessage
 from gradio.components.image_editor import EditorDataBlobs
+from gradio.route_utils import GradioMultiPartParser
 from gradio.utils import abspath, get_upload_folder, is_in_or_equal, is_static_file
 from gradio_client.utils import (
     is_file_obj,
@@ -22,6 +34,11 @@ from gradio_client.utils import (
     is_http_url_like,
     value_is_file,
 )
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from ..telemetry.logs import logger, where
 
 NOT_UPLOADED = "A file was named that was not uploaded. Upload it first."
 
@@ -31,6 +48,17 @@ EDITS = 100
 """Edited pictures that an ImageEditor keeps until the calls that bring them."""
 EDITED_BYTES = 2**28
 """What these may have together."""
+FIELD_BYTES = 2**20
+"""The most of a text that comes beside a file, which is kept in memory."""
+
+UPLOADED = re.compile("[0-9a-f]{32}")
+CACHED = re.compile("[0-9a-f]{64}")
+"""Names of the folders in which uploads and results are kept."""
+LONGEST_PAUSE = 3600.0
+"""Seconds from one look for old files to the next."""
+
+unreadable: ContextVar[list[BaseException]] = ContextVar("unreadable")
+"""Why the inputs of a direct call cannot be read; a request begins it with an empty list."""
 
 
 def check_files(page: gr.Blocks) -> None:
@@ -45,11 +73,16 @@ def check_files(page: gr.Blocks) -> None:
     async def check_and_preprocess(
         function: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
-        if not explicit_call:
-            for component, value in zip(function.inputs, inputs, strict=False):
-                if not (component.stateful or component.proxy_url):
-                    _check(value, is_file_obj if _reads_files(component) else is_file_obj_with_meta)
-        return list(await preprocess(function, inputs, state, explicit_call))
+        try:
+            if not explicit_call:
+                for component, value in zip(function.inputs, inputs, strict=False):
+                    if not (component.stateful or component.proxy_url):
+                        is_file = is_file_obj if _reads_files(component) else is_file_obj_with_meta
+                        _check(value, is_file)
+            return list(await preprocess(function, inputs, state, explicit_call))
+        except Exception as error:
+            unreadable.get([]).append(error)
+            raise
 
     page.preprocess_data = check_and_preprocess
 
@@ -95,6 +128,71 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 
+def remove_old_files(web: FastAPI, page: gr.Blocks, keep_seconds: float) -> None:
+    """Has the application remove files of visitors and of functions when they are that old.
+
+    They may be those of a replica that is gone, so that nobody else would.
+    """
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Any]] = web.router.lifespan_context
+    # Before anybody calls the page.
+    needed = _needed(page)
+
+    async def look_again_and_again() -> None:
+        while True:
+            try:
+                await asyncio.to_thread(_remove_old, needed, keep_seconds)
+            except OSError as error:
+                logger.warning("Old files cannot be removed: %s", where(error))
+            await asyncio.sleep(min(keep_seconds / 4, LONGEST_PAUSE))
+
+    @asynccontextmanager
+    async def lifespan_with_looks(web: FastAPI) -> AsyncGenerator[Any]:
+        async with lifespan(web) as state:
+            looking = asyncio.create_task(look_again_and_again())
+            yield state
+            looking.cancel()
+
+    web.router.lifespan_context = lifespan_with_looks
+
+
+def _needed(page: gr.Blocks) -> set[str]:
+    """Returns the files that the page itself has put where those of visitors go: examples, icons.
+
+    Gradio marks only some of them.
+    """
+    needed = set[str]().union(*page.temp_file_sets)
+    for block in page.blocks.values():
+        for each in (block, *getattr(block, "_components", ())):
+            needed |= each.temp_files | each.keep_in_cache
+    return needed
+
+
+def _remove_old(needed: set[str], keep_seconds: float) -> None:
+    for needed_path in needed:
+        # So that another replica, of another page perhaps, finds that it is not old.
+        with suppress(FileNotFoundError):
+            os.utime(needed_path)
+    oldest = time.time() - keep_seconds
+    for folder in Path(get_upload_folder()).glob("*"):
+        if not (UPLOADED.fullmatch(folder.name) or CACHED.fullmatch(folder.name)):
+            continue
+        # The deepest first, so that a folder is empty when its turn comes.
+        for path in sorted(folder.rglob("*"), reverse=True):
+            with suppress(OSError):
+                # Gradio renews this time when it gives a file out again.
+                if path.lstat().st_ctime < oldest and not path.is_dir():
+                    path.unlink()
+        # No upload gets a name twice, while a result may come back at any moment.
+        if UPLOADED.fullmatch(folder.name) and folder.lstat().st_ctime < oldest:
+            _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        with suppress(OSError):
+            path.rmdir()
+
+
 gradio_upload = routes.upload_fn
 
 
@@ -104,6 +202,56 @@ async def upload(request: object, folder: str, *args: Any, **options: Any) -> An
     Gradio names it after the content: who knows that could name a file of another visitor.
     """
     return await gradio_upload(request, Path(folder) / token_hex(16), *args, **options)
+
+
+gradio_parse = GradioMultiPartParser.parse
+
+
+async def parse(parser: GradioMultiPartParser) -> FormData:
+    """Leaves nothing of an upload that breaks off or is refused on the way."""
+    try:
+        form: FormData = await gradio_parse(parser)
+    except BaseException:
+        _remove(parser._files_to_close_on_error)
+        raise
+    return form
+
+
+def _remove(begun: Iterable[IO[bytes]]) -> None:
+    for file in begun:
+        file.close()
+        Path(file.name).unlink(missing_ok=True)
+
+
+gradio_on_part_data = GradioMultiPartParser.on_part_data
+
+
+def on_part_data(parser: GradioMultiPartParser, data: bytes, start: int, end: int) -> None:
+    part = parser._current_part
+    if part.file is None:
+        if len(part.data) + end - start > FIELD_BYTES:
+            reason = f"Text beside a file exceeded maximum allowed size of {FIELD_BYTES:,} bytes."
+            raise MultiPartException(reason)
+        # With an `upload_id`, Gradio would ask a text for the name of its file.
+        part.data += data[start:end]
+    else:
+        gradio_on_part_data(parser, data, start, end)
+
+
+gradio_root_url = route_utils.get_root_url
+
+
+def root_url(request: Request, route_path: str, root_path: str | None) -> str:
+    """Returns the address of the page, as its visitor sees it.
+
+    Gradio loses the path of a page that is mounted, in direct calls and where a proxy says its
+    host. `hosts.py` has put all that proxies say into the request itself.
+    """
+    mounted = request.scope.get("root_path", "")
+    if root_path not in ("", "/", None, mounted):
+        # Of GRADIO_ROOT_PATH.
+        return str(gradio_root_url(request, route_path, root_path))
+    return str(request.url.replace(path=mounted, query="")).rstrip("/")
 
 
 gradio_preprocess_content = gr.Chatbot._preprocess_content
@@ -174,9 +322,17 @@ def _is_below(path: str | Path, folder: str | Path) -> bool:
     return place.is_relative_to(blocked)
 
 
+# A folder of its own, because other programs may keep what is old in that of Gradio.
+os.environ.setdefault(
+    "GRADIO_TEMP_DIR", str(Path(gettempdir()).resolve() / __package__.partition(".")[0])
+)
+
 # Gradio has a setting for none of these. It would also fetch from 100.64.0.0/10, where clouds
 # and clusters have addresses of their own.
+route_utils.get_root_url = root_url
 routes.upload_fn = upload
+GradioMultiPartParser.parse = parse
+GradioMultiPartParser.on_part_data = on_part_data
 safehttpx.is_public_ip = is_public
 gr.Chatbot._preprocess_content = preprocess_content
 gr.ImageEditor.accept_blobs = accept_blobs

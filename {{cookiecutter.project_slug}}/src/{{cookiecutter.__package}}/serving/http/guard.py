@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from traceback import walk_tb
+from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI
@@ -17,30 +19,61 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..telemetry.logs import logger, where
-from .hosts import OwnSite
+from . import files
+from .hosts import OwnSite, PublicAddress
+from .launch import Launch
 from .login import Login, read_credentials
-from .settings import HttpSettings
+from .settings import HttpSettings, RequestLimits
 
 RETRY_SECONDS = 5
 QUEUE_IS_FULL = "Too many requests are waiting. Try again in a few seconds."
-BODY_SECONDS = 15.0
 UPLOADS = re.compile(r"\bupload\b")
-"""What the JavaScript of a gr.HTML calls to upload a file."""
+"""What the JavaScript of a gr.HTML calls to upload a file, and the end of Gradio's address for it."""
+BODY_SECONDS = 15.0
+"""How long a request may pause while it sends its body."""
+FILES_AT_ONCE = 10
+"""Files of the largest size that one upload may hold; of smaller ones it may be more."""
+WITH_FILES = re.compile(rf"{API_PREFIX}/(upload|component_server)/?$")
+"""What Gradio reads into a file, piece by piece, and no other request."""
+MULTIPART = "multipart/form-data"
+SELF = "'self'"
+UNBUFFERED = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+"""nginx keeps an answer back until it has some kilobytes of it, and others would compress it."""
+READERS = {
+    *("anyio", "asyncio", "concurrent", "contextlib", "fastapi", "functools", "gradio", "json"),
+    *("orjson", "pydantic", "python_multipart", "starlette", "tempfile", "threading"),
+}
+"""Whose code runs before a component's function does, and does for Gradio's own components."""
 
 
-def guard(web: FastAPI, settings: HttpSettings) -> None:
+def guard(web: FastAPI, settings: HttpSettings, *, takes_files: bool = True) -> None:
     """Puts the guards before the page; the last one added meets a request first.
+
+    Args:
+        takes_files: whether there is a place for them in the page.
 
     Raises:
         LoginError: a login is asked for, and the environment holds no password.
     """
-    # With no origin allowed; Gradio itself would allow all of them.
-    web.add_middleware(CORSMiddleware)
-    web.add_middleware(BodyLimit, limit_bytes=settings.limits.request_bytes)
     if settings.login_user is not None:
         web.add_middleware(Login, credentials=read_credentials(settings.login_user))
-    web.add_middleware(OwnSite, hosts=settings.hosts)
-    web.add_middleware(SecurityHeaders, embedded_in=settings.embedded_in)
+    web.add_middleware(BodyLimit, limits=settings.limits, takes_files=takes_files)
+    # With no origin allowed too; Gradio itself would allow all of them.
+    web.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_credentials=True,
+    )
+    web.add_middleware(PublicAddress, public_url=settings.public_url)
+    host = urlsplit(settings.public_url or "").netloc
+    hosts = (*settings.hosts, host) if host else settings.hosts
+    web.add_middleware(OwnSite, hosts=hosts, origins=settings.origins)
+    policy = f"frame-ancestors {' '.join([SELF, *settings.embedded_in])}"
+    if settings.content_policy:
+        policy += f"; {settings.content_policy}"
+    web.add_middleware(SecurityHeaders, policy=policy)
 
 
 def explain_refusals(web: FastAPI) -> None:
@@ -51,20 +84,23 @@ def explain_refusals(web: FastAPI) -> None:
     mounted.app = QueueLimit(Unprocessable(mounted.app))
 
 
-def refuse_files(web: FastAPI, page: gr.Blocks) -> None:
-    """Answers 404 to a recording, and to an upload where no component of the page takes one.
+def refuse_files(web: FastAPI, *, takes_files: bool) -> None:
+    """Answers 404 to a recording, and to an upload where nothing in the page takes a file.
 
     Gradio would keep what anybody sends, as long as the process runs. Where it can save no
     recording of the screen, the browser saves the one that it has.
     """
     refused = {f"{API_PREFIX}/process_recording": "This page takes no recordings."}
-    if not _takes_files(page):
+    if not takes_files:
         refused[f"{API_PREFIX}/upload"] = "This page takes no files."
     for path, detail in refused.items():
         web.router.routes.append(Route(path, JSONResponse({"detail": detail}, 404)))
 
 
-def _takes_files(page: gr.Blocks) -> bool:
+def takes_files(page: gr.Blocks, launch: Launch) -> bool:
+    """Says whether something in the page takes a file, a component or a script."""
+    if any(UPLOADS.search(str(script)) for script in (launch.js, launch.head)):
+        return True
     # What gr.render makes is not there yet.
     if any(function.renderable is not None for function in page.fns.values()):
         return True
@@ -80,20 +116,28 @@ def _takes_files(page: gr.Blocks) -> bool:
 class BodyLimit:
     """Refuses bodies over the limit with 413, those of unknown length while they arrive.
 
-    Who leaves off in the middle of a body gets 408 after `BODY_SECONDS`.
+    Who leaves off in the middle of a body gets 408 after `BODY_SECONDS`; who is slow does not.
     """
 
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, limits: RequestLimits, takes_files: bool) -> None:
         self._app = app
-        self._limit = limit_bytes
+        self._limits = limits
+        self._takes_files = takes_files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = f"A request may have {self._limit:,} bytes. Send less."
+        limit = self._limits.request_bytes
+        refusal = f"A request may have {limit:,} bytes. Send less."
+        found = WITH_FILES.search(scope["path"]) if self._takes_files else None
+        if found and Headers(scope=scope).get("content-type", "").startswith(MULTIPART):
+            files = FILES_AT_ONCE if found[1] == "upload" else 1
+            limit += files * self._limits.file_bytes
+            refusal = f"A file may have {self._limits.file_bytes:,} bytes, and what is sent "
+            refusal += f"at once {limit:,}. Send less."
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self._limit:
+        if announced.isdecimal() and int(announced) > limit:
             await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
             return
         received = 0
@@ -113,7 +157,7 @@ class BodyLimit:
                         raise HTTPException(408, reason) from None
             received += len(message.get("body", b""))
             complete = complete or not message.get("more_body", False)
-            if received > self._limit:
+            if received > limit:
                 raise HTTPException(413, refusal)
             return message
 
@@ -146,8 +190,8 @@ class QueueLimit:
 class Unprocessable:
     """Says with 422 that a request makes no sense, where Gradio fails over it with 500.
 
-    Its routes look up what a request names without asking whether it is there. Of a direct
-    call that fails, Gradio does not tell whether the input or the function is at fault.
+    Its routes look up what a request names without asking whether it is there. A function of the
+    page that fails stays an error of the server, as does an answer that cannot be shown.
     """
 
     ERRORS = (
@@ -160,6 +204,8 @@ class Unprocessable:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: list[Message] = []
+        faults: list[BaseException] = []
+        files.unreadable.set(faults)
 
         async def send_or_hold(message: Message) -> None:
             if failure or (message["type"] == "http.response.start" and message["status"] == 500):
@@ -170,7 +216,9 @@ class Unprocessable:
         try:
             await self._app(scope, receive, send_or_hold)
         except self.ERRORS as error:
-            if not failure:
+            if not failure or _is_of_the_page(error):
+                for message in failure:
+                    await send(message)
                 raise
             # Neither the path nor the error's own text, which may repeat what was sent.
             logger.warning("A request makes no sense: %s", where(error))
@@ -182,19 +230,29 @@ class Unprocessable:
             raise
         else:
             for message in failure:
-                await send({**message, "status": 422} if "status" in message else message)
+                nonsense = faults and "status" in message
+                await send({**message, "status": 422} if nonsense else message)
+
+
+def _is_of_the_page(error: BaseException) -> bool:
+    """Says whether a function failed that the JavaScript of a component calls."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    names = [frame.f_code.co_name for frame in frames]
+    if "component_server" not in names:
+        return False
+    modules = {frame.f_globals["__name__"] for frame in frames[names.index("component_server") :]}
+    return any(each.split(".")[0] not in READERS for each in modules - {files.__name__})
 
 
 class SecurityHeaders:
-    def __init__(self, app: ASGIApp, embedded_in: tuple[str, ...]) -> None:
+    """Says who may frame the page and what it may load, and has proxies pass streams on at once."""
+
+    def __init__(self, app: ASGIApp, policy: str) -> None:
         self._app = app
-        ancestors = " ".join(["'self'", *embedded_in])
         self._headers = {
-            "content-security-policy": (
-                f"frame-ancestors {ancestors}; base-uri 'self'; form-action 'self'; "
-                "object-src 'none'"
-            ),
-            "referrer-policy": "same-origin",
+            "content-security-policy": policy,
+            # With `same-origin`, a video of another site would not play in the page.
+            "referrer-policy": "strict-origin-when-cross-origin",
             "x-content-type-options": "nosniff",
         }
 
@@ -202,7 +260,10 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in self._headers.items():
+                added = self._headers
+                if headers.get("content-type", "").startswith("text/event-stream"):
+                    added = added | UNBUFFERED
+                for name, value in added.items():
                     # A header of your own stays.
                     headers.setdefault(name, value)
             await send(message)

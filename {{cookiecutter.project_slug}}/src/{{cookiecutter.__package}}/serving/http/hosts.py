@@ -7,6 +7,7 @@ Host header, and another site that sends a form by Origin. No browser lets a sit
 import re
 from ipaddress import ip_address
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -16,7 +17,9 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 REMEDY = "If that is the page's own name, add it to `hosts` of the settings."
 ORIGIN = re.compile(r"(https?)://(.+)")
-URL = re.compile(r"https?://([^/?#]+)(?:[/?#].*)?")
+PORT = re.compile("[0-9]{1,5}", re.ASCII)
+SESSION_PATH = "page.session_path"
+"""Where a request says which end of its root path names a session."""
 
 
 class Authority(NamedTuple):
@@ -28,12 +31,13 @@ class OwnSite:
     """Refuses with 421 a request for another host, and with 403 one that another site sends.
 
     Addresses are right, because rebinding needs a name, and so is localhost. Other names are
-    those in `hosts`.
+    those in `hosts`. The sites in `origins` may send what they like.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...] = ()) -> None:
         self._app = app
         self._hosts = [authority for host in hosts if (authority := _authority(host, "*."))]
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (refusal := self._refusal(scope)) is None:
@@ -46,7 +50,8 @@ class OwnSite:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         asked: list[Authority] = []
-        for host in [*headers.getlist("host"), *_forwarded(headers)]:
+        forwarded = _first(headers, "x-forwarded-host")
+        for host in [*headers.getlist("host"), *([forwarded] if forwarded else [])]:
             authority = _authority(host)
             if authority is None:
                 return JSONResponse({"detail": "The Host header names no host."}, 400)
@@ -59,7 +64,7 @@ class OwnSite:
         # Over plain HTTP, browsers tell Sec-Fetch-Site to their own machine alone. Another name
         # in `hosts` may be of the same site, and only its Origin says which one it is.
         if origin := headers.get("origin"):
-            foreign = not self._is_own(origin, asked)
+            foreign = origin not in self._origins and not self._is_own(origin, asked)
         else:
             foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign:
@@ -92,15 +97,50 @@ class OwnSite:
         )
 
 
-def _forwarded(headers: Headers) -> list[str]:
-    """Returns the names that Gradio takes from a proxy, and puts into the page's addresses."""
-    host, server = (
-        headers.get(name, "").split(",")[0].strip()
-        for name in ("x-forwarded-host", "x-gradio-server")
-    )
-    if url := URL.fullmatch(server):
-        server = url[1]
-    return [name for name in (host, server) if name]
+class PublicAddress:
+    """Has a request tell the address at which its visitor sees the page, by what proxies say.
+
+    The addresses of files and of the page itself are made from it.
+
+    Args:
+        public_url: of the settings. What it says comes first.
+    """
+
+    def __init__(self, app: ASGIApp, public_url: str | None) -> None:
+        self._app = app
+        self._url = None if public_url is None else urlsplit(public_url)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = self._seen(scope)
+        await self._app(scope, receive, send)
+
+    def _seen(self, scope: Scope) -> Scope:
+        headers = Headers(scope=scope)
+        scheme = _first(headers, "x-forwarded-proto")
+        host = _first(headers, "x-forwarded-host") or headers.get("host", "")
+        port = _first(headers, "x-forwarded-port")
+        if scheme not in DEFAULT_PORTS:
+            scheme = scope["scheme"]
+        if self._url and self._url.netloc:
+            scheme, host = self._url.scheme, self._url.netloc
+        elif (authority := _authority(host)) and not authority.port and PORT.fullmatch(port):
+            host += "" if port == DEFAULT_PORTS.get(scheme) else f":{port}"
+        others = [header for header in scope["headers"] if header[0] != b"host"]
+        seen = {**scope, "scheme": scheme, "headers": [(b"host", host.encode()), *others]}
+        if self._url:
+            path, prefix = scope["path"], scope.get("root_path", "")
+            root = self._url.path.rstrip("/") + scope.get(SESSION_PATH, "")
+            if path == prefix or path.startswith(f"{prefix}/"):
+                path = path[len(prefix) :]
+            seen |= {"root_path": root, "path": root + path}
+            seen.pop("raw_path", None)
+        return seen
+
+
+def _first(headers: Headers, name: str) -> str:
+    """Returns what the proxy that is the nearest to the visitor says."""
+    return headers.get(name, "").split(",")[0].strip()
 
 
 def _authority(text: str, before: str = "") -> Authority | None:

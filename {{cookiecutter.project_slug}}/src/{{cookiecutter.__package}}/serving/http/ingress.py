@@ -58,7 +58,12 @@ class PageIngress(GradioIngress):
         clean_request_ids()
         name = serve.get_replica_context().app_name
         web = mount(_built(builder, *models), settings, launch, middleware, routes, name)
-        web.add_middleware(SessionCookie, embedded=bool(settings.embedded_in))
+        web.add_middleware(
+            SessionCookie,
+            embedded=bool(settings.embedded_in or settings.origins),
+            path=settings.public_path,
+            origins=settings.origins,
+        )
         web.add_middleware(LeftStreams)
         web.add_middleware(ProxyLoss)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its

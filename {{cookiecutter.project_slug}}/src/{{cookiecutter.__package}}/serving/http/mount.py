@@ -14,10 +14,10 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from ..telemetry.logs import logger
-from .files import check_files
-from .guard import explain_refusals, guard, refuse_files
+from .files import check_files, remove_old_files
+from .guard import explain_refusals, guard, refuse_files, takes_files
 from .launch import Launch, launched
-from .login import keep_browser_states, keep_logins
+from .login import keep_browser_states, keep_logins, logged_in
 from .settings import HttpSettings
 
 
@@ -42,10 +42,11 @@ def mount(
     web = FastAPI(openapi_url=None)
     for each in reversed(middleware):
         web.add_middleware(each.cls, *each.args, **each.kwargs)
-    guard(web, settings)
-    web.router.routes.extend(routes)
     blocks, options = launched(page, launch)
-    refuse_files(web, blocks)
+    files_are_taken = takes_files(blocks, launch)
+    guard(web, settings, takes_files=files_are_taken)
+    web.router.routes.extend(routes)
+    refuse_files(web, takes_files=files_are_taken)
     keep_browser_states(blocks, settings, launch, name)
     check_files(blocks)
     log_failures(blocks)
@@ -54,13 +55,15 @@ def mount(
     offers_tools = settings.mcp or _wants_tools(launch)
     # So that the page tells of it.
     blocks.mcp_server = offers_tools
-    sizes = [settings.limits.request_bytes, gr.utils._parse_file_size(launch.max_file_size)]
+    sizes = [settings.limits.file_bytes, gr.utils._parse_file_size(launch.max_file_size)]
     taken = inspect.signature(gr.mount_gradio_app).parameters
     options = {option: value for option, value in options.items() if option in taken} | {
         "ssr_mode": False,
         "mcp_server": False,
         "max_file_size": min(size for size in sizes if size is not None),
     }
+    if settings.login_user is not None and launch.auth is None:
+        options.setdefault("auth_dependency", logged_in)
     with _in_place_of_an_app(page):
         gr.mount_gradio_app(web, blocks, path="/", **options)
     app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
@@ -72,6 +75,7 @@ def mount(
 
         offer_tools(web, app)
     explain_refusals(web)
+    remove_old_files(web, blocks, settings.keep_files_seconds)
     return web
 
 

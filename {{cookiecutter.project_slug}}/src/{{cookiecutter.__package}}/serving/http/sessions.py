@@ -25,6 +25,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..base import SESSION_LOST
+from .hosts import SESSION_PATH
 
 ABOUT_AS_FEW = 3
 """Requests by which two replicas may differ from one moment to the next."""
@@ -37,6 +38,12 @@ REMEMBERED = 10_000
 
 COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}\.[0-9a-f]{1,16}", re.ASCII)
 """The replica's name and the session's. What looks otherwise is none of ours, and not kept."""
+
+IN_PATH = re.compile(rf"/~({COOKIE.pattern})(?=/|$)", re.ASCII)
+"""What stands in for the cookie in the addresses of a page that another site calls.
+
+There, browsers send a cookie only when they are told to, which <gradio-app> does not.
+"""
 
 FOLLOWS_A_CALL = re.compile(
     "/gradio_api/(queue/data|cancel|reset|file=|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
@@ -140,6 +147,8 @@ def cookie_name(application: str) -> str:
 
 
 def session_cookie(request: HTTPConnection, application: str) -> str | None:
+    if found := IN_PATH.search(request.scope["path"]):
+        return found[1]
     cookie = request.cookies.get(cookie_name(application), "")
     return cookie if COOKIE.fullmatch(cookie) else None
 
@@ -147,6 +156,12 @@ def session_cookie(request: HTTPConnection, application: str) -> str | None:
 def replica_of(cookie: str) -> str:
     """A cookie has the name of the replica and one of the session, with a dot between."""
     return cookie.partition(".")[0]
+
+
+def _is_encrypted(request: HTTPConnection) -> bool:
+    """Says whether a browser takes the page for one over HTTPS, whatever proxies forward."""
+    forwarded = request.headers.get("x-forwarded-proto", "").startswith("https")
+    return request.url.scheme == "https" or forwarded or "sec-fetch-site" in request.headers
 
 
 class Replica(Protocol):
@@ -164,18 +179,24 @@ class SessionCookie:
     the router would have honoured it, so that replica is gone.
 
     Args:
-        embedded: the page is shown in frames of other sites, over HTTPS.
+        embedded: the page is shown by other sites, over HTTPS.
+        path: where visitors find the page, if that is not where the application is.
+        origins: sites that call the page. They find the session's name in its addresses.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         embedded: bool,
+        path: str | None = None,
+        origins: tuple[str, ...] = (),
         context: Callable[[], Replica] = serve.get_replica_context,
     ) -> None:
         self._app = app
+        self._path = path
+        self._origins = origins
         self._context = context
-        self._scope = "SameSite=None; Secure; Partitioned" if embedded else "SameSite=Lax"
+        self._embedded = embedded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -183,17 +204,29 @@ class SessionCookie:
             return
         replica = self._context()
         name = cookie_name(replica.app_name)
-        cookie = session_cookie(HTTPConnection(scope), replica.app_name)
+        request = HTTPConnection(scope)
+        cookie = session_cookie(request, replica.app_name)
+        root = scope.get("root_path", "")
+        path = (root if self._path is None else self._path) or "/"
+        value = f"{replica.replica_tag}.{token_hex(8)}"
+        inner = scope["path"].removeprefix(root)
+        if found := IN_PATH.match(inner):
+            scope = {**scope, "root_path": root + found[0], SESSION_PATH: found[0]}
+        elif cookie is None and request.headers.get("origin") in self._origins:
+            own = f"/~{value}"
+            scope = {**scope, "root_path": root + own, "path": root + own + inner}
+            scope[SESSION_PATH] = own
         if cookie is not None and replica_of(cookie) == replica.replica_tag:
             await self._app(scope, receive, send)
             return
-        path = scope.get("root_path") or "/"
-        value = f"{replica.replica_tag}.{token_hex(8)}"
+
+        elsewhere = self._embedded and _is_encrypted(request)
+        sites = "SameSite=None; Secure; Partitioned" if elsewhere else "SameSite=Lax"
 
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).append(
-                    "set-cookie", f"{name}={value}; Path={path}; HttpOnly; {self._scope}"
+                    "set-cookie", f"{name}={value}; Path={path}; HttpOnly; {sites}"
                 )
             await send(message)
 

@@ -3,25 +3,34 @@
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints
 
 from ..base import Strict
 
-Origin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
-
-
+FrameOrigin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.-]+(:[0-9]{1,5})?$")]
 Host = Annotated[
     str,
     StringConstraints(pattern=r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"),
 ]
+PublicUrl = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?|/)([A-Za-z0-9_~-][A-Za-z0-9._~-]*/?)*$"
+    ),
+]
+Policy = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
 
 
 class RequestLimits(Strict):
     """What one HTTP request may hold."""
 
-    request_bytes: int = Field(default=2**20, ge=1024)
-    """Size of one HTTP request, and of one file where a page takes files."""
+    request_bytes: int = Field(default=10 * 2**20, ge=1024)
+    """Size of one HTTP request, without the files in it."""
+    file_bytes: int = Field(default=100_000_000, ge=1024)
+    """Size of one file where a page takes files."""
 
 
 class HttpSettings(Strict):
@@ -36,8 +45,22 @@ class HttpSettings(Strict):
     """Names by which browsers reach the page, of a proxy before it too: `page.example.org`,
     `*.example.org`, with a port where only that one is right. Its addresses and localhost need
     none."""
-    embedded_in: tuple[Origin, ...] = ()
+    public_url: PublicUrl | None = None
+    """Where visitors find the page, if a proxy takes a part of its path away or tells no host:
+    `https://page.example.org/chat`. `/chat` alone where the page has several names."""
+    embedded_in: tuple[FrameOrigin, ...] = ()
     """Sites that show the page in a frame, over HTTPS: `https://wiki.example.org`."""
+    origins: tuple[Origin, ...] = ()
+    """Sites that call the page from a browser, as <gradio-app> does: `https://wiki.example.org`."""
+    content_policy: Policy = ""
+    """Directives of Content-Security-Policy, beside the one that `embedded_in` makes."""
+    keep_files_seconds: float = Field(default=86_400, gt=0)
+    """How long a file is kept that a visitor uploaded or a function returned."""
+
+    @property
+    def public_path(self) -> str | None:
+        """Returns the path of `public_url`, without a slash at its end."""
+        return None if self.public_url is None else urlsplit(self.public_url).path.rstrip("/")
 
     def start_checks(self) -> list[Callable[[], object]]:
         """Returns what raises a readable error where this machine cannot serve the page."""

@@ -7,13 +7,14 @@ from pydantic import Field, model_validator
 
 from ..deployments.settings import ModelsSettings
 from ..engine.settings import ModelLimits
-from ..http.settings import HttpSettings, RequestLimits
+from ..http.settings import HttpSettings, Policy, RequestLimits
 from ..protocol import GenerationOptions
 
 
 class Limits(ModelLimits, RequestLimits):
     """What one process takes on."""
 
+    request_bytes: int = Field(default=2**20, ge=1024)
     prompt_characters: int = Field(default=20_000, ge=1)
     answer_seconds: float = Field(default=600, gt=0)
     """The longest that an answer may take; then its pane says so."""
@@ -26,6 +27,7 @@ class PageSettings(HttpSettings, ModelsSettings):
     description: str
     options: GenerationOptions = GenerationOptions()
     """What the page's controls show at first."""
+    content_policy: Policy = "base-uri 'self'; form-action 'self'; object-src 'none'"
     limits: Limits = Limits()
 
     @model_validator(mode="after")
