@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from ..telemetry.calls import meter_calls
 from .files import check_files
 from .guard import explain_refusals, guard, refuse_files
 from .launch import Launch
@@ -41,6 +42,7 @@ def mount(
 
         offer_tools(web, page)
     check_files(page)
+    meter_calls(page)
     gr.mount_gradio_app(
         web,
         page,
