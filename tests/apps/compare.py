@@ -42,6 +42,8 @@ def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, An
         tempfile.TemporaryDirectory() as downloads,
     ):
         config = page.get("config").raise_for_status().json()
+        # What is not given is spelled in one of two ways.
+        config |= {name: config[name] or None for name in ("css", "head", "js")}
         client = Client(served.url, headers=headers, download_files=downloads, verbose=False)
         found = {
             "html": page.get("").status_code,
@@ -52,6 +54,21 @@ def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, An
         }
         client.close()
         return dict(_comparable(found, served, Path(downloads)))
+
+
+def differences(plain: Any, on_ray: Any, where: str = "") -> list[str]:
+    """Returns a line for each place at which two transcripts differ."""
+    if isinstance(plain, dict) and isinstance(on_ray, dict):
+        names = {**plain, **on_ray}
+        pairs = [(f"{where}.{name}", plain.get(name), on_ray.get(name)) for name in names]
+    elif isinstance(plain, list) and isinstance(on_ray, list) and len(plain) == len(on_ray):
+        pairs = [
+            (f"{where}[{number}]", *both)
+            for number, both in enumerate(zip(plain, on_ray, strict=True))
+        ]
+    else:
+        return [] if plain == on_ray else [f"{where}: {plain!r} is {on_ray!r} on Ray"]
+    return [line for at, one, other in pairs for line in differences(one, other, at)]
 
 
 def digest(content: bytes) -> str:
@@ -115,5 +132,6 @@ def _comparable(value: Any, served: Served, downloads: Path) -> Any:
 def readable(text: str, served: Served) -> str:
     """Leaves out of a text where the server is and where it keeps files."""
     text = text.replace(served.url, "URL/").replace(served.url.rstrip("/"), "URL")
+    text = re.sub(" at 0x[0-9a-f]+>", ">", text)
     folder = re.escape(str(served.uploads))
     return re.sub(rf"{folder}(?:/[^/\s\"')]+)*/([^/\s\"')]+)", r"FILES/\1", text)

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage
 
 from .app import App, all_apps
-from .compare import Served, readable, transcript
+from .compare import Served, differences, readable, transcript
 from .conftest import OnRay, Plain
 
 APPS = all_apps()
@@ -24,7 +24,7 @@ def test_an_app_has_the_same_config_api_values_files_and_errors(
 ) -> None:
     asks = APPS[name].asks
     expected = transcript(plain.app(name), asks, files)
-    assert transcript(on_ray.app(name), asks, files) == expected
+    assert differences(expected, transcript(on_ray.app(name), asks, files)) == []
 
 
 @pytest.mark.parametrize("name", IN_A_BROWSER)
