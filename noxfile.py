@@ -70,7 +70,7 @@ def tests(session: nox.Session) -> None:
     `nox -s lint tests -- --ignore=tests/test_demo.py` takes two minutes.
     """
     install(session, "tests")
-    slow = [f"--ignore=tests/{name}" for name in ("faults", "generated", "update")]
+    slow = [f"--ignore=tests/{name}" for name in ("apps", "faults", "generated", "update")]
     session.run("pytest", "-n", WORKERS, *slow, *session.posargs)
 
 
@@ -133,6 +133,22 @@ def dashboard(session: nox.Session) -> None:
     install(session, "benchmark")
     project = make_project(session, "dashboard", "deploy=docker")
     session.run("python", "-m", "docs.dashboard", str(project))
+
+
+@nox.session
+def apps(session: nox.Session) -> None:
+    """Asks small Gradio apps of every kind, launched plainly and served on Ray, and compares.
+
+    Runs by the Python of a project. Takes what pytest does: `nox -s apps -- -k timers`.
+    """
+    install(session, "render")
+    project = make_project(session, "apps")
+    session.run(
+        *(str(python_of(project)), "-m", "pytest", "tests/apps", "-c", "tests/apps/pytest.ini"),
+        *("--rootdir", ".", "--confcutdir", "tests/apps", *session.posargs),
+        external=True,
+        env={"APPS_PACKAGE": package_of(project)},
+    )
 
 
 @nox.session

@@ -32,7 +32,7 @@ class Program:
 
 FAULTS = ("faults", "soak")
 GENERATED = ("generated", "newest")
-BROWSER = ("tests", "pictures", *GENERATED, *FAULTS)
+BROWSER = ("apps", "tests", "pictures", *GENERATED, *FAULTS)
 CHROMIUM = Program("Chromium", ("chromium", "google-chrome"), "chromium", BROWSER)
 PROGRAMS = (
     CHROMIUM,

@@ -53,8 +53,8 @@ ALWAYS = set(
     src/our_app/serving/pages/compare.py src/our_app/serving/pages/looks.py
     src/our_app/serving/pages/options.py src/our_app/serving/pages/panes.py
     src/our_app/serving/pages/prompt.py src/our_app/serving/pages/settings.py
-    src/our_app/serving/telemetry/__init__.py src/our_app/serving/telemetry/logs.py
-    src/our_app/serving/telemetry/metrics.py
+    src/our_app/serving/telemetry/__init__.py src/our_app/serving/telemetry/calls.py
+    src/our_app/serving/telemetry/logs.py src/our_app/serving/telemetry/metrics.py
     tests/__init__.py tests/conftest.py tests/test_app.py tests/test_models.py tests/test_page.py
     tests/serving/__init__.py tests/serving/conftest.py tests/serving/test_answers.py
     tests/serving/test_config.py tests/serving/test_door.py tests/serving/test_preview.py
@@ -78,8 +78,8 @@ ALWAYS = set(
     tests/serving/http/test_mcp_server.py tests/serving/http/test_mount.py
     tests/serving/http/test_session_cookie.py tests/serving/http/test_sessions.py
     tests/serving/pages/__init__.py tests/serving/pages/test_compare.py
-    tests/serving/telemetry/__init__.py tests/serving/telemetry/test_logs.py
-    tests/serving/telemetry/test_telemetry.py
+    tests/serving/telemetry/__init__.py tests/serving/telemetry/test_calls.py
+    tests/serving/telemetry/test_logs.py tests/serving/telemetry/test_telemetry.py
     tests/support/__init__.py tests/support/accessibility.py tests/support/chat_page.py
     tests/support/compare_page.py tests/support/counting_page.py tests/support/file_page.py
     tests/support/loopback_hub.py tests/support/pictures.py tests/support/processes.py

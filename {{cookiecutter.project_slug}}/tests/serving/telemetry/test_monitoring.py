@@ -16,7 +16,7 @@ MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 
 def names_in(expressions: list[str]) -> set[str]:
     # A metric of your own has no sample here.
-    return set(re.findall(r"ray_(?:model|serve)_\w+", " ".join(expressions)))
+    return set(re.findall(r"ray_(?:model|page|serve)_\w+", " ".join(expressions)))
 
 
 def panels() -> list[list[dict[str, str]]]:

@@ -13,6 +13,7 @@ from gradio import routes as gradio_routes
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
+from ..telemetry.calls import meter_calls
 from ..telemetry.logs import logger
 from .files import check_files, remove_old_files
 from .guard import explain_refusals, guard, refuse_files, takes_files
@@ -50,6 +51,7 @@ def mount(
     keep_browser_states(blocks, settings, launch, name)
     check_files(blocks)
     log_failures(blocks)
+    meter_calls(blocks)
     blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
     blocks.state_session_capacity = launch.state_session_capacity
     offers_tools = settings.mcp or _wants_tools(launch)

@@ -1,0 +1,137 @@
+"""Asks a served app and writes down what came, without what differs between two plain servers."""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from .app import Ask, File
+
+SECONDS = 60
+
+OF_A_PROCESS = {"app_id", "root", "username", "duration", "average_duration"}
+"""Fields that another start changes."""
+OF_THE_TEMPLATE = {"footer_links", "max_file_size", "run_history"}
+"""Fields for which Serve has another default."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One app, on a server."""
+
+    url: str
+    headers: Mapping[str, str]
+    uploads: Path
+    """Where the server keeps files."""
+
+
+def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, Any]:
+    """Returns the page's config and API, and what came of each call."""
+    headers = {**served.headers, "x-tests": "whale"}
+    with (
+        httpx2.Client(base_url=served.url, headers=headers, timeout=SECONDS) as page,
+        tempfile.TemporaryDirectory() as downloads,
+    ):
+        config = page.get("config").raise_for_status().json()
+        # What is not given is spelled in one of two ways.
+        config |= {name: config[name] or None for name in ("css", "head", "js")}
+        client = Client(served.url, headers=headers, download_files=downloads, verbose=False)
+        found = {
+            "html": page.get("").status_code,
+            "theme": digest(page.get("theme.css").content),
+            "config": config,
+            "api": page.get("gradio_api/info").json(),
+            "calls": [[ask.endpoint, _call(client, ask, files), _run(page, ask)] for ask in asks],
+        }
+        client.close()
+        return dict(_comparable(found, served, Path(downloads)))
+
+
+def differences(plain: Any, on_ray: Any, where: str = "") -> list[str]:
+    """Returns a line for each place at which two transcripts differ."""
+    if isinstance(plain, dict) and isinstance(on_ray, dict):
+        names = {**plain, **on_ray}
+        pairs = [(f"{where}.{name}", plain.get(name), on_ray.get(name)) for name in names]
+    elif isinstance(plain, list) and isinstance(on_ray, list) and len(plain) == len(on_ray):
+        pairs = [
+            (f"{where}[{number}]", *both)
+            for number, both in enumerate(zip(plain, on_ray, strict=True))
+        ]
+    else:
+        return [] if plain == on_ray else [f"{where}: {plain!r} is {on_ray!r} on Ray"]
+    return [line for at, one, other in pairs for line in differences(one, other, at)]
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _call(client: Client, ask: Ask, files: Path) -> dict[str, Any]:
+    """Calls through the queue, unless the app says otherwise."""
+    job = client.submit(*_with_files(ask.values, files), api_name=ask.endpoint)
+    came: dict[str, Any] = {}
+    try:
+        came["result"] = job.result(timeout=SECONDS)
+    except (AppError, CancelledError, TimeoutError, ValueError, TypeError) as error:
+        came["error"] = f"{type(error).__name__}: {error}"
+    came["steps"] = job.outputs()
+    return came
+
+
+def _with_files(value: Any, files: Path) -> Any:
+    if isinstance(value, File):
+        return handle_file(files / value.name)
+    if isinstance(value, dict):
+        return {key: _with_files(each, files) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_files(each, files) for each in value)
+    return value
+
+
+def _run(page: httpx2.Client, ask: Ask) -> list[Any] | None:
+    """Calls past the queue, with the values as they are."""
+    body = {"data": list(ask.values)}
+    try:
+        text = json.dumps(body)
+    except TypeError:
+        # A file is uploaded first.
+        return None
+    answer = page.post(
+        f"gradio_api/run{ask.endpoint}", content=text, headers={"content-type": "application/json"}
+    )
+    is_json = answer.headers["content-type"].startswith("application/json")
+    return [answer.status_code, answer.json() if is_json else answer.text]
+
+
+def _comparable(value: Any, served: Served, downloads: Path) -> Any:
+    if isinstance(value, dict):
+        left_out = OF_A_PROCESS | OF_THE_TEMPLATE
+        return {
+            key: _comparable(each, served, downloads)
+            for key, each in value.items()
+            if key not in left_out
+        }
+    if isinstance(value, list | tuple):
+        return [_comparable(each, served, downloads) for each in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith(f"{downloads}/") and Path(value).is_file():
+        return f"{Path(value).name} {digest(Path(value).read_bytes())}"
+    return readable(value, served)
+
+
+def readable(text: str, served: Served) -> str:
+    """Leaves out of a text where the server is and where it keeps files."""
+    text = text.replace(served.url, "URL/").replace(served.url.rstrip("/"), "URL")
+    text = re.sub(" at 0x[0-9a-f]+>", ">", text)
+    folder = re.escape(str(served.uploads))
+    return re.sub(rf"{folder}(?:/[^/\s\"')]+)*/([^/\s\"')]+)", r"FILES/\1", text)

@@ -1,0 +1,58 @@
+"""Each app gives on Ray what it gives when it is launched plainly."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage
+
+from .app import App, all_apps
+from .compare import Served, differences, readable, transcript
+from .conftest import OnRay, Plain
+
+APPS = all_apps()
+IN_A_BROWSER = {name: app for name, app in APPS.items() if app.use}
+
+
+def test_there_are_as_many_apps_as_were_asked_for() -> None:
+    assert len(APPS) >= 40
+    assert len(IN_A_BROWSER) >= 15
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_an_app_has_the_same_config_api_values_files_and_errors(
+    name: str, plain: Plain, on_ray: OnRay, files: Path
+) -> None:
+    asks = APPS[name].asks
+    expected = transcript(plain.app(name), asks, files)
+    assert differences(expected, transcript(on_ray.app(name), asks, files)) == []
+
+
+@pytest.mark.parametrize("name", IN_A_BROWSER)
+def test_a_browser_shows_the_same_and_complains_of_nothing_more(
+    name: str, plain: Plain, on_ray: OnRay, browser: Browser
+) -> None:
+    shown, complaints = visit(browser, plain.app(name), APPS[name])
+    shown_on_ray, complaints_on_ray = visit(browser, on_ray.app(name), APPS[name])
+    assert shown_on_ray == shown
+    assert complaints_on_ray - complaints == set()
+
+
+def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:
+    """Returns the text on the page after its use, and the errors in the browser's console."""
+    complaints: set[str] = set()
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            complaints.add(readable(f"{message.text} {message.location['url']}", served))
+
+    context = browser.new_context(extra_http_headers=dict(served.headers), locale="en-US")
+    page = context.new_page()
+    page.on("console", hear)
+    page.on("pageerror", lambda error: complaints.add(readable(str(error), served)))
+    page.goto(served.url)
+    page.wait_for_selector("gradio-app .gradio-container")
+    assert app.use
+    app.use(page)
+    shown = page.locator("main").first.inner_text()
+    context.close()
+    return readable(shown, served), complaints

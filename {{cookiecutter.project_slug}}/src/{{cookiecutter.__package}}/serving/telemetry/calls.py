@@ -1,0 +1,236 @@
+"""Counts, times and logs the calls of a page's functions, with Ray's metrics.
+
+A call comes through Gradio's queue, as most events and `/call` do, or directly, as `queue=False`
+and `/run` do. Each one ends with an outcome:
+
+`done`; `cancelled` when the caller left or stopped it; `refused` when too many wait; `invalid` when
+the page cannot read what was sent, or its function raises a `gr.Error`; `failed` when it raises
+anything else.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gradio as gr
+from gradio.block_function import BlockFunction
+from gradio.queueing import Event
+from ray.serve.metrics import Counter, Histogram
+
+from .logs import keep_request_id, logger, request_id, where
+
+ENDPOINT = ("endpoint",)
+SECONDS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
+
+BY_ITSELF = {"load", "tick", "unload"}
+"""Events that nobody asks for: a page that is open sends them."""
+
+Outcome = Literal["done", "cancelled", "refused", "invalid", "failed"]
+Method = Callable[..., Awaitable[Any]]
+
+REFUSALS: dict[str, Outcome] = {"queue_full": "refused", "validator_error": "invalid"}
+"""What the queue says of a call that it does not take."""
+
+
+def meter_calls(page: gr.Blocks) -> None:
+    """Counts each call of the page's functions, of those too that `gr.render` makes."""
+    calls, queue = Calls(page), page._queue
+    page.process_api = calls.in_steps(page.process_api)
+    page.call_function = calls.marking(page.call_function)
+    queue.push = calls.entering(queue.push)
+    queue.process_events = calls.leaving(queue.process_events)
+    # They take the calls out of the queue whose caller leaves, or thinks better of it.
+    queue.clean_events = calls.giving_up(queue.clean_events)
+    queue.remove_from_queue = calls.giving_up(queue.remove_from_queue)
+
+
+def endpoint_of(function: BlockFunction) -> str:
+    """Returns a name out of the page's code, never one of which a visitor makes many."""
+    if function.renderable is not None:
+        return str(function.renderable.fn.__name__)
+    # In what gr.render makes, Gradio numbers the functions of one name.
+    return str(function.api_name if function.rendered_in is None else function.name)
+
+
+def goes_by_itself(function: BlockFunction) -> bool:
+    return function.renderable is not None or BY_ITSELF.issuperset(
+        event for _, event in function.targets
+    )
+
+
+@dataclass
+class Run:
+    """How far a call has come."""
+
+    outcome: Outcome = "cancelled"
+    error: Exception | None = None
+    has_input: bool = False
+    """Whether the page could read what was sent."""
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A generator takes one for each of its values."""
+        self.outcome = "cancelled"
+        try:
+            yield
+        except Exception as error:
+            invalid = isinstance(error, gr.Error) or not self.has_input
+            self.outcome, self.error = "invalid" if invalid else "failed", error
+            raise
+        self.outcome = "done"
+
+
+running: ContextVar[Run | None] = ContextVar("running", default=None)
+
+
+@contextmanager
+def new_run() -> Iterator[Run]:
+    token = running.set(run := Run())
+    try:
+        yield run
+    finally:
+        running.reset(token)
+
+
+class Calls:
+    """What goes around the methods of a page and of its queue."""
+
+    def __init__(self, page: gr.Blocks) -> None:
+        self._page = page
+        self._waiting: dict[str, Event] = {}
+        self._calls = Counter(
+            "page_calls", "Calls of a page's functions that ended.", ("endpoint", "outcome")
+        )
+        self._seconds = Histogram(
+            "page_call_seconds", "Seconds that a call ran.", SECONDS, ENDPOINT
+        )
+        self._waited = Histogram(
+            "page_call_waiting_seconds", "Seconds that a call waited.", SECONDS, ENDPOINT
+        )
+
+    def in_steps(self, process_api: Method) -> Method:
+        async def step(
+            block_fn: BlockFunction | int, *args: Any, iterator: object = None, **options: Any
+        ) -> Any:
+            function = self._page.fns[block_fn] if isinstance(block_fn, int) else block_fn
+            if run := running.get():
+                with run.step():
+                    output = await process_api(function, *args, iterator=iterator, **options)
+                if function.is_validator_function or output["is_generating"]:
+                    run.outcome = "cancelled"
+                return output
+            if iterator is not None:
+                # It was counted with its first value.
+                return await process_api(function, *args, iterator=iterator, **options)
+            request, began = options.get("request"), time.monotonic()
+            if isinstance(request, gr.Request):
+                keep_request_id(request.headers)
+            with new_run() as run:
+                try:
+                    with run.step():
+                        return await process_api(function, *args, **options)
+                finally:
+                    self._record(function, run, ran=time.monotonic() - began)
+
+        return step
+
+    def marking(self, call_function: Method) -> Method:
+        async def call(*args: Any, **options: Any) -> Any:
+            if run := running.get():
+                run.has_input = True
+            return await call_function(*args, **options)
+
+        return call
+
+    def entering(self, push: Method) -> Method:
+        """The queue asks validators and caches before it keeps a call."""
+
+        async def enter(body: Any, request: Any, username: str | None) -> Any:
+            keep_request_id(request.headers)
+            began, state, name = time.monotonic(), "error", ""
+            with new_run() as run:
+                try:
+                    taken, name, state = await push(body, request, username)
+                finally:
+                    run.outcome = REFUSALS.get(state, run.outcome)
+                    if state == "success" and run.outcome != "done":
+                        self._waiting[name] = self._page._queue.event_ids_to_events[name]
+                    elif function := self._function(body):
+                        self._record(function, run, ran=time.monotonic() - began)
+            return taken, name, state
+
+        return enter
+
+    def leaving(self, process_events: Method) -> Method:
+        async def leave(events: Sequence[Event], *args: Any) -> None:
+            began = time.monotonic()
+            keep_request_id(events[0].request.headers)
+            for event in events:
+                self._waiting.pop(event._id, None)
+            with new_run() as run:
+                try:
+                    await process_events(events, *args)
+                finally:
+                    ended = time.monotonic()
+                    for event in events:
+                        keep_request_id(event.request.headers)
+                        left = run.outcome == "done" and not event.alive
+                        self._record(
+                            event.fn,
+                            Run("cancelled") if left else run,
+                            ran=ended - began,
+                            waited=began - event.enqueue_time,
+                        )
+
+        return leave
+
+    def giving_up(self, forget: Method) -> Method:
+        async def give_up(*args: Any, **options: Any) -> None:
+            await forget(*args, **options)
+            known = self._page._queue.event_ids_to_events
+            for name in [name for name in self._waiting if name not in known]:
+                event = self._waiting.pop(name)
+                keep_request_id(event.request.headers)
+                self._record(event.fn, Run(), waited=time.monotonic() - event.enqueue_time)
+
+        return give_up
+
+    def _function(self, body: Any) -> BlockFunction | None:
+        """Returns the function that a call names, if there is one."""
+        sessions, session = self._page.state_holder, body.session_hash
+        fns = sessions[session].blocks_config.fns if session in sessions else self._page.fns
+        return fns.get(body.fn_index)
+
+    def _record(
+        self,
+        function: BlockFunction,
+        run: Run,
+        *,
+        ran: float | None = None,
+        waited: float | None = None,
+    ) -> None:
+        tags = {"endpoint": endpoint_of(function)}
+        self._calls.inc(tags={**tags, "outcome": run.outcome})
+        if ran is not None:
+            self._seconds.observe(ran, tags)
+        if waited is not None:
+            self._waited.observe(waited, tags)
+        if run.outcome == "done" and goes_by_itself(function):
+            # Every open tab would write a line each time its timer ticks.
+            return
+        facts: dict[str, object] = {
+            "request": request_id.get(),
+            **tags,
+            "outcome": run.outcome,
+            "seconds": None if ran is None else round(ran, 3),
+            "waited_seconds": None if waited is None else round(waited, 3),
+        }
+        level = logging.INFO
+        if run.outcome == "failed" and run.error is not None:
+            # Gradio prints its traceback.
+            level, facts["error"] = logging.ERROR, where(run.error)
+        logger.log(level, "call", extra=facts)
