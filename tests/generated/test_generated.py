@@ -33,6 +33,7 @@ TESTS_OF_ANSWERS = (
     "serving/telemetry/test_monitoring.py",
 )
 """What reads the files that the answers choose; the others read what every project has."""
+TESTS_OF_WEIGHTS = ("test_bundled.py", "test_weights.py")
 
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
@@ -159,15 +160,17 @@ def build_page(settings, models):
 def which_tests(choice: Answers, tests: Path) -> list[str]:
     """All of them once; elsewhere those that an answer can change. Each project is served besides.
 
-    The pages that the other served tests ask are the same text in every project, and a page of
-    one's own has few tests.
+        The engine, and the pages that the other served tests ask, are the same text in every project,
+    and a page of one's own has few tests.
     """
     if choice == first_with(choice["page"]):
         return []
     if choice in with_every_answer(ASKED_BY_PYTHON):
-        return ["-m", "not served"]
+        engine = tests / "serving" / "engine"
+        same = [path for path in engine.glob("test_*.py") if path.name not in TESTS_OF_WEIGHTS]
+        return ["-m", "not served", *(f"--ignore={path}" for path in sorted(same))]
     files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
-    return ["-m", "not served", *files]
+    return ["-m", "not served and not browser", *files]
 
 
 def first_with(page: str | bool) -> Answers:

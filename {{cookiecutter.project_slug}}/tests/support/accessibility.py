@@ -9,6 +9,9 @@ def violations(page: Page) -> list[str]:
     # Gradio fades what changes, and halfway a text has too little contrast.
     faded = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
     page.wait_for_function(faded)
+    # It fills the buttons of examples a moment after they are there.
+    filled = "[...document.querySelectorAll('.gallery-item')].every(each => each.childElementCount)"
+    page.wait_for_function(filled)
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
     found = Axe().run(page, options=rules).response["violations"]
     return [
