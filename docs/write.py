@@ -98,7 +98,8 @@ def tree_page() -> Iterator[str]:
                 added, left_out = files(project) - files(default), files(default) - files(project)
                 if added or left_out:
                     spelled = {True: "yes", False: "no"}.get(answer, answer)
-                    yield f"| `{question}={spelled}` | {listed(added)} | {listed(left_out)} |"
+                    whole = whole_folders(left_out, files(project))
+                    yield f"| `{question}={spelled}` | {listed(added)} | {listed(whole)} |"
 
 
 def render(directory: Path, **answers: str | bool) -> Path:
@@ -151,6 +152,22 @@ def said_by(path: Path) -> str:
     else:
         said = ""
     return said.partition(". ")[0].rstrip(".")
+
+
+def whole_folders(left_out: set[str], kept: set[str]) -> set[str]:
+    """Puts the name of a folder in the place of its files, where none of them is kept."""
+    folders = {f"{folder}/" for name in kept for folder in Path(name).parents}
+    return {
+        next(
+            (
+                f"{folder}/"
+                for folder in reversed(Path(name).parents[:-1])
+                if f"{folder}/" not in folders
+            ),
+            name,
+        )
+        for name in left_out
+    }
 
 
 def listed(names: set[str]) -> str:
