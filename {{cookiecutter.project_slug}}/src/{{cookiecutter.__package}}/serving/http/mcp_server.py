@@ -22,9 +22,11 @@ from fastapi import FastAPI, Request
 from gradio import server_messages as says
 from gradio.data_classes import PredictBodyInternal
 from gradio.mcp import GradioMCPServer
-from gradio.utils import cancel_tasks, get_function_description
+from gradio.processing_utils import save_base64_to_cache
+from gradio.utils import cancel_tasks, get_function_description, get_upload_folder
+from gradio_client import handle_file
 from gradio_client.utils import construct_args, is_file_obj_with_meta
-from jsonschema import ValidationError, validate
+from jsonschema import Draft202012Validator, ValidationError, validate
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
@@ -64,6 +66,8 @@ GRADIOS_PATH = "/gradio_api/mcp"
 PATHS = ("/mcp", GRADIOS_PATH, f"{GRADIOS_PATH}/", f"{GRADIOS_PATH}/http", f"{GRADIOS_PATH}/http/")
 USER = "page.mcp-user"
 LONGEST_NAME = 64
+FILE = "Gradio File Input"
+"""How Gradio begins the format of a text that names a file."""
 TEMPLATE = re.compile(r"\{([^}]+)\}")
 
 Kind = Literal["tool", "resource", "prompt"]
@@ -83,8 +87,7 @@ class Offer:
     description: str
     parameters: list[dict[str, Any]]
     schema: dict[str, Any]
-    files: list[list[str | int]]
-    """Where in the arguments a file is, which a client names by its URL."""
+    takes_files: bool
 
     @property
     def uri(self) -> str:
@@ -137,7 +140,7 @@ def offer_tools(web: FastAPI, app: Any) -> None:
             "description": offer.description,
             "inputSchema": offer.schema,
             "meta": {"mcp_type": offer.kind, "endpoint_name": offer.function.api_name}
-            | {"file_data_present": bool(offer.files)},
+            | {"file_data_present": offer.takes_files},
         }
         for offer in offers.values()
     ]
@@ -183,9 +186,11 @@ def _offer(function: Any, endpoint: dict[str, Any], taken: set[str]) -> Offer:
     parameters = endpoint["parameters"]
     inputs = [component for component in function.inputs if not component.skip_api]
     description, about, _ = get_function_description(function.fn)
+    # Clients name a file by its URL.
     schema, files = GradioMCPServer.simplify_filedata_schema(
         None, _schema(inputs, parameters, about)
     )
+    Draft202012Validator.check_schema(schema)
     if function.api_description is not None:
         description = function.api_description or ""
     else:
@@ -199,7 +204,7 @@ def _offer(function: Any, endpoint: dict[str, Any], taken: set[str]) -> Offer:
         description,
         parameters,
         schema,
-        files,
+        bool(files),
     )
 
 
@@ -218,9 +223,13 @@ def _schema(
     inputs: Sequence[Any], parameters: list[dict[str, Any]], about: Mapping[str, str]
 ) -> dict[str, Any]:
     """Returns the JSON schema of a function's arguments, from what Gradio's API tells of them."""
-    properties = {}
+    properties, definitions = {}, dict[str, Any]()
     for component, parameter in zip(inputs, parameters, strict=True):
         name, described = parameter["parameter_name"], dict(parameter["type"])
+        definitions |= described.pop("$defs", {})
+        if not isinstance(described.get("type"), str | list):
+            # A component of any JSON says `{}`, which is no type.
+            described.pop("type", None)
         if isinstance(component, gr.Slider):
             described |= {"minimum": component.minimum, "maximum": component.maximum}
         elif isinstance(component, gr.Dropdown) and component.allow_custom_value:
@@ -234,6 +243,7 @@ def _schema(
         if parameter["parameter_has_default"]:
             properties[name]["default"] = parameter["parameter_default"]
     return {
+        **({"$defs": definitions} if definitions else {}),
         "type": "object",
         "properties": properties,
         "required": [
@@ -243,6 +253,33 @@ def _schema(
         ],
         "additionalProperties": False,
     }
+
+
+def _with_files(value: Any, schema: dict[str, Any], definitions: Mapping[str, Any]) -> Any:
+    """Returns the value with what Gradio takes in the place of each file.
+
+    Raises:
+        ValueError: a file is named otherwise than by a URL.
+    """
+    if "$ref" in schema:
+        schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
+    for option in schema.get("anyOf", ()):
+        value = _with_files(value, option, definitions)
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        return {
+            name: _with_files(each, known.get(name, {}), definitions)
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_files(each, schema.get("items", {}), definitions) for each in value]
+    if not isinstance(value, str) or not schema.get("format", "").startswith(FILE):
+        return value
+    if value.startswith("data:"):
+        return handle_file(save_base64_to_cache(value, get_upload_folder()))
+    if value.startswith(("http://", "https://")):
+        return handle_file(value)
+    raise ValueError("A file is named by a URL that begins with https:, http: or data:.")
 
 
 async def _updates(
@@ -256,8 +293,9 @@ async def _updates(
     page, function = app.get_blocks(), offer.function
     queue, session = page._queue, token_hex(16)
     try:
-        files = GradioMCPServer.convert_strings_to_filedata(None, dict(arguments), offer.files)
-        given = iter(construct_args(offer.parameters, (), files))
+        definitions = offer.schema.get("$defs", {})
+        filled = _with_files(dict(arguments), offer.schema, definitions)
+        given = iter(construct_args(offer.parameters, (), filled))
     except (TypeError, ValueError) as error:
         raise CallError(str(error)) from error
     # Gradio itself puts in the value of a state or a button.
