@@ -18,7 +18,7 @@ import pytest
 import safehttpx
 from gradio import processing_utils
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, FilePayload, expect
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import Launch
@@ -492,21 +492,24 @@ def page_that_makes_places_for_files() -> gr.Blocks:
     return blocks
 
 
+def song(content: bytes) -> FilePayload:
+    return {"name": "song.txt", "mimeType": "text/plain", "buffer": content}
+
+
 def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: Browser) -> None:
     settings = HttpSettings(limits=RequestLimits(file_bytes=5000))
     web = mount(page_that_makes_places_for_files(), settings)
-    song = {"name": "song.txt", "mimeType": "text/plain"}
     with in_thread(web) as url, browser.new_page() as page:
         said: list[str] = []
         page.on("console", lambda message: said.append(message.text))
         page.goto(url)
-        page.locator("input.own").set_input_files({**song, "buffer": SONG})
+        page.locator("input.own").set_input_files(song(SONG))
         expect(page.locator("output")).to_contain_text("song.txt")
         page.get_by_label("file", exact=True).check()
         place = page.get_by_test_id("file-upload")
-        place.set_input_files({**song, "buffer": bytes(5001)})
+        place.set_input_files(song(bytes(5001)))
         expect(page.get_by_text("exceed the maximum allowed size of 4.9 Kb")).to_be_visible()
-        place.set_input_files({**song, "buffer": bytes(4999)})
+        place.set_input_files(song(bytes(4999)))
         expect(page.get_by_label("Bytes")).to_have_value("4999")
         # With `object-src`, the browser would say that it refuses the other page.
         assert page.locator("embed").count() == 1

@@ -68,7 +68,8 @@ class OwnSite:
         else:
             foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign:
-            return JSONResponse({"detail": f"Another site may not send this. {REMEDY}"}, 403)
+            detail = f"Another site may not send this. {REMEDY} If it may, add it to `origins`."
+            return JSONResponse({"detail": detail}, 403)
         return None
 
     def _is_right(self, host: Authority) -> bool:
