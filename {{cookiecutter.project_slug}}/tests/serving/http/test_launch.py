@@ -27,12 +27,12 @@ from {{ cookiecutter.__package }}.serving import (
     Launch,
     StartError,
 )
+from {{ cookiecutter.__package }}.serving.base import LoginError
 from {{ cookiecutter.__package }}.serving.http import ingress
 from {{ cookiecutter.__package }}.serving.http.launch import REFUSED, built
 from {{ cookiecutter.__package }}.serving.http.login import Logins
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.preview import load_page
-from {{ cookiecutter.__package }}.serving.base import LoginError
 from {{ cookiecutter.__package }}.serving.start import main
 
 from ...support.stand_ins import in_thread

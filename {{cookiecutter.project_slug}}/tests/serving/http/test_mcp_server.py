@@ -152,7 +152,7 @@ def count(text: str, before: int, _button: str) -> tuple[int, str]:
     return before + 1, f"{text} {before + 1}"
 
 
-def remind(text: str, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+def remind(text: str, progress: gr.Progress = gr.Progress()) -> str:
     for _ in progress.tqdm(["a", "b"], desc="Swimming"):
         time.sleep(0.1)
     return text

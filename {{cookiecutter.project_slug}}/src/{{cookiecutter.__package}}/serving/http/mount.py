@@ -44,6 +44,10 @@ def mount(
     for each in reversed(middleware):
         web.add_middleware(each.cls, *each.args, **each.kwargs)
     blocks, options = launched(page, launch)
+    if launch.max_file_size is not None:
+        given = {"file_bytes": gr.utils._parse_file_size(launch.max_file_size)}
+        limits = settings.limits.model_copy(update=given)
+        settings = settings.model_copy(update={"limits": limits})
     files_are_taken = takes_files(blocks, launch)
     guard(web, settings, takes_files=files_are_taken)
     web.router.routes.extend(routes)
@@ -57,15 +61,15 @@ def mount(
     offers_tools = settings.mcp or _wants_tools(launch)
     # So that the page tells of it.
     blocks.mcp_server = offers_tools
-    sizes = [settings.limits.file_bytes, gr.utils._parse_file_size(launch.max_file_size)]
     taken = inspect.signature(gr.mount_gradio_app).parameters
     options = {option: value for option, value in options.items() if option in taken} | {
         "ssr_mode": False,
         "mcp_server": False,
-        "max_file_size": min(size for size in sizes if size is not None),
+        "max_file_size": settings.limits.file_bytes,
     }
-    if settings.login_user is not None and launch.auth is None:
-        options.setdefault("auth_dependency", logged_in)
+    asks = any(options.get(name) is not None for name in ("auth", "auth_dependency"))
+    if settings.login_user is not None and not asks:
+        options["auth_dependency"] = logged_in
     with _in_place_of_an_app(page):
         gr.mount_gradio_app(web, blocks, path="/", **options)
     app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
