@@ -33,7 +33,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from watchfiles import DefaultFilter, watch
 
-from .base import StartError
+from .base import StartError, explained
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -302,12 +302,14 @@ def _failure(error: BaseException) -> Failure:
 
 def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     """Mounts the page as its deployment does, but for the session cookie."""
-    bind = pkgutil.resolve_name(build)
+    with explained():
+        bind = pkgutil.resolve_name(build)
     # Here, because the process that watches the files does without Gradio.
     from .http.ingress import PageIngress
     from .http.mount import mount
 
-    application: Application = bind(get_type_hints(bind)["settings"]())
+    with explained():
+        application: Application = bind(get_type_hints(bind)["settings"]())
     bound = application._bound_deployment
     if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
         raise StartError(

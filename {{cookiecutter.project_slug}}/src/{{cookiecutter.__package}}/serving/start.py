@@ -32,7 +32,7 @@ from ray._private import services
 from ray.serve import Application
 from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
-from .base import StartError
+from .base import StartError, explained
 from .config import (
     LOOPBACK,
     check_deployments,
@@ -100,7 +100,8 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             preview(import_path, engine=arguments.engine, port=arguments.port)
         else:
             bounds = Bounds(arguments.ray_wait, arguments.wait)
-            build = pkgutil.resolve_name(import_path)
+            with explained():
+                build = pkgutil.resolve_name(import_path)
             run(build, checks, arguments.config, arguments.port, arguments.metrics_port, bounds)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
