@@ -94,6 +94,7 @@ def test_the_recipe_of_the_docs_asks_deployments_in_parallel(project: Project) -
     project.run("uv", "sync")
     # The example's test leaves imports.
     project.run("uv", "run", "ruff", "check", "--fix", "tests")
+    project.run("uv", "run", "ruff", "format", "tests")
     for check in ("ruff check", "ruff format --check", "mypy", "lint-imports", "pytest -q"):
         project.run("uv", "run", *check.split())
     with serve_config(project) as url:

@@ -3,6 +3,9 @@
 Knows neither Ray nor Gradio.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pydantic import BaseModel, ConfigDict
 
 SESSION_LOST = "x-session-lost"
@@ -23,3 +26,18 @@ class StartError(RuntimeError):
 
 class LoginError(StartError):
     """The login cannot be offered; the message says why and what to do."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Says in one line what Ray says in thirty where an application cannot be pickled."""
+    try:
+        yield
+    except TypeError as error:
+        if not str(error).startswith("Could not serialize the deployment"):
+            raise
+        raise StartError(
+            "a deployment is bound with something that cannot be sent to its replicas. A Gradio "
+            "page cannot: import it inside of the function that you bind, as in "
+            "def build_page(): from .my_demo import demo; return demo"
+        ) from error

@@ -18,14 +18,13 @@ from typing import Any, Protocol, get_type_hints, runtime_checkable
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from ray import cloudpickle
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.serve import Application
 from ray.serve._private.build_app import build_app
 from ray.serve.deployment import deployment_to_schema
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from .base import StartError
+from .base import StartError, explained
 from .http.settings import HttpSettings
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -143,7 +142,10 @@ def _plan(application: ServeApplicationSchema, path: Path, alone: bool) -> Plann
         return Planned(application)
     with environment(variables):
         try:
-            builder = pkgutil.resolve_name(application.import_path)
+            with explained():
+                builder = pkgutil.resolve_name(application.import_path)
+        except StartError:
+            raise
         # A module that is imported may raise anything.
         except Exception as error:
             if alone and "PYTHONPATH" not in variables:
@@ -178,8 +180,8 @@ def _deployments(builder: object, settings: BaseModel | None) -> Mapping[str, Op
         # Whatever it does when it is called, it may count on Ray.
         return None
     try:
-        application = builder if isinstance(builder, Application) else builder(settings)  # type: ignore[operator]
-        _check_functions(application)
+        with explained():
+            application = builder if isinstance(builder, Application) else builder(settings)  # type: ignore[operator]
         return deployments_in(application)
     except StartError:
         raise
@@ -193,23 +195,6 @@ def deployments_in(application: Application) -> Mapping[str, Options]:
     built = build_app(application, name="planned")
     options = [deployment_to_schema(each) for each in reversed(built.deployments)]
     return {each.name: each.model_dump(exclude_unset=True) for each in options}
-
-
-def _check_functions(application: Application) -> None:
-    """A function that is no name in a module is sent to a replica with all that it uses."""
-    for deployment in build_app(application, name="planned").deployments:
-        for given in (*deployment.init_args, *deployment.init_kwargs.values()):
-            if not isinstance(given, FunctionType):
-                continue
-            try:
-                cloudpickle.dumps(given)
-            # What cannot be pickled may raise anything.
-            except Exception as error:
-                raise StartError(
-                    f"{given.__module__}: {given.__qualname__} cannot be sent to a replica of "
-                    f"{deployment.name}: {in_one_line(error)}. Write it at the top of its module, "
-                    "or import what it returns inside of it: from .my_demo import demo"
-                ) from error
 
 
 def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:

@@ -34,7 +34,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from watchfiles import DefaultFilter, watch
 
-from .base import StartError
+from .base import StartError, explained
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -308,9 +308,9 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     from .http.launch import built, refusing_launch
     from .http.mount import mount
 
-    with refusing_launch(build):
+    with explained(), refusing_launch(build):
         bind = pkgutil.resolve_name(build)
-    application: Application = bind(get_type_hints(bind)["settings"]())
+        application: Application = bind(get_type_hints(bind)["settings"]())
     bound = application._bound_deployment
     if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
         raise StartError(

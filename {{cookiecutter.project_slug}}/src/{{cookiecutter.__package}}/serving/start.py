@@ -32,7 +32,7 @@ from ray._private import services
 from ray.serve import Application
 from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
-from .base import StartError
+from .base import StartError, explained
 from .config import (
     LOOPBACK,
     check_deployments,
@@ -103,7 +103,7 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             # Here, because the preview's first process does without Gradio.
             from .http.launch import refusing_launch
 
-            with refusing_launch(import_path):
+            with explained(), refusing_launch(import_path):
                 build = pkgutil.resolve_name(import_path)
             run(build, checks, arguments.config, arguments.port, arguments.metrics_port, bounds)
     except StartError as error:

@@ -18,7 +18,6 @@ import pytest
 from fastapi import Request
 from gradio_client import Client
 from ray import cloudpickle
-from ray.serve import Deployment
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import (
@@ -27,7 +26,8 @@ from {{ cookiecutter.__package }}.serving import (
     Launch,
     StartError,
 )
-from {{ cookiecutter.__package }}.serving.base import LoginError
+from {{ cookiecutter.__package }}.serving.base import LoginError, explained
+from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.http import ingress
 from {{ cookiecutter.__package }}.serving.http.launch import REFUSED, built
 from {{ cookiecutter.__package }}.serving.http.login import Logins
@@ -461,19 +461,14 @@ def test_launch_works_again_afterwards() -> None:
     assert gr.Blocks.launch is own
 
 
-def test_a_page_that_is_bound_itself_or_held_is_told_to_be_imported() -> None:
-    page = plain()
-    for builder in (page, lambda: page, gr.Server()):
-        with pytest.raises(StartError, match=r"def build_page\(\): from .my_page import demo"):
-            GradioServer.bind(HttpSettings(), builder)
-
-
-def test_a_page_is_bound_with_other_options_and_refused_all_the_same() -> None:
-    server = GradioServer.options(num_replicas=2)
-    assert isinstance(server.bind(HttpSettings(), plain)._bound_deployment, Deployment)
-    page = plain()
-    with pytest.raises(StartError, match="import"):
-        server.bind(HttpSettings(), lambda: page)
+@pytest.mark.parametrize("kind", [gr.Blocks, gr.Server])
+def test_a_page_that_is_bound_itself_or_held_is_told_to_be_imported(
+    kind: Callable[[], gr.Blocks | gr.Server],
+) -> None:
+    page = kind()
+    for builder in (page, lambda: page):
+        with pytest.raises(StartError, match=r"import it inside of the function"), explained():
+            deployments_in(GradioServer.bind(HttpSettings(), builder))
 
 
 APP = """

@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import gradio as gr
-from ray import cloudpickle, serve
-from ray.serve import Application, Deployment
+from ray import serve
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.gradio_integrations import GradioIngress
 from ray.serve.handle import DeploymentHandle
@@ -89,58 +88,16 @@ def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server
         ) from error
 
 
-class PageDeployment(Deployment):
-    """A deployment of the page, which refuses what could not reach a replica."""
-
-    def bind(
-        self,
-        settings: HttpSettings,
-        builder: Builder,
-        *models: Application,
-        launch: Launch = Launch(),  # noqa: B008 - it is frozen
-        **others: Any,
-    ) -> Application:
-        """Returns the application whose page the builder makes, in each replica.
-
-        Raises:
-            StartError: the builder is a page itself, or holds one, and cannot be pickled.
-        """
-        import_it = (
-            "Give it a function that imports the page and returns it: def build_page(): "
-            "from .my_page import demo; return demo"
-        )
-        if isinstance(builder, gr.Blocks | gr.Server):
-            raise StartError(f"the page itself cannot be sent to replicas. {import_it}")
-        try:
-            cloudpickle.dumps(builder)
-        except Exception as error:
-            raise StartError(
-                f"{name_of(builder)} cannot be sent to replicas, since it holds what cannot be "
-                f"pickled, such as a page. {import_it}"
-            ) from error
-        return super().bind(settings, builder, *models, launch=launch, **others)
-
-    def options(self, *arguments: Any, **options: Any) -> "PageDeployment":
-        return PageDeployment._of(super().options(*arguments, **options))
-
-    @classmethod
-    def _of(cls, other: Deployment) -> "PageDeployment":
-        changed = (other._name, other._deployment_config, other._replica_config, other._version)
-        return cls(*changed, _internal=True)
-
-
-GradioServer = PageDeployment._of(
-    serve.deployment(
-        PageIngress,
-        name=PAGE_DEPLOYMENT,
-        request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
-        # Every open tab holds one request for as long as it is open, and a second while it
-        # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
-        max_ongoing_requests=1000,
-        # Room for many who open the page at once: each asks for a dozen files.
-        max_queued_requests=1000,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
-        max_constructor_retry_count=1,
-        ray_actor_options={"num_cpus": 0.4},
-    )
+GradioServer = serve.deployment(
+    PageIngress,
+    name=PAGE_DEPLOYMENT,
+    request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
+    # Every open tab holds one request for as long as it is open, and a second while it
+    # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
+    max_ongoing_requests=1000,
+    # Room for many who open the page at once: each asks for a dozen files.
+    max_queued_requests=1000,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
+    max_constructor_retry_count=1,
+    ray_actor_options={"num_cpus": 0.4},
 )
