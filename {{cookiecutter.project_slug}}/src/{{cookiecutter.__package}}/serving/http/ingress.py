@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import gradio as gr
 from ray import serve
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 from ray.serve.gradio_integrations import GradioIngress
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
@@ -55,8 +56,8 @@ class PageIngress(GradioIngress):
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
         clean_request_ids()
-        name = serve.get_replica_context().app_name
-        web = mount(_built(builder, *models), settings, launch, middleware, routes, name)
+        page = _built(builder, *models)
+        web = mount(page, settings, launch, middleware, routes, _application())
         web.add_middleware(
             SessionCookie,
             embedded=bool(settings.embedded_in or settings.origins),
@@ -73,6 +74,14 @@ class PageIngress(GradioIngress):
         """Serve replaces the replica when this raises, as the builder's own may."""
         if isinstance(self._builder, HasHealth):
             self._builder.check_health()
+
+
+def _application() -> str:
+    try:
+        return serve.get_replica_context().app_name
+    except RayServeException:
+        # Serve's local testing mode has no replicas.
+        return "page"
 
 
 def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server:
