@@ -6,6 +6,7 @@ It is `serve run` with checks before, a bounded wait for the page, and an exit s
 import argparse
 import os
 import pkgutil
+import re
 import signal
 import socket
 import subprocess
@@ -46,6 +47,7 @@ from .config import (
 )
 
 PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
+OWN_ERROR = re.compile(rf"^{re.escape(__package__)}\.[\w.]+: ")
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
 STOP_SECONDS = 30
@@ -378,4 +380,6 @@ def _cause(app: ApplicationStatusOverview) -> str:
         for deployment in app.deployments.values()
         if deployment.status == "DEPLOY_FAILED"
     ] or [app.message]
-    return " ".join(str(message).strip().splitlines()[-1] for message in messages)
+    lines = [str(message).strip().splitlines()[-1] for message in messages]
+    # An error of the machinery's own is a message; the kind of any other says something.
+    return " ".join(OWN_ERROR.sub("", line) for line in lines)
