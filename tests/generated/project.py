@@ -58,8 +58,7 @@ class Project:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # What a script starts in the background would ignore Ctrl-C.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=listen_to_ctrl_c,
             )
         try:
             yield Running(process, log)
@@ -103,6 +102,7 @@ def run_in(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=listen_to_ctrl_c,
         )
         try:
             process.wait(seconds)
@@ -112,6 +112,11 @@ def run_in(
             output.seek(0)
             print(output.read())
     assert process.returncode == 0, f"in {directory}: {shlex.join(command)}"
+
+
+def listen_to_ctrl_c() -> None:
+    # What a script starts in the background would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:

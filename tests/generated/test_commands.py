@@ -1,8 +1,10 @@
 """The commands that the tests of a project run."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,15 @@ other.wait()
 """
 
 
+@pytest.fixture
+def _in_the_background() -> Iterator[None]:
+    """What a script starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_in_the_background")
 def test_a_command_that_takes_too_long_ends_with_what_it_started_and_shows_what_it_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
