@@ -58,8 +58,7 @@ class Project:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # What a script starts in the background would ignore Ctrl-C.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=listen_to_ctrl_c,
             )
         try:
             yield Running(process, log)
@@ -88,20 +87,51 @@ class Project:
         }
 
 
-def run_in(directory: Path, command: Sequence[str], variables: Mapping[str, str]) -> None:
-    """Raises AssertionError when it fails; pytest shows what it printed."""
-    result = subprocess.run(
-        command,
-        cwd=directory,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-    print(result.stdout)
-    assert result.returncode == 0, f"in {directory}: {shlex.join(command)}"
+def run_in(
+    directory: Path,
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    seconds: float = COMMAND_SECONDS,
+) -> None:
+    """Raises when it fails or takes too long; pytest shows what it printed."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=listen_to_ctrl_c,
+        )
+        try:
+            process.wait(seconds)
+        finally:
+            if process.poll() is None:
+                interrupt(process)
+            output.seek(0)
+            print(output.read())
+    assert process.returncode == 0, f"in {directory}: {shlex.join(command)}"
+
+
+def listen_to_ctrl_c() -> None:
+    # What a script starts in the background would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ends a session as Ctrl-C does, so that it cleans up, and kills what is left of it."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(started, timeout=0)
+    for each in left:
+        each.kill()
+    psutil.wait_procs(left, timeout=STOP_SECONDS)
 
 
 def importable_names(environment: Path) -> set[str]:

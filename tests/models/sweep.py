@@ -120,7 +120,9 @@ class Heard(logging.Handler):
     how = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.how = record.getMessage().partition(" runs ")[2].rstrip(".")
+        _, runs, how = record.getMessage().partition(" runs ")
+        if runs:
+            self.how = how.rstrip(".")
 
 
 def load(package: str, directory: Path, heard: Heard) -> Any:

@@ -159,7 +159,7 @@ def test_a_model_that_lacks_weights_is_refused(
         engine_of(tmp_path)
 
 
-def test_numbers_of_a_row_that_are_none_stay_in_their_row() -> None:
+def test_numbers_that_are_not_finite_stay_in_their_row() -> None:
     lengths = [3, 1, 2, 4]
     bounds = torch.tensor([0, *lengths]).cumsum(0)
     # [1, heads, tokens, size]

@@ -1,0 +1,45 @@
+"""The commands that the tests of a project run."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .project import run_in
+
+# As Ray's processes, the second one is in a session of its own.
+STARTS_ANOTHER = """
+import subprocess
+other = subprocess.Popen(["sleep", "600"], start_new_session=True)
+print(other.pid, flush=True)
+other.wait()
+"""
+
+
+@pytest.fixture
+def _in_the_background() -> Iterator[None]:
+    """What a script starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_in_the_background")
+def test_a_command_that_takes_too_long_ends_with_what_it_started_and_shows_what_it_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_in(tmp_path, [sys.executable, "-c", STARTS_ANOTHER], os.environ, seconds=10)
+    other, *traceback = capsys.readouterr().out.splitlines()
+    assert "KeyboardInterrupt" in traceback
+    assert not psutil.pid_exists(int(other))
+
+
+def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="exit 3"):
+        run_in(tmp_path, ["sh", "-c", "exit 3"], os.environ)
