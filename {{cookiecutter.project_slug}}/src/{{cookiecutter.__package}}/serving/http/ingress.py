@@ -78,10 +78,11 @@ class PageIngress(GradioIngress):
 
 def _application() -> str:
     try:
-        return serve.get_replica_context().app_name
+        name: str = serve.get_replica_context().app_name
     except RayServeException:
         # Serve's local testing mode has no replicas.
         return "page"
+    return name
 
 
 def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server:
