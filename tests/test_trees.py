@@ -24,8 +24,8 @@ ALWAYS = set(
     src/our_app/__init__.py src/our_app/__main__.py src/our_app/app.py src/our_app/models.py
     src/our_app/page.py
     src/our_app/serving/__init__.py src/our_app/serving/__init__.pyi src/our_app/serving/answers.py
-    src/our_app/serving/base.py src/our_app/serving/config.py src/our_app/serving/preview.py src/our_app/serving/protocol.py
-    src/our_app/serving/start.py
+    src/our_app/serving/base.py src/our_app/serving/config.py src/our_app/serving/preview.py
+    src/our_app/serving/protocol.py src/our_app/serving/start.py
     src/our_app/serving/deployments/__init__.py src/our_app/serving/deployments/builders.py
     src/our_app/serving/deployments/deployment.py src/our_app/serving/deployments/handles.py
     src/our_app/serving/deployments/openai_client.py src/our_app/serving/deployments/pinning.py
