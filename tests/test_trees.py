@@ -75,6 +75,7 @@ ALWAYS = set(
     tests/serving/engine/test_weights.py
     tests/serving/http/__init__.py tests/serving/http/test_disconnects.py
     tests/serving/http/test_guard.py tests/serving/http/test_hosts.py
+    tests/serving/http/test_launch.py tests/serving/http/test_leaving.py
     tests/serving/http/test_mcp_server.py tests/serving/http/test_mount.py
     tests/serving/http/test_session_cookie.py tests/serving/http/test_sessions.py
     tests/serving/pages/__init__.py tests/serving/pages/test_compare.py
@@ -82,7 +83,7 @@ ALWAYS = set(
     tests/serving/telemetry/test_logs.py tests/serving/telemetry/test_telemetry.py
     tests/support/__init__.py tests/support/accessibility.py tests/support/chat_page.py
     tests/support/compare_page.py tests/support/counting_page.py tests/support/file_page.py
-    tests/support/loopback_hub.py tests/support/pictures.py tests/support/processes.py
+    tests/support/leaving_page.py tests/support/loopback_hub.py tests/support/pictures.py tests/support/processes.py
     tests/support/servers.py tests/support/stand_ins.py tests/support/tiny_models.py
     """.split()  # noqa: SIM905 - a line for each would bury the rest
 )

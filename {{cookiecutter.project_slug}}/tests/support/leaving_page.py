@@ -6,7 +6,11 @@ from pathlib import Path
 import gradio as gr
 from ray.serve import Application
 
-from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings, Launch
+from {{ cookiecutter.__package }}.serving import (
+    GradioServer,
+    HttpSettings,
+    Launch,
+)
 
 NOTES = "LEAVING_PAGE_NOTES"
 USER, PASSWORD = "ada", "a wet whale"
