@@ -26,14 +26,14 @@ from .project import (
     serve_import_path,
 )
 
-ASKED_BY_PYTHON = ("page", "task", "parallel_models", "models")
+ASKED_BY_PYTHON = ("task", "parallel_models", "models")
 TESTS_OF_ANSWERS = (
     *("test_app.py", "test_models.py", "test_page.py"),
     *("serving/test_config.py", "serving/test_rayservice.py", "serving/test_settings.py"),
+    *("serving/engine/test_bundled.py", "serving/engine/test_weights.py"),
     "serving/telemetry/test_monitoring.py",
 )
 """What reads the files that the answers choose; the others read what every project has."""
-TESTS_OF_WEIGHTS = ("test_bundled.py", "test_weights.py")
 
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
@@ -57,7 +57,7 @@ def test_a_project_is_installed_checked_tested_and_served(
         install(project, newest)
         check_that_no_library_can_be_hidden(environment, load_hook("pre_gen_project"))
         check_as_a_commit(project)
-        if choice == first_with("compare"):
+        if choice == compares_models()[0]:
             check_a_page_without_types(project)
         project.run(
             "uv",
@@ -160,21 +160,18 @@ def build_page(settings, models):
 def which_tests(choice: Answers, tests: Path) -> list[str]:
     """All of them once; elsewhere those that an answer can change. Each project is served besides.
 
-    The engine, and the pages that the other served tests ask, are the same text in every project
-    with models. A page of one's own has few tests.
+    The others, and the files that they test, are the same text in every project with models.
+    A page of one's own has few tests.
     """
-    if choice == first_with(choice["page"]):
+    if choice["page"] == "own" or choice == compares_models()[0]:
         return []
-    if choice in with_every_answer(ASKED_BY_PYTHON):
-        engine = tests / "serving" / "engine"
-        same = [path for path in engine.glob("test_*.py") if path.name not in TESTS_OF_WEIGHTS]
-        return ["-m", "not served", *(f"--ignore={path}" for path in sorted(same))]
     files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
-    return ["-m", "not served and not browser", *files]
+    opens_browser = choice in with_every_answer(ASKED_BY_PYTHON)
+    return ["-m", "not served" if opens_browser else "not served and not browser", *files]
 
 
-def first_with(page: str | bool) -> Answers:
-    return next(each for each in every_pair_of_answers() if each["page"] == page)
+def compares_models() -> list[Answers]:
+    return [choice for choice in every_pair_of_answers() if choice["page"] == "compare"]
 
 
 def with_every_answer(questions: Sequence[str]) -> list[Answers]:
@@ -182,7 +179,7 @@ def with_every_answer(questions: Sequence[str]) -> list[Answers]:
     missing = {(question, answer) for question in questions for answer in CHOICES[question]}
     found: list[Answers] = []
     while missing:
-        found.append(max(every_pair_of_answers(), key=lambda each: len(missing & each.items())))
+        found.append(max(compares_models(), key=lambda each: len(missing & each.items())))
         missing -= found[-1].items()
     return found
 
