@@ -183,11 +183,12 @@ def soak(session: nox.Session) -> None:
 def benchmark(session: nox.Session) -> None:
     """Compares a rendered project with what a user would pick instead, and writes the report.
 
-    Takes parts of it: `nox -s benchmark -- users`, or `growth`, or `footprint`.
+    Takes parts of it: `nox -s benchmark -- users`, or `growth`, `footprint`, `own`.
     `nox -s benchmark -- quick` ends in five minutes and fails when a ratio is clearly lost.
     """
     install(session, "benchmark")
     project = make_project(session, "benchmark")
+    own = make_project(session, "benchmark-own", "page=own")
     package = package_of(project)
     weights = (
         f"from {package}.serving.engine.bundled import bundled_weights; print(bundled_weights())"
@@ -195,7 +196,7 @@ def benchmark(session: nox.Session) -> None:
     python = str(python_of(project))
     printed = session.run(python, "-c", weights, external=True, silent=True) or ""
     [*_, model] = printed.splitlines()
-    arguments = [str(project), str(project / ".venv"), model]
+    arguments = [str(project), str(project / ".venv"), model, str(own)]
     session.run("python", "-m", "benchmarks", *arguments, *session.posargs)
 
 

@@ -18,13 +18,16 @@ from .measures import (
     scale,
     scale_of_the_page,
     second_start,
+    short_calls,
+    starts_of_an_own_page,
     under_load,
 )
-from .report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Footprint, Growth, Ratio, Users, write
+from .report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Footprint, Growth, Own, Ratio, Users, write
 
-PARTS = ["users", "growth", "footprint"]
+PARTS = ["users", "growth", "footprint", "own"]
 QUICK = "quick"
 ROUNDS = 3
+CALLS = 15
 CLEARLY_LOST = 0.8
 """Part of a figure's goal below which the quick run fails: it measures once, on any machine."""
 
@@ -46,6 +49,10 @@ def main() -> None:
         write("growth", growth(rendered))
     if "footprint" in options.parts:
         write("footprint", Footprint(memory(rendered), second_start(rendered, ROUNDS)))
+    if "own" in options.parts:
+        own = Project(options.own, options.own / ".venv", rendered.variables)
+        starts = starts_of_an_own_page(own, ROUNDS)
+        write("own", Own(starts, short_calls(own, [1, 8], CALLS)))
 
 
 def read(arguments: list[str]) -> argparse.Namespace:
@@ -53,6 +60,7 @@ def read(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("project", type=Path, help="a rendered project")
     parser.add_argument("environment", type=Path, help="where it is installed")
     parser.add_argument("model", type=Path, help="SmolLM2 as safetensors")
+    parser.add_argument("own", type=Path, help="a rendered project with a page of one's own")
     # Python 3.11 takes no part at all for a wrong choice.
     parser.add_argument("parts", nargs="*", help=", ".join([*PARTS, QUICK]))
     options = parser.parse_args(arguments)

@@ -75,6 +75,48 @@ def original(project: Project, model: Path, dtype: str) -> Iterator[Served]:
         yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
 
 
+@contextmanager
+def launched(project: Project) -> Iterator[Served]:
+    """Plain Gradio, with a function that takes ten milliseconds."""
+    port = free_port()
+    project = with_variables(project, Path(), "float32", BENCHMARK_PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+    with project.started("python", "-m", "benchmarks.rivals.short_calls") as running:
+        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
+        yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
+
+
+@contextmanager
+def on_two_replicas(project: Project) -> Iterator[Served]:
+    """The same page, served by the project."""
+    application = {
+        "name": "short-calls",
+        "import_path": "benchmarks.rivals.short_calls:build",
+        "args": {"page_replicas": 2},
+    }
+    project = with_variables(project, Path(), "float32")
+    with serve_run(project, application) as (url, process):
+        yield Served(Call(url, "generate", [PROMPT]), process)
+
+
+@contextmanager
+def as_rendered(project: Project) -> Iterator[None]:
+    """The project's page on this machine, as its README starts it."""
+    config = project.root / "config" / "local.yaml"
+    command = ("-m", project.package, "serve", str(config), "--port", str(free_port()))
+    with project.started("python", *command) as running:
+        running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
+        yield
+
+
+@contextmanager
+def empty_application(project: Project) -> Iterator[None]:
+    """Ray, and a Serve application of one deployment that imports nothing."""
+    application = {"name": "empty", "import_path": "benchmarks.rivals.short_calls:build_empty"}
+    with serve_run(with_variables(project, Path(), "float32"), application, asked=""):
+        yield
+
+
 def with_variables(project: Project, model: Path, dtype: str, **more: str) -> Project:
     variables: Mapping[str, str] = {
         "PYTHONPATH": str(REPOSITORY),
@@ -113,7 +155,7 @@ def stand_ins(project: Project, *models: StandIn, page_replicas: int = 1) -> Ite
 
 @contextmanager
 def serve_run(
-    project: Project, application: Mapping[str, object]
+    project: Project, application: Mapping[str, object], asked: str = "theme.css"
 ) -> Iterator[tuple[str, psutil.Process]]:
     """Serves it at the root of a free port; yields its address and the process that serves."""
     port = free_port()
@@ -125,5 +167,5 @@ def serve_run(
     path.write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{port}"
     with project.started("serve", "run", str(path)) as running:
-        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
+        running.wait_for(lambda _: answers(f"{url}/{asked}"), START_SECONDS)
         yield url, psutil.Process(running.process.pid)

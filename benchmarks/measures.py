@@ -16,6 +16,10 @@ from .contenders import (
     NEW_TOKENS,
     Served,
     StandIn,
+    as_rendered,
+    empty_application,
+    launched,
+    on_two_replicas,
     project,
     stand_ins,
     with_variables,
@@ -247,6 +251,50 @@ def second_start(rendered: Project, rounds: int) -> Start:
         sum(python_seconds(rendered, "", f"import {each}", rounds) for each in imports),
         python_seconds(rendered, *ray, rounds),
     )
+
+
+@dataclass(frozen=True)
+class OwnStart:
+    """Seconds from a command until there is an answer."""
+
+    project: float
+    empty: float
+    """Of an application that imports nothing."""
+
+
+def starts_of_an_own_page(rendered: Project, rounds: int) -> OwnStart:
+    project: list[float] = []
+    empty: list[float] = []
+    for _ in range(rounds):
+        for start, seconds in ((as_rendered, project), (empty_application, empty)):
+            began = time.perf_counter()
+            with start(rendered):
+                seconds.append(time.perf_counter() - began)
+    return OwnStart(statistics.median(project), statistics.median(empty))
+
+
+@dataclass(frozen=True)
+class ShortCall:
+    """Median seconds of a call of ten milliseconds, which that many users make at once."""
+
+    users: int
+    launched: float
+    on_two_replicas: float
+
+
+def short_calls(rendered: Project, users: Iterable[int], calls: int) -> list[ShortCall]:
+    medians: list[dict[int, float]] = []
+    for start in (launched, on_two_replicas):
+        with start(rendered) as served:
+            for _ in range(2):
+                ask_at_once(served.call, 8)
+            medians.append({})
+            for number in users:
+                answers = [each for _ in range(calls) for each in ask_at_once(served.call, number)]
+                check(answers)
+                medians[-1][number] = statistics.median(answer.end for answer in answers)
+    plain, ours = medians
+    return [ShortCall(number, plain[number], ours[number]) for number in plain]
 
 
 def python_seconds(rendered: Project, before: str, code: str, rounds: int) -> float:

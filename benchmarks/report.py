@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from .contenders import NEW_TOKENS
-from .measures import Alone, Cost, Load, Memory, Scale, Start
+from .measures import Alone, Cost, Load, Memory, OwnStart, Scale, ShortCall, Start
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
 OURS, SAME_DTYPE, GUIDE, ORIGINAL = (
@@ -172,7 +172,47 @@ class Footprint:
         ]
 
 
-def write(name: str, part: Users | Growth | Footprint) -> None:
+@dataclass(frozen=True)
+class Own:
+    """What a page of one's own, without models, takes beside plain Gradio and an empty Serve."""
+
+    start: OwnStart
+    calls: list[ShortCall]
+
+    def ratios(self) -> list[Ratio]:
+        return [
+            Ratio(
+                "second start / an empty application of Serve",
+                self.start.project / self.start.empty,
+                1.25,
+                True,
+            ),
+            *(
+                Ratio(
+                    f"ms that a call takes longer than with launch(), users at once: {each.users}",
+                    1000 * (each.on_two_replicas - each.launched),
+                    15,
+                    True,
+                )
+                for each in self.calls
+            ),
+        ]
+
+    def tables(self) -> list[str]:
+        rows = [
+            f"| {x.users} | {1000 * x.launched:.0f} | {1000 * x.on_two_replicas:.0f} |"
+            for x in self.calls
+        ]
+        return [
+            f"The page is ready after {self.start.project:.1f} s, an empty application after "
+            f"{self.start.empty:.1f} s.",
+            "",
+            "Median of a call whose function takes 10 ms:",
+            *("", "| users at once | `launch()`, ms | two replicas, ms |", "|---|---|---|", *rows),
+        ]
+
+
+def write(name: str, part: Users | Growth | Footprint | Own) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
     (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")

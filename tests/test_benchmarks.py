@@ -4,11 +4,11 @@ import pytest
 
 from benchmarks.__main__ import PARTS, read
 from benchmarks.contenders import MODELS, NEW_TOKENS
-from benchmarks.measures import Alone, Load, load_of, median_load
-from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Ratio, Users
+from benchmarks.measures import Alone, Load, OwnStart, ShortCall, load_of, median_load
+from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Own, Ratio, Users
 from benchmarks.users import Answer
 
-WHERE = ["project", "environment", "model"]
+WHERE = ["project", "environment", "model", "own"]
 
 
 def test_all_parts_are_measured_unless_some_are_named() -> None:
@@ -67,3 +67,10 @@ def test_ratios_hold_the_project_against_the_others_at_as_many_users() -> None:
     )
     values = [ratio.value for ratio in users.ratios()]
     assert values == [6, 3, 6, 3, 30, 15, 1, 1, 12, 0.75, 1.25, 1]
+
+
+def test_a_page_of_ones_own_is_held_against_an_empty_application_and_plain_gradio() -> None:
+    own = Own(OwnStart(project=12, empty=10), [ShortCall(1, launched=0.025, on_two_replicas=0.045)])
+    start, call = own.ratios()
+    assert (start.value, start.reached()) == (1.2, True)
+    assert (round(call.value), call.reached()) == (20, False)

@@ -1,0 +1,43 @@
+"""A page whose function takes ten milliseconds, as `launch()` serves it and as the project does."""
+
+import importlib
+import os
+import time
+from typing import Any
+
+import gradio as gr
+from ray import serve
+from ray.serve import Application
+
+SECONDS = 0.01
+
+
+def wait(text: str) -> str:
+    time.sleep(SECONDS)
+    return text
+
+
+def build_page() -> gr.Blocks:
+    page = gr.Interface(wait, "textbox", "textbox", api_name="generate")
+    return page.queue(default_concurrency_limit=8)
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """Takes the number of replicas as `page_replicas`."""
+    serving = importlib.import_module(f"{os.environ['BENCHMARK_PACKAGE']}.serving")
+    server = serving.GradioServer.options(num_replicas=arguments["page_replicas"])
+    return server.bind(serving.HttpSettings(), build_page)
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Empty:
+    async def __call__(self) -> str:
+        return "empty"
+
+
+def build_empty(_: dict[str, Any]) -> Application:
+    return Empty.bind()
+
+
+if __name__ == "__main__":
+    build_page().launch(server_port=int(os.environ["BENCHMARK_PORT"]))
