@@ -23,10 +23,16 @@ class Ask:
     endpoint: str
     values: tuple[Any, ...]
     """Of each input that the API tells of."""
+    refused: bool = False
+    """Whether a component takes no such value, which is 422 on Serve and 500 elsewhere."""
 
 
 def ask(endpoint: str, *values: Any) -> Ask:
     return Ask(endpoint, values)
+
+
+def refused(endpoint: str, *values: Any) -> Ask:
+    return Ask(endpoint, values, refused=True)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from gradio_client.exceptions import AppError
 from .app import Ask, File
 
 SECONDS = 60
+FAILED, REFUSED = 500, 422
 
-OF_A_PROCESS = {"app_id", "root", "username", "duration", "average_duration"}
-"""Fields that another start changes."""
-OF_THE_TEMPLATE = {"footer_links", "max_file_size", "run_history"}
-"""Fields for which Serve has another default."""
+OF_A_PROCESS = {"app_id", "root", "username", "duration", "average_duration", "used_cache"}
+"""Fields that another start changes, or another replica."""
+OF_THE_TEMPLATE = {"footer_links", "max_file_size", "run_history", "secret", "storage_key"}
+"""Fields that have another value on Serve, for good reasons."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, An
             "theme": digest(page.get("theme.css").content),
             "config": config,
             "api": page.get("gradio_api/info").json(),
-            "calls": [[ask.endpoint, _call(client, ask, files), _run(page, ask)] for ask in asks],
+            "calls": [
+                [ask.endpoint, _call(client, ask, files), _run(page, ask, config)] for ask in asks
+            ],
         }
         client.close()
         return dict(_comparable(found, served, Path(downloads)))
@@ -97,9 +100,9 @@ def _with_files(value: Any, files: Path) -> Any:
     return value
 
 
-def _run(page: httpx2.Client, ask: Ask) -> list[Any] | None:
+def _run(page: httpx2.Client, ask: Ask, config: dict[str, Any]) -> list[Any] | None:
     """Calls past the queue, with the values as they are."""
-    body = {"data": list(ask.values)}
+    body = {"data": _with_states(ask, config)}
     try:
         text = json.dumps(body)
     except TypeError:
@@ -109,7 +112,20 @@ def _run(page: httpx2.Client, ask: Ask) -> list[Any] | None:
         f"gradio_api/run{ask.endpoint}", content=text, headers={"content-type": "application/json"}
     )
     is_json = answer.headers["content-type"].startswith("application/json")
-    return [answer.status_code, answer.json() if is_json else answer.text]
+    status = REFUSED if ask.refused and answer.status_code == FAILED else answer.status_code
+    return [status, answer.json() if is_json else answer.text]
+
+
+def _with_states(ask: Ask, config: dict[str, Any]) -> list[Any]:
+    """Returns the values, and a null for each state, of which the API does not tell."""
+    types = {component["id"]: component["type"] for component in config["components"]}
+    values = list(ask.values)
+    for dependency in config["dependencies"]:
+        if dependency["api_name"] == ask.endpoint.strip("/"):
+            for place, component in enumerate(dependency["inputs"]):
+                if types[component] == "state":
+                    values.insert(place, None)
+    return values
 
 
 def _comparable(value: Any, served: Served, downloads: Path) -> Any:

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 from playwright.sync_api import Page, expect
 
-from .app import File, app, ask
+from .app import File, app, ask, refused
 
 
 def same(value: Any) -> Any:
@@ -53,8 +53,8 @@ def moves_a_slider(page: Page) -> None:
 
 
 @app(
-    *(ask("/double", 3), ask("/double", 99), ask("/double", None), ask("/double", "seven")),
-    ask("/round", 2.5),
+    *(ask("/double", 3), ask("/round", 2.5)),
+    *(refused("/double", value) for value in (99, None, "seven")),
     use=moves_a_slider,
 )
 def numbers() -> gr.Blocks:
@@ -67,8 +67,8 @@ def numbers() -> gr.Blocks:
 
 
 @app(
-    *(ask("/echo_0", True), ask("/echo_1", ["b", "a"]), ask("/echo_1", ["z"])),
-    *(ask("/echo_2", 2), ask("/echo_2", 9), ask("/echo_3", ["a", 1]), ask("/echo_4", "own")),
+    *(ask("/echo_0", True), ask("/echo_1", ["b", "a"]), refused("/echo_1", ["z"])),
+    *(ask("/echo_2", 2), refused("/echo_2", 9), ask("/echo_3", ["a", 1]), ask("/echo_4", "own")),
 )
 def choices() -> gr.Blocks:
     return echo(
@@ -107,7 +107,7 @@ def dataframe() -> gr.Blocks:
 
 @app(
     *(ask("/echo_0", {"a": [1, None, {"b": "ü"}]}), ask("/echo_1", "print('whale')")),
-    *(ask("/echo_2", "#ff8800"), ask("/echo_3", "2026-01-02 03:04:05"), ask("/echo_3", "soon")),
+    *(ask("/echo_2", "#ff8800"), ask("/echo_3", "2026-01-02 03:04:05"), refused("/echo_3", "soon")),
     ask("/echo_4", "# Title"),
 )
 def structured() -> gr.Blocks:

@@ -24,7 +24,8 @@ def test_an_app_has_the_same_config_api_values_files_and_errors(
 ) -> None:
     asks = APPS[name].asks
     expected = transcript(plain.app(name), asks, files)
-    assert differences(expected, transcript(on_ray.app(name), asks, files)) == []
+    found = differences(expected, transcript(on_ray.app(name), asks, files))
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("name", IN_A_BROWSER)
