@@ -202,6 +202,27 @@ async def test_a_tab_that_is_closed_while_it_is_sent_to_is_noticed_once() -> Non
     assert tab.closed == 1
 
 
+async def test_a_request_of_a_dead_proxy_ends_as_if_its_client_had_left() -> None:
+    heard: list[Message] = []
+    sent: list[Message] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start"})
+        heard.append(await receive())
+        await send({"type": "http.response.body"})
+
+    async def receive() -> Message:
+        raise RayActorError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    loss: ASGIApp = ProxyLoss(app)
+    await loss(SCOPE, receive, send)
+    assert heard == [DISCONNECT]
+    assert sent == [{"type": "http.response.start"}]
+
+
 # Where a request may last for a time alone, and its reader asks again.
 
 NEW = [(STREAM.encode(), b"new")]
@@ -431,6 +452,33 @@ def page_that_takes_its_time(closed: list[int], stopped: list[float]) -> gr.Bloc
     return blocks
 
 
+def test_a_program_may_ask_again_too() -> None:
+    stopped: list[float] = []
+    web = mount(page_that_takes_its_time([], stopped), HttpSettings())
+    streams = LeftStreams(web, seconds=0.8, return_seconds=0.5)
+    with in_thread(streams) as url, httpx2.Client(base_url=f"{url}/gradio_api/") as client:
+        event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
+        name, requests, text = "new", 0, ""
+        while requests == 0 or text.endswith(AGAIN.decode()):
+            answer = client.get(f"call/speak/{event}", headers={STREAM: name})
+            name = answer.headers[STREAM]
+            text += answer.text
+            requests += 1
+        assert requests >= 4
+        values = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        texts = [" ".join(map(str, range(count + 1))) for count in range(PIECES)]
+        assert values == [[None, f"1: {each} "] for each in [*texts, texts[-1]]]
+        assert "event: complete" in text
+        # One that does not is stopped.
+        stopped.clear()
+        event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
+        begun = time.monotonic()
+        client.get(f"call/speak/{event}", headers={STREAM: "new"})
+        while not stopped and time.monotonic() < begun + 10:
+            time.sleep(0.1)
+        assert stopped[0] - begun < PIECES * PAUSE - 1
+
+
 def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_request(
     browser: Browser,
 ) -> None:
@@ -462,51 +510,3 @@ def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_reque
             time.sleep(0.1)
         time.sleep(1)
         assert closed == [1]
-
-
-def test_a_program_may_ask_again_too() -> None:
-    stopped: list[float] = []
-    web = mount(page_that_takes_its_time([], stopped), HttpSettings())
-    streams = LeftStreams(web, seconds=0.8, return_seconds=0.5)
-    with in_thread(streams) as url, httpx2.Client(base_url=f"{url}/gradio_api/") as client:
-        event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
-        name, requests, text = "new", 0, ""
-        while requests == 0 or text.endswith(AGAIN.decode()):
-            answer = client.get(f"call/speak/{event}", headers={STREAM: name})
-            name = answer.headers[STREAM]
-            text += answer.text
-            requests += 1
-        assert requests >= 4
-        values = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
-        texts = [" ".join(map(str, range(count + 1))) for count in range(PIECES)]
-        assert values == [[None, f"1: {each} "] for each in [*texts, texts[-1]]]
-        assert "event: complete" in text
-        # One that does not is stopped.
-        stopped.clear()
-        event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
-        begun = time.monotonic()
-        client.get(f"call/speak/{event}", headers={STREAM: "new"})
-        while not stopped and time.monotonic() < begun + 10:
-            time.sleep(0.1)
-        assert stopped[0] - begun < PIECES * PAUSE - 1
-
-
-async def test_a_request_of_a_dead_proxy_ends_as_if_its_client_had_left() -> None:
-    heard: list[Message] = []
-    sent: list[Message] = []
-
-    async def app(_: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start"})
-        heard.append(await receive())
-        await send({"type": "http.response.body"})
-
-    async def receive() -> Message:
-        raise RayActorError
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    loss: ASGIApp = ProxyLoss(app)
-    await loss(SCOPE, receive, send)
-    assert heard == [DISCONNECT]
-    assert sent == [{"type": "http.response.start"}]
