@@ -1,18 +1,34 @@
 """Streams whose readers leave, in the middle of this or that."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
+import gradio as gr
+import httpx2
 import pytest
+from playwright.sync_api import Browser, expect
 from ray.exceptions import RayActorError
 from starlette.background import BackgroundTasks
-from starlette.responses import StreamingResponse
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.serving.http.disconnects import (
+    AGAIN,
+    ASK_AGAIN,
+    CONFIG,
+    STREAM,
     LeftStreams,
     ProxyLoss,
 )
+from {{ cookiecutter.__package }}.serving.http.mount import mount
+from {{ cookiecutter.__package }}.serving.http.settings import (
+    HttpSettings,
+)
+
+from ...support.stand_ins import in_thread
 
 SCOPE = {
     "type": "http",
@@ -205,3 +221,292 @@ async def test_a_request_of_a_dead_proxy_ends_as_if_its_client_had_left() -> Non
     await loss(SCOPE, receive, send)
     assert heard == [DISCONNECT]
     assert sent == [{"type": "http.response.start"}]
+
+
+# Where a request may last for a time alone, and its reader asks again.
+
+NEW = [(STREAM.encode(), b"new")]
+EVENTS = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"replica=a; Path=/")]
+
+
+class Numbers:
+    """Streams numbers with a pause before each, or after another waits for its reader."""
+
+    def __init__(self, count: int, pause: float = 0.03) -> None:
+        self.streams = self.cancelled = self.left = 0
+        self._count = count
+        self._pause = pause
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        self.streams += 1
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+            for number in range(self._count):
+                await asyncio.sleep(self._pause)
+                body = b"data: %d\n\n" % number
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            if self._count == 1:
+                self.left += await receive() == DISCONNECT
+            await send({"type": "http.response.body"})
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+async def asked(app: ASGIApp, reader: Reader, name: str, scope: Scope = SCOPE) -> str | None:
+    """Reads until the request ends, and returns what it is to ask for next, if it goes on."""
+    before = len(reader.received)
+    headers = [(STREAM.encode(), name.encode())]
+    async with asyncio.timeout(10):
+        await app({**scope, "headers": headers}, reader.receive, reader.send)
+    start, *_, last = reader.received[before:]
+    assert start["type"] == "http.response.start"
+    assert not last.get("more_body", False)
+    return Headers(scope=start).get(STREAM) if last.get("body") == AGAIN else None
+
+
+def numbers_in(reader: Reader) -> list[int]:
+    bodies = b"".join(each.get("body", b"") for each in reader.received)
+    events = bodies.replace(AGAIN, b"").split(b"\n\n")[:-1]
+    return [int(event.removeprefix(b"data: ")) for event in events]
+
+
+async def test_a_reader_who_asks_again_misses_nothing_and_gets_nothing_twice() -> None:
+    numbers, reader = Numbers(20), Reader()
+    app = LeftStreams(numbers, seconds=0.1)
+    name: str | None = "new"
+    names = set[str]()
+    while name is not None:
+        names.add(name)
+        # Between two requests it makes one number.
+        await asyncio.sleep(0.04)
+        name = await asked(app, reader, name)
+    assert numbers_in(reader) == list(range(20))
+    assert len(names) > 4
+    assert numbers.streams == 1
+    assert not numbers.cancelled
+    starts = [Headers(scope=each) for each in reader.received if "status" in each]
+    assert [bool(each.get("set-cookie")) for each in starts] == [True] + [False] * (len(names) - 1)
+
+
+async def test_a_request_ends_after_what_is_being_sent() -> None:
+    numbers, reader = Numbers(2, pause=0), Reader()
+    app = LeftStreams(numbers, seconds=0.05)
+    reader.takes.clear()
+    request = asyncio.create_task(asked(app, reader, "new"))
+    await asyncio.sleep(0.1)
+    assert not request.done()
+    reader.takes.set()
+    name = await request
+    assert name
+    assert await asked(app, reader, name) is None
+    assert numbers_in(reader) == [0, 1]
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [([], 0.05), (NEW, None)])
+async def test_others_read_a_stream_in_one_request(
+    headers: list[tuple[bytes, bytes]], seconds: float | None
+) -> None:
+    numbers, reader = Numbers(6), Reader()
+    await LeftStreams(numbers, seconds)({**SCOPE, "headers": headers}, reader.receive, reader.send)
+    assert numbers_in(reader) == list(range(6))
+    assert [Headers(scope=each).get(STREAM) for each in reader.received[:1]] == [None]
+    assert len(reader.received) == 8
+
+
+@pytest.mark.parametrize("pause", [0.03, 60])
+async def test_who_does_not_ask_again_has_left(pause: float) -> None:
+    """It waits for its reader, or for something to send."""
+    numbers, reader = Numbers(1, pause), Reader()
+    app = LeftStreams(numbers, seconds=0.01, return_seconds=0.1)
+    name = await asked(app, reader, "new")
+    assert name
+    await asyncio.sleep(0.05)
+    assert (numbers.cancelled, numbers.left) == (0, 0)
+    await asyncio.sleep(0.1)
+    assert (numbers.cancelled, numbers.left) == ((0, 1) if pause < 1 else (1, 0))
+    assert await asked(app, reader, name) is None
+    assert reader.received[-2]["status"] == 410
+    assert numbers.streams == 1
+
+
+async def test_who_leaves_while_reading_is_not_waited_for() -> None:
+    numbers, reader = Numbers(1, 60), Reader()
+    app = LeftStreams(numbers, seconds=0.05)
+    name = await asked(app, reader, "new")
+    scope = {**SCOPE, "headers": [(STREAM.encode(), (name or "").encode())]}
+    request = asyncio.create_task(app(scope, reader.receive, reader.send))
+    await asyncio.sleep(0.01)
+    reader.leaves.set()
+    await asyncio.wait_for(request, 10)
+    await asyncio.sleep(0.01)
+    assert numbers.cancelled == 1
+    assert reader.received[-1]["type"] == "http.response.start"
+
+
+async def test_a_stream_that_fails_while_nobody_reads_fails_the_next_request() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+        await asyncio.sleep(0.1)
+        raise ValueError("of this kind")
+
+    reader = Reader()
+    streams = LeftStreams(app, seconds=0.05)
+    name = await asked(streams, reader, "new")
+    await asyncio.sleep(0.1)
+    with pytest.raises(ValueError, match="of this kind"):
+        await asked(streams, reader, name or "")
+
+
+@pytest.mark.parametrize("beats", [0.03, 60])
+async def test_a_tab_is_closed_once_when_it_does_not_ask_again(beats: float) -> None:
+    closed = 0
+
+    async def tab(_scope: Scope, receive: Receive, send: Send) -> None:
+        background = BackgroundTasks()
+
+        async def close() -> None:
+            nonlocal closed
+            await asyncio.sleep(0.01)
+            closed += 1
+
+        async def events() -> AsyncGenerator[str, None]:
+            while True:
+                try:
+                    yield "ALIVE"
+                    await asyncio.sleep(beats)
+                except asyncio.CancelledError:
+                    background.add_task(close)
+                    return
+
+        stream = StreamingResponse(events(), media_type="text/event-stream", background=background)
+        await stream({**TAB, "asgi": {"spec_version": "2.4"}}, receive, send)
+
+    reader = Reader()
+    app = LeftStreams(tab, seconds=0.05, return_seconds=0.1)
+    name = await asked(app, reader, "new", TAB)
+    await asyncio.sleep(0.05)
+    name = await asked(app, reader, name or "", TAB)
+    assert closed == 0
+    await asyncio.sleep(0.2)
+    assert closed == 1
+    # Of a replica that is gone, say: the tab goes on with this one.
+    assert await asked(app, reader, name or "", TAB)
+
+
+@pytest.mark.parametrize("seconds", [None, 25.0])
+async def test_the_page_asks_again_where_it_is_to(seconds: float | None) -> None:
+    page = b"<title>Whales</title>" + CONFIG + b" = {}</script>"
+    reader = Reader()
+    scope = {**SCOPE, "path": "/", "headers": []}
+    await LeftStreams(HTMLResponse(page), seconds)(scope, reader.receive, reader.send)
+    start, sent = reader.received
+    assert sent["body"] == (page.replace(CONFIG, ASK_AGAIN + CONFIG) if seconds else page)
+    assert Headers(scope=start)["content-length"] == str(len(sent["body"]))
+
+
+class Platform:
+    """Ends each request after some seconds, as some do, and keeps how many."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+        self.ended: list[str] = []
+        self.streams: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        kind = next((each for each in ("heartbeat", "queue/data") if each in scope["path"]), "")
+        self.streams += [kind] if kind else []
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._app(scope, receive, send)
+        except TimeoutError:
+            self.ended.append(scope["path"])
+            raise
+
+
+PIECES = 12
+PAUSE = 0.3
+
+
+def page_that_takes_its_time(closed: list[int], stopped: list[float]) -> gr.Blocks:
+    def speak(asked: int) -> Iterator[tuple[int, str]]:
+        text = ""
+        try:
+            for number in range(PIECES):
+                time.sleep(PAUSE)
+                text += f"{number} "
+                yield asked + 1, f"{asked + 1}: {text}"
+        finally:
+            stopped.append(time.monotonic())
+
+    with gr.Blocks() as blocks:
+        asked = gr.State(0)
+        answer = gr.Textbox(label="Answer")
+        gr.Button("Speak").click(speak, asked, [asked, answer])
+        gr.Button("Say").click(lambda: "said", None, gr.Textbox(label="Said"))
+        blocks.unload(lambda: closed.append(1))
+    return blocks
+
+
+def test_a_program_may_ask_again_too() -> None:
+    stopped: list[float] = []
+    web = mount(page_that_takes_its_time([], stopped), HttpSettings())
+    streams = LeftStreams(web, seconds=0.8, return_seconds=0.5)
+    with in_thread(streams) as url, httpx2.Client(base_url=f"{url}/gradio_api/") as client:
+        event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
+        name, requests, text = "new", 0, ""
+        while requests == 0 or text.endswith(AGAIN.decode()):
+            answer = client.get(f"call/speak/{event}", headers={STREAM: name})
+            name = answer.headers[STREAM]
+            text += answer.text
+            requests += 1
+        assert requests >= 4
+        values = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        texts = [" ".join(map(str, range(count + 1))) for count in range(PIECES)]
+        assert values == [[None, f"1: {each} "] for each in [*texts, texts[-1]]]
+        assert "event: complete" in text
+        # One that does not is stopped.
+        stopped.clear()
+        event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
+        begun = time.monotonic()
+        client.get(f"call/speak/{event}", headers={STREAM: "new"})
+        while not stopped and time.monotonic() < begun + 10:
+            time.sleep(0.1)
+        assert stopped[0] - begun < PIECES * PAUSE - 1
+
+
+def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_request(
+    browser: Browser,
+) -> None:
+    closed: list[int] = []
+    web = mount(page_that_takes_its_time(closed, []), HttpSettings())
+    platform = Platform(LeftStreams(web, seconds=0.8), seconds=1.5)
+    with in_thread(platform) as url:
+        with browser.new_page() as page:
+            faults: list[str] = []
+            page.on(
+                "console",
+                lambda message: faults.append(message.text) if message.type == "error" else None,
+            )
+            page.goto(url)
+            for number in (1, 2):
+                page.get_by_role("button", name="Speak").click()
+                expect(page.get_by_label("Answer")).to_have_value(f"{number}: 0 1 ")
+                page.get_by_role("button", name="Say").click()
+                expect(page.get_by_label("Said")).to_have_value("said")
+                whole = f"{number}: {' '.join(map(str, range(PIECES)))} "
+                expect(page.get_by_label("Answer")).to_have_value(whole)
+            assert not platform.ended
+            assert platform.streams.count("queue/data") >= 8
+            assert platform.streams.count("heartbeat") >= 8
+            assert not closed
+            assert not faults
+        deadline = time.monotonic() + 10
+        while not closed and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        assert closed == [1]

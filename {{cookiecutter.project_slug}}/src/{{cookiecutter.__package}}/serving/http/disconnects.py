@@ -1,15 +1,68 @@
-"""What ends when a reader is gone, or the HTTP proxy between."""
+"""What ends when a reader is gone, or the HTTP proxy between, and what waits for a reader."""
 
 import asyncio
 import re
+from secrets import token_hex
 
 from ray.exceptions import RayActorError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..telemetry.logs import logger, where
 
 ANSWER_STREAM = re.compile("/gradio_api/(queue/data|call/.+/.+)$")
 OPEN_TAB = re.compile("/gradio_api/heartbeat/.+$")
+RETURN_SECONDS = 30.0
+"""How long a stream waits for its reader to ask again."""
+STREAM = "x-stream"
+"""The header of a reader who asks again, `new` at first, and of what it is to ask for next."""
+NEW = "new"
+AGAIN = b":again\n\n"
+"""The last of a request whose stream goes on. Among events it is a comment."""
+CONFIG = b"<script>window.gradio_config"
+"""What the page begins with. Gradio opens the first stream before it adds a page's own head."""
+ASK_AGAIN = b"""<script>(() => {
+    const ask = window.fetch
+    window.fetch = async (input, init) => {
+        const path = input instanceof Request ? new URL(input.url).pathname : ""
+        if (!/\\/gradio_api\\/(queue\\/data|heartbeat\\/.+)$/.test(path)) return ask(input, init)
+        const read = name => {
+            const request = new Request(input, init)
+            request.headers.set("x-stream", name)
+            return ask(request)
+        }
+        const answer = await read("new")
+        let name = answer.headers.get("x-stream")
+        if (!name) return answer
+        let reader = answer.body.getReader()
+        let end = ""
+        const resume = async tries => {
+            const next = await read(name).catch(() => null)
+            if (next?.ok) return next
+            if (!tries || next?.status === 410 || input.signal.aborted) {
+                throw new Error("The stream is lost.")
+            }
+            await new Promise(done => setTimeout(done, 1000))
+            return resume(tries - 1)
+        }
+        const pull = async stream => {
+            const {done, value} = await reader.read()
+            if (!done) {
+                end = (end + String.fromCharCode(...value.slice(-8))).slice(-8)
+                return stream.enqueue(value)
+            }
+            if (end !== ":again\\n\\n") return stream.close()
+            const next = await resume(5)
+            name = next.headers.get("x-stream")
+            reader = next.body.getReader()
+            end = ""
+            return pull(stream)
+        }
+        const body = new ReadableStream({pull, cancel: reason => reader.cancel(reason)})
+        return new Response(body, answer)
+    }
+})()</script>"""
 
 
 class LeftStreams:
@@ -19,58 +72,179 @@ class LeftStreams:
     that is cancelled while it sends, or a second time while it cleans up, leaves its calls
     running to their end, and a task for ever. The functions that a page runs when a tab is closed
     are run in the same way, by the stream that lives as long as the tab does.
+
+    Args:
+        seconds: after which a request for a stream ends, and its reader asks again. The stream
+            goes on, and holds back what comes meanwhile. Only the page's own script asks again,
+            and who sends the same header; others read on.
+        return_seconds: after which a reader who did not ask again has left.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, seconds: float | None = None, return_seconds: float = RETURN_SECONDS
+    ) -> None:
         self._app = app
+        self._seconds = seconds
+        self._return_seconds = return_seconds
+        self._waiting: dict[str, _Stream] = {}
         self._ending = set[asyncio.Task[None]]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        streams = scope["type"] == "http" and scope["method"] == "GET"
-        tab = streams and OPEN_TAB.search(scope["path"])
-        if not tab and not (streams and ANSWER_STREAM.search(scope["path"])):
-            await self._app(scope, receive, send)
+        gets = scope["type"] == "http" and scope["method"] == "GET"
+        tab = gets and OPEN_TAB.search(scope["path"]) is not None
+        if not tab and not (gets and ANSWER_STREAM.search(scope["path"])):
+            asks_again = gets and self._seconds is not None
+            await self._app(scope, receive, _with_script(send) if asks_again else send)
             return
-        sending = left = False
-
-        async def receive_when_left() -> Message:
-            if not left:
-                await asyncio.Event().wait()
-            return {"type": "http.disconnect"}
-
-        async def send_unless_left(message: Message) -> None:
-            nonlocal sending
-            if not left:
-                sending = True
-                await send(message)
-                sending = False
-                if left and tab:
-                    # It never asks whether its reader is there. By then it waits for its next beat.
-                    asyncio.get_running_loop().call_soon(stream.cancel)
-
-        # From this version on Starlette streams in this task, not in one that it cancels itself.
-        asgi = {**scope["asgi"], "spec_version": "2.4"}
-        stream = asyncio.ensure_future(
-            self._app({**scope, "asgi": asgi}, receive_when_left, send_unless_left)
-        )
+        name = None if self._seconds is None else Headers(scope=scope).get(STREAM)
+        stream = self._waiting.pop(name or NEW, None)
+        if stream is None and not tab and name not in (None, NEW):
+            await JSONResponse({"detail": "This stream has ended."}, 410)(scope, receive, send)
+            return
         leaving = asyncio.create_task(_disconnected(receive))
+        waits = False
         try:
-            await asyncio.wait({stream, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if stream is None:
+                stream = _Stream(self._app, scope, send, tab=tab, asks_again=name is not None)
+            else:
+                await stream.resume(send)
+            ends = {stream.task, leaving}
+            seconds = None if name is None else self._seconds
+            while not waits:
+                ended, _ = await asyncio.wait(ends, timeout=seconds, return_when="FIRST_COMPLETED")
+                if ended:
+                    break
+                waits = await stream.pause(leaving)
+            if waits:
+                # Before its reader knows.
+                self._waiting[stream.name] = stream
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._return_seconds, self._give_up, stream.name)
+                await send({"type": "http.response.body", "body": AGAIN})
         finally:
             leaving.cancel()
-            if not stream.done():
-                left = True
-                self._ending.add(stream)
-                stream.add_done_callback(self._ended)
-                if not sending:
-                    stream.cancel()
-        if not left:
-            stream.result()
+            if stream is not None and not waits and not stream.task.done():
+                self._leave(stream)
+        if not waits and stream.task.done():
+            stream.task.result()
+
+    def _give_up(self, name: str) -> None:
+        if stream := self._waiting.pop(name, None):
+            self._leave(stream)
+
+    def _leave(self, stream: "_Stream") -> None:
+        self._ending.add(stream.task)
+        stream.task.add_done_callback(self._ended)
+        stream.leave()
 
     def _ended(self, stream: asyncio.Task[None]) -> None:
         self._ending.remove(stream)
         if not stream.cancelled() and (error := stream.exception()):
             logger.warning("The stream of a reader who left ended: %s", where(error))
+
+
+class _Stream:
+    """What the page streams, in a task of its own, to the one request or the other."""
+
+    def __init__(
+        self, app: ASGIApp, scope: Scope, send: Send, *, tab: bool, asks_again: bool
+    ) -> None:
+        self.name = token_hex(16)
+        self._send = send
+        self._tab = tab
+        self._asks_again = asks_again
+        self._start: Message | None = None
+        self._left = self._sending = False
+        self._is_read = asyncio.Event()
+        self._is_read.set()
+        self._has_sent = asyncio.Event()
+        self._has_sent.set()
+        # From this version on Starlette streams in this task, not in one that it cancels itself.
+        asgi = {**scope["asgi"], "spec_version": "2.4"}
+        self.task = asyncio.ensure_future(
+            app({**scope, "asgi": asgi}, self._receive_when_left, self._send_unless_left)
+        )
+
+    async def pause(self, leaving: asyncio.Task[None]) -> bool:
+        """Holds back what comes, and says whether the reader has got all that came before."""
+        if self._start is None:
+            return False
+        self._is_read.clear()
+        sent = asyncio.create_task(self._has_sent.wait())
+        try:
+            await asyncio.wait({sent, self.task, leaving}, return_when="FIRST_COMPLETED")
+        finally:
+            sent.cancel()
+        return self._has_sent.is_set() and not self.task.done() and not leaving.done()
+
+    async def resume(self, send: Send) -> None:
+        """Goes on with the request that has asked again."""
+        self.name = token_hex(16)
+        await send(_named(self._start or {}, self.name))
+        self._send = send
+        self._is_read.set()
+
+    def leave(self) -> None:
+        self._left = True
+        self._is_read.set()
+        if not self._sending:
+            self.task.cancel()
+
+    async def _receive_when_left(self) -> Message:
+        if not self._left:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def _send_unless_left(self, message: Message) -> None:
+        if self._left:
+            return
+        self._sending = True
+        await self._is_read.wait()
+        if not self._left:
+            if self._asks_again and _is_of(message, "text/event-stream"):
+                kept = [each for each in message["headers"] if each[0] != b"set-cookie"]
+                self._start = {**message, "headers": kept}
+                message = _named(message, self.name)
+            self._has_sent.clear()
+            await self._send(message)
+            self._has_sent.set()
+        self._sending = False
+        if self._left and self._tab:
+            # It never asks whether its reader is there. By then it waits for its next beat.
+            asyncio.get_running_loop().call_soon(self.task.cancel)
+
+
+def _named(start: Message, name: str) -> Message:
+    return {**start, "headers": [*start["headers"], (STREAM.encode(), name.encode())]}
+
+
+def _is_of(message: Message, media_type: str) -> bool:
+    if message["type"] != "http.response.start":
+        return False
+    return Headers(scope=message).get("content-type", "").startswith(media_type)
+
+
+def _with_script(send: Send) -> Send:
+    """Puts the script into the page that asks again for its streams."""
+    start: Message | None = None
+
+    async def send_with_script(message: Message) -> None:
+        nonlocal start
+        if _is_of(message, "text/html"):
+            start = message
+            return
+        if start is not None:
+            body = message.get("body", b"").replace(CONFIG, ASK_AGAIN + CONFIG, 1)
+            headers = MutableHeaders(scope=start)
+            if "content-length" in headers:
+                added = len(body) - len(message.get("body", b""))
+                headers["content-length"] = str(int(headers["content-length"]) + added)
+            await send(start)
+            start = None
+            message = {**message, "body": body}
+        await send(message)
+
+    return send_with_script
 
 
 async def _disconnected(receive: Receive) -> None:

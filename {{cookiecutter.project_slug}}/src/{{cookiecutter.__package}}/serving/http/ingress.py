@@ -64,7 +64,7 @@ class PageIngress(GradioIngress):
             path=settings.public_path,
             origins=settings.origins,
         )
-        web.add_middleware(LeftStreams)
+        web.add_middleware(LeftStreams, seconds=settings.stream_seconds)
         web.add_middleware(ProxyLoss)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.

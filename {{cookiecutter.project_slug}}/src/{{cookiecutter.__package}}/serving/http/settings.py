@@ -56,6 +56,9 @@ class HttpSettings(Strict):
     """Directives of Content-Security-Policy, beside the one that `embedded_in` makes."""
     keep_files_seconds: float = Field(default=86_400, gt=0)
     """How long a file is kept that a visitor uploaded or a function returned."""
+    stream_seconds: float | None = Field(default=None, gt=0)
+    """The longest that a stream stays open before the page asks for the rest of it, for a platform
+    that ends each request after a time: 25 where that is 30 seconds."""
 
     @property
     def public_path(self) -> str | None:
