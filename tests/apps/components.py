@@ -87,7 +87,8 @@ def choices() -> gr.Blocks:
 )
 def dataframe() -> gr.Blocks:
     with gr.Blocks() as page:
-        animals = gr.Dataframe({"name": ["whale", "seal"], "size": [30, 2]}, interactive=True)
+        table = pd.DataFrame({"name": ["whale", "seal"], "size": [30, 2]})
+        animals = gr.Dataframe(table, interactive=True)
         sums = gr.Dataframe()
         gr.Button("Sum").click(
             lambda table: table.sum(numeric_only=True).to_frame().T,

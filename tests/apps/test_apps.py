@@ -1,15 +1,21 @@
 """Each app gives on Ray what it gives when it is launched plainly."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage
+from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from .app import App, all_apps
 from .compare import Served, differences, readable, transcript
 from .conftest import OnRay, Plain
 
 APPS = all_apps()
+SETTLE_SECONDS = 30
+STEP_MILLISECONDS = 300
+UNCHANGED = 5
+PROGRESS = re.compile(r"^(processing \| )?[0-9.]+(/[0-9.]+)?(s|%)\n", re.MULTILINE)
 IN_A_BROWSER = {name: app for name, app in APPS.items() if app.use}
 
 
@@ -43,7 +49,8 @@ def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:
     complaints: set[str] = set()
 
     def hear(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        # The server's root, where a browser looks for an icon, is not the app's on Ray.
+        if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
             complaints.add(readable(f"{message.text} {message.location['url']}", served))
 
     context = browser.new_context(extra_http_headers=dict(served.headers), locale="en-US")
@@ -51,9 +58,21 @@ def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:
     page.on("console", hear)
     page.on("pageerror", lambda error: complaints.add(readable(str(error), served)))
     page.goto(served.url)
-    page.wait_for_selector("gradio-app .gradio-container")
+    page.locator("main .block").first.wait_for(state="attached")
+    settled(page)
     assert app.use
     app.use(page)
-    shown = page.locator("main").first.inner_text()
+    shown = settled(page)
     context.close()
     return readable(shown, served), complaints
+
+
+def settled(page: Page) -> str:
+    """Returns the text on the page when it no longer changes, and no call is under way."""
+    texts: list[str] = []
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while not (len(texts) > UNCHANGED and len(set(texts[-UNCHANGED:])) == 1):
+        assert time.monotonic() < deadline, texts[-1]
+        page.wait_for_timeout(STEP_MILLISECONDS)
+        texts.append(PROGRESS.sub("", page.locator("main").first.inner_text()))
+    return texts[-1]
