@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import http.server
+import importlib
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +50,7 @@ from ...support.file_page import (
     shown,
     upload,
 )
+from ...support.servers import Served, free_port
 from ...support.stand_ins import in_thread
 
 SONG = b"whales sing"
@@ -215,6 +219,137 @@ def test_what_is_blocked_is_so_through_a_link_too(tmp_path: Path, blocked: str, 
                 result(page, "returned", path)
         for name in ("open", f"{link}-to-open"):
             assert download(page, f"{tmp_path}/{name}/song.txt").content == SONG
+
+
+APPS = """
+import gradio as gr
+
+def double(text: str) -> str:
+    return text * 2
+
+def workflow() -> gr.Blocks:
+    return gr.Workflow(bind=[double])
+
+def reader() -> gr.Blocks:
+    return gr.Interface(lambda path: path, "text", gr.File(), api_name="returned")
+"""
+LAUNCH_APPS = """
+import sys, apps
+
+for make, port in zip((apps.workflow, apps.reader), sys.argv[1:]):
+    make().launch(prevent_thread_lock=True, quiet=True, inbrowser=False, server_port=int(port))
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def launched(folder: Path) -> Iterator[list[httpx2.Client]]:
+    """What plain Gradio makes of the apps, in a process that the project has no part in."""
+    ports = [free_port(), free_port()]
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCH_APPS, *map(str, ports)],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "up\n"
+            yield [httpx2.Client(base_url=f"http://127.0.0.1:{port}") for port in ports]
+        finally:
+            process.kill()
+
+
+def readable(workflow: httpx2.Client, reader: httpx2.Client, paths: dict[str, str]) -> set[str]:
+    """Which of the files a visitor gets by naming them, and which a function gets shown."""
+    found = set()
+    for name, path in paths.items():
+        for route in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/"):
+            # A server that fails closes the connection.
+            answer = workflow.get(f"{route}{path}", headers={"connection": "close"})
+            # A page has an answer of its own for what it does not know.
+            if answer.status_code == 200 and answer.content == SONG:
+                found.add(f"{name} by address")
+        with contextlib.suppress(httpx2.HTTPStatusError):
+            answer = download(reader, result(reader, "returned", path)["path"])
+            assert answer.content == SONG
+            found.add(f"{name} by a function")
+    return found
+
+
+def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apps.py").write_text(APPS)
+    work, temporary, uploads = (tmp_path / name for name in ("work", "temporary", "uploads"))
+    files = {
+        "elsewhere": tmp_path / "elsewhere" / "song.txt",
+        "of the working directory": work / "config" / "song.txt",
+        "hidden": work / ".env",
+        "temporary": temporary / "song.txt",
+        "of Ray": temporary / "ray" / "session_1" / "logs" / "song.txt",
+    }
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(SONG)
+    uploads.mkdir()
+    for folder in (work, temporary, uploads):
+        (folder / "link").symlink_to(files["elsewhere"].parent)
+    (temporary / "to-ray").symlink_to(temporary / "ray")
+    paths = {name: str(path) for name, path in files.items()} | {
+        "linked from uploads": f"{uploads}/link/song.txt",
+        "linked from what is temporary": f"{temporary}/link/song.txt",
+        "linked from the working directory": f"{work}/link/song.txt",
+        "of Ray through a link": f"{temporary}/to-ray/session_1/logs/song.txt",
+        "of Ray through dots": f"{uploads}/../temporary/ray/session_1/logs/song.txt",
+        "elsewhere through dots": f"{uploads}/../elsewhere/song.txt",
+        "elsewhere through coded dots": f"{uploads}/%2e%2e/elsewhere/song.txt",
+        "elsewhere from the process": f"/proc/self/root{files['elsewhere']}",
+        "the environment": "/proc/self/environ",
+        "code of the app": str(tmp_path / "apps.py"),
+        "code of Gradio": gr.__file__,
+        "relative": "../elsewhere/song.txt",
+        "with a scheme": f"file://{files['temporary']}",
+    }
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.chdir(work)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    apps = importlib.import_module("apps")
+    with launched(tmp_path) as plain:
+        by_launch = readable(*plain, paths)
+    with contextlib.ExitStack() as stack:
+        ours = [
+            stack.enter_context(TestClient(web, "http://localhost", raise_server_exceptions=False))
+            for web in (mount(make(), HttpSettings()) for make in (apps.workflow, apps.reader))
+        ]
+        by_us = readable(*ours, paths)
+    assert by_us == {
+        "temporary by address",
+        "temporary by a function",
+        "of the working directory by a function",
+    }
+    of_ray = {each for each in by_launch if each.startswith("of Ray")}
+    # Here, to show what it is that is refused.
+    assert len(of_ray) == 6
+    assert by_launch == by_us | of_ray
+
+
+def test_what_ray_was_sent_is_shown_where_it_is_allowed_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    sent = tmp_path / "ray" / "session_1" / "working_dir" / "pictures"
+    sent.mkdir(parents=True)
+    (sent / "song.txt").write_bytes(SONG)
+    for allowed, status in ((sent, 200), (tmp_path, 403)):
+        web = mount(file_page(), HttpSettings(), Launch(allowed_paths=[str(allowed)]))
+        with TestClient(web, "http://localhost") as page:
+            assert download(page, f"{sent}/song.txt").status_code == status
 
 
 def draw(page: TestClient, **fields: object) -> int:
@@ -527,7 +662,7 @@ def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
 @pytest.mark.served
 @pytest.mark.parametrize("way", Way)
 def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
-    served_page: httpx2.Client, kept_files: Path, folder: Path, way: Way
+    served_page: httpx2.Client, served_pages: Served, kept_files: Path, folder: Path, way: Way
 ) -> None:
     before = kept(kept_files)
     for function, value in places(named(str(folder / "picture.png"))):
@@ -542,6 +677,10 @@ def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
     assert download(served_page, "/proc/self/environ").status_code == 403
     made = result(served_page, "made")["path"]
     assert download(served_page, made).text == MADE_BY_THE_PAGE
+    # Among the temporary files, which a function may return.
+    [*_, log] = served_pages.logs.glob("serve/*.log")
+    with pytest.raises(httpx2.HTTPStatusError):
+        result(served_page, "returned", str(log))
 
 
 @pytest.mark.served

@@ -34,6 +34,8 @@ from gradio_client.utils import (
     is_http_url_like,
     value_is_file,
 )
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import worker
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -306,14 +308,29 @@ def _size(blobs: EditorDataBlobs) -> int:
 gradio_is_allowed_file = utils.is_allowed_file
 
 
-def is_allowed_file(path: Path, blocked_paths: Sequence[str | Path], **others: Any) -> Any:
+def is_allowed_file(
+    path: Path,
+    blocked_paths: Sequence[str | Path],
+    allowed_paths: Sequence[str | Path],
+    **others: Any,
+) -> Any:
     """Refuses what is blocked by the place where it is, whichever links lead there.
 
     Gradio follows the links of a path whose letters it has made small.
     """
     if any(_is_below(path, blocked) for blocked in blocked_paths):
         return False, "in_blocklist"
-    return gradio_is_allowed_file(path, blocked_paths, **others)
+    ray = ray_folder()
+    if _is_below(path, ray):
+        # It lies among the temporary files, which a function may return and a gr.Workflow shows.
+        allowed_paths = [allowed for allowed in allowed_paths if _is_below(allowed, ray)]
+    return gradio_is_allowed_file(path, blocked_paths, allowed_paths, **others)
+
+
+def ray_folder() -> str:
+    """Returns where this node's Ray keeps its logs, and the code that it was sent."""
+    node = worker._global_node
+    return str(node.get_temp_dir_path() if node else get_default_ray_temp_dir())
 
 
 def _is_below(path: str | Path, folder: str | Path) -> bool:
