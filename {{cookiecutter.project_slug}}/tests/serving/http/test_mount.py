@@ -11,9 +11,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx2
@@ -21,7 +22,12 @@ import pytest
 import safehttpx
 from gradio import processing_utils
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, expect
+from playwright.sync_api import Browser, Error, FilePayload, expect
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving import Launch
@@ -31,6 +37,9 @@ from {{ cookiecutter.__package }}.serving.http.files import (
     is_public,
 )
 from {{ cookiecutter.__package }}.serving.http.mount import mount
+from {{ cookiecutter.__package }}.serving.http.sessions import (
+    SessionCookie,
+)
 from {{ cookiecutter.__package }}.serving.http.settings import (
     HttpSettings,
     RequestLimits,
@@ -263,8 +272,9 @@ def launched(folder: Path) -> Iterator[list[httpx2.Client]]:
             process.kill()
 
 
-def readable(workflow: httpx2.Client, reader: httpx2.Client, paths: dict[str, str]) -> set[str]:
+def readable(pages: Sequence[httpx2.Client], paths: dict[str, str]) -> set[str]:
     """Which of the files a visitor gets by naming them, and which a function gets shown."""
+    workflow, reader = pages
     found = set()
     for name, path in paths.items():
         for route in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/"):
@@ -321,13 +331,13 @@ def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
     monkeypatch.syspath_prepend(str(tmp_path))
     apps = importlib.import_module("apps")
     with launched(tmp_path) as plain:
-        by_launch = readable(*plain, paths)
+        by_launch = readable(plain, paths)
     with contextlib.ExitStack() as stack:
         ours = [
             stack.enter_context(TestClient(web, "http://localhost", raise_server_exceptions=False))
             for web in (mount(make(), HttpSettings()) for make in (apps.workflow, apps.reader))
         ]
-        by_us = readable(*ours, paths)
+        by_us = readable(ours, paths)
     assert by_us == {
         "temporary by address",
         "temporary by a function",
@@ -649,6 +659,72 @@ def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: 
         # With `object-src`, the browser would say that it refuses the other page.
         assert page.locator("embed").count() == 1
         assert not [text for text in said if "Content Security Policy" in text]
+
+
+ELEMENT = """<!doctype html>
+<script type="module" src="/gradio.js"></script>
+<gradio-app src="{page}"></gradio-app>
+"""
+CALL = """async ([page, credentials]) => {
+    const config = await (await fetch(`${page}/config`, {credentials})).json()
+    const ask = async (path, options) => {
+        const answer = await fetch(`${config.root}/gradio_api/${path}`, {credentials, ...options})
+        if (!answer.ok) throw new Error(answer.status)
+        return answer
+    }
+    const files = new FormData()
+    files.append("files", new Blob(["whales sing"]), "song.txt")
+    const [path] = await (await ask("upload", {method: "POST", body: files})).json()
+    const call = {
+        data: [{path, meta: {_type: "gradio.FileData"}}],
+        fn_index: config.dependencies[0].id,
+        session_hash: "whale",
+    }
+    const headers = {"content-type": "application/json"}
+    await ask("queue/join", {method: "POST", body: JSON.stringify(call), headers})
+    const events = await (await ask("queue/data?session_hash=whale")).text()
+    const url = JSON.parse(events.match(/"url":("[^"]+")/)[1])
+    return await (await fetch(url, {credentials})).text()
+}"""
+
+
+def test_in_the_browser_a_site_that_is_listed_shows_and_calls_the_page_and_no_other_does(
+    browser: Browser,
+) -> None:
+    markup = ""
+
+    async def show(_: Request) -> HTMLResponse:
+        return HTMLResponse(markup)
+
+    gradio = StaticFiles(directory=Path(gr.__file__).parent / "templates" / "frontend")
+    site = Starlette(routes=[Route("/", show), Mount("/", gradio)])
+    given = gr.Interface(lambda file: file, gr.File(label="Song"), gr.File(label="Sung"))
+    replica = SimpleNamespace(app_name="page", replica_tag="first")
+    with in_thread(site) as wiki, in_thread(site) as elsewhere:
+        # Browsers take this for another site than that of the page.
+        wiki, elsewhere = (url.replace("127.0.0.1", "localhost") for url in (wiki, elsewhere))
+        web = mount(given, HttpSettings(origins=(wiki,)))
+        web.add_middleware(SessionCookie, embedded=True, origins=(wiki,), context=lambda: replica)
+        with in_thread(web) as url:
+            markup = ELEMENT.format(page=url)
+            with browser.new_page() as page:
+                page.goto(wiki)
+                page.get_by_test_id("file-upload").first.set_input_files(song(SONG))
+                page.get_by_role("button", name="Submit").click()
+                link = page.locator("a[href*='song.txt']").last
+                expect(link).to_have_attribute("href", re.compile(f"^{url}/~first[.]"))
+                for credentials in ("omit", "include"):
+                    assert page.evaluate(CALL, [url, credentials]) == SONG.decode()
+            with browser.new_page() as page:
+                page.goto(elsewhere)
+                for credentials in ("omit", "include"):
+                    with pytest.raises(Error, match="Failed to fetch"):
+                        page.evaluate(CALL, [url, credentials])
+                # What the browser sends without a question is refused by the page itself.
+                send = "url => fetch(url, {method: 'POST', mode: 'no-cors', body: '{}'})"
+                with page.expect_response(lambda answer: "/queue/join" in answer.url) as sent:
+                    page.evaluate(send, f"{url}/gradio_api/queue/join")
+                assert sent.value.status == 403
 
 
 @pytest.fixture(params=["files", "files_behind_a_prefix"])
