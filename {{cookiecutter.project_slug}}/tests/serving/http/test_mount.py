@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import httpx2
@@ -347,6 +348,15 @@ def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
     # Here, to show what it is that is refused.
     assert len(of_ray) == 6
     assert by_launch == by_us | of_ray
+
+
+def test_a_list_of_allowed_paths_may_lie_in_another(tmp_path: Path) -> None:
+    (tmp_path / "song.txt").write_bytes(SONG)
+    folders: Any = [[str(tmp_path)]]
+    with TestClient(
+        mount(file_page(), HttpSettings(), Launch(allowed_paths=folders)), "http://localhost"
+    ) as page:
+        assert download(page, f"{tmp_path}/song.txt").content == SONG
 
 
 def test_what_ray_was_sent_is_shown_where_it_is_allowed_itself(

@@ -123,9 +123,12 @@ class Launch:
 
 
 def listed(paths: PathOrPaths | None) -> list[str | Path]:
+    """Takes lists in a list too, as Gradio does."""
     if paths is None:
         return []
-    return [paths] if isinstance(paths, str | Path) else list(paths)
+    if isinstance(paths, str | Path):
+        return [paths]
+    return [path for each in paths for path in listed(each)]
 
 
 def name_of(builder: object) -> str:
