@@ -1,5 +1,6 @@
 """A team adopts an app as the README says, and asks deployments of its own as the docs say."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,11 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def project(render: Render, environment: Path, tmp_path: Path) -> Iterator[Project]:
+    # `uv add` takes what it adds from an index that has a name: PyTorch's, which lies on some
+    # machines.
+    unnamed = " ".join(each for each in os.environ.get("UV_INDEX", "").split() if "=" not in each)
     with ray_directory(tmp_path / "ray-logs") as ray:
-        yield Project(render(page="own"), environment, {"RAY_TMPDIR": ray})
+        yield Project(render(page="own"), environment, {"RAY_TMPDIR": ray, "UV_INDEX": unnamed})
 
 
 def code(text: str) -> list[str]:
