@@ -179,7 +179,11 @@ def rendered(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def make_project(template: Template, version: str, directory: Path) -> Path:
-    answers = json.dumps({"project_slug": "our-app", "deploy": "kubernetes"})
+    # Its default was another one in the last release.
+    description = "A Gradio page with models that run in parallel on Ray Serve."
+    answers = json.dumps(
+        {"project_slug": "our-app", "deploy": "kubernetes", "description": description}
+    )
     source = ("--checkout", version, template.root)
     run(
         *("cruft", "create", "--no-input", "--default-config"),
