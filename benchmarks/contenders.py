@@ -67,27 +67,30 @@ def tutorial(project: Project, model: Path, dtype: str) -> Iterator[Served]:
 @contextmanager
 def original(project: Project, model: Path, dtype: str) -> Iterator[Served]:
     """The guide's "original approach": Gradio alone, both models in turn."""
+    with launched(project, "benchmarks.rivals.original", model, dtype) as served:
+        yield served
+
+
+@contextmanager
+def launched(project: Project, module: str, model: Path, dtype: str) -> Iterator[Served]:
+    """Gradio alone, as the module launches it."""
     port = free_port()
     project = with_variables(project, model, dtype, BENCHMARK_PORT=str(port))
     url = f"http://127.0.0.1:{port}"
-    with project.started("python", "-m", "benchmarks.rivals.original") as running:
+    with project.started("python", "-m", module) as running:
         running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
         yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
 
 
 @contextmanager
-def launched(project: Project) -> Iterator[Served]:
-    """Plain Gradio, with a function that takes ten milliseconds."""
-    port = free_port()
-    project = with_variables(project, Path(), "float32", BENCHMARK_PORT=str(port))
-    url = f"http://127.0.0.1:{port}"
-    with project.started("python", "-m", "benchmarks.rivals.short_calls") as running:
-        running.wait_for(lambda _: answers(f"{url}/theme.css"), START_SECONDS)
-        yield Served(Call(url, "generate", [PROMPT]), psutil.Process(running.process.pid))
+def short_calls_launched(project: Project) -> Iterator[Served]:
+    """A page whose function takes ten milliseconds, by plain Gradio."""
+    with launched(project, "benchmarks.rivals.short_calls", Path(), "float32") as served:
+        yield served
 
 
 @contextmanager
-def on_two_replicas(project: Project) -> Iterator[Served]:
+def short_calls_on_two_replicas(project: Project) -> Iterator[Served]:
     """The same page, served by the project."""
     application = {
         "name": "short-calls",
@@ -112,7 +115,7 @@ def as_rendered(project: Project) -> Iterator[None]:
 @contextmanager
 def empty_application(project: Project) -> Iterator[None]:
     """Ray, and a Serve application of one deployment that imports nothing."""
-    application = {"name": "empty", "import_path": "benchmarks.rivals.short_calls:build_empty"}
+    application = {"name": "empty", "import_path": "benchmarks.rivals.empty:app"}
     with serve_run(with_variables(project, Path(), "float32"), application, asked=""):
         yield
 

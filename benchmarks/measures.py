@@ -18,9 +18,9 @@ from .contenders import (
     StandIn,
     as_rendered,
     empty_application,
-    launched,
-    on_two_replicas,
     project,
+    short_calls_launched,
+    short_calls_on_two_replicas,
     stand_ins,
     with_variables,
 )
@@ -284,7 +284,7 @@ class ShortCall:
 
 def short_calls(rendered: Project, users: Iterable[int], calls: int) -> list[ShortCall]:
     medians: list[dict[int, float]] = []
-    for start in (launched, on_two_replicas):
+    for start in (short_calls_launched, short_calls_on_two_replicas):
         with start(rendered) as served:
             for _ in range(2):
                 ask_at_once(served.call, 8)

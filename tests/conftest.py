@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,12 @@ from cookiecutter.generate import generate_context
 from cookiecutter.main import cookiecutter
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from programs import can_make_networks
 
 from .answers import DEFAULTS, QUESTIONS, TEMPLATE, Answers
+from .chromium import chromium
 
 # Tests share two cores with a Ray that starts.
 expect.set_options(timeout=30_000)
@@ -186,11 +186,5 @@ def load_hook(tmp_path: Path, answer: Answer) -> LoadHook:
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    """The machine's Chromium, or the one that `playwright install chromium` brought."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
+    with chromium() as browser:
         yield browser
-        browser.close()

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import gradio as gr
-from ray import serve
 from ray.serve import Application
 
 SECONDS = 0.01
@@ -27,16 +26,6 @@ def build(arguments: dict[str, Any]) -> Application:
     serving = importlib.import_module(f"{os.environ['BENCHMARK_PACKAGE']}.serving")
     server = serving.GradioServer.options(num_replicas=arguments["page_replicas"])
     return server.bind(serving.HttpSettings(), build_page)
-
-
-@serve.deployment(ray_actor_options={"num_cpus": 0})
-class Empty:
-    async def __call__(self) -> str:
-        return "empty"
-
-
-def build_empty(_: dict[str, Any]) -> Application:
-    return Empty.bind()
 
 
 if __name__ == "__main__":

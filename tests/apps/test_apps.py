@@ -72,7 +72,7 @@ def settled(page: Page) -> str:
     texts: list[str] = []
     deadline = time.monotonic() + SETTLE_SECONDS
     while not (len(texts) > UNCHANGED and len(set(texts[-UNCHANGED:])) == 1):
-        assert time.monotonic() < deadline, texts[-1]
+        assert time.monotonic() < deadline, f"it does not come to rest: {texts[-1]}"
         page.wait_for_timeout(STEP_MILLISECONDS)
         texts.append(PROGRESS.sub("", page.locator("main").first.inner_text()))
     return texts[-1]

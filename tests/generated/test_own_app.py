@@ -38,8 +38,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def project(render: Render, environment: Path, tmp_path: Path) -> Iterator[Project]:
-    # `uv add` takes what it adds from an index that has a name: PyTorch's, which lies on some
-    # machines.
+    # Where PyTorch's index is a folder of this machine, `uv add` would look for all else there.
     unnamed = " ".join(each for each in os.environ.get("UV_INDEX", "").split() if "=" not in each)
     with ray_directory(tmp_path / "ray-logs") as ray:
         yield Project(render(page="own"), environment, {"RAY_TMPDIR": ray, "UV_INDEX": unnamed})
