@@ -45,7 +45,15 @@ def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, An
         config = page.get("config").raise_for_status().json()
         # What is not given is spelled in one of two ways.
         config |= {name: config[name] or None for name in ("css", "head", "js")}
-        client = Client(served.url, headers=headers, download_files=downloads, verbose=False)
+        # The other replica may have to make the app first.
+        patient = {"timeout": SECONDS}
+        client = Client(
+            served.url,
+            headers=headers,
+            download_files=downloads,
+            verbose=False,
+            httpx_kwargs=patient,
+        )
         found = {
             "html": page.get("").status_code,
             "theme": digest(page.get("theme.css").content),

@@ -83,7 +83,7 @@ def choices() -> gr.Blocks:
 @app(
     ask("/describe", {"headers": ["a", "b"], "data": [[1, 2], [3, 4]], "metadata": None}),
     ask("/many", 500),
-    use=lambda page: expect(page.get_by_text("whale").first).to_be_visible(),
+    use=lambda page: expect(page.get_by_role("gridcell", name="whale")).to_be_visible(),
 )
 def dataframe() -> gr.Blocks:
     with gr.Blocks() as page:

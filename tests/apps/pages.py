@@ -104,7 +104,7 @@ def multimodal_chat() -> gr.Blocks:
 
 def opens_a_tab(page: Page) -> None:
     page.get_by_role("tab", name="Chat").click()
-    expect(page.get_by_test_id("textbox").first).to_be_visible()
+    expect(page.get_by_placeholder("Type a message...")).to_be_visible()
 
 
 @app(ask("/predict", "Ada", True), ask("/turn", "ab"), ask("/chat", "sea"), use=opens_a_tab)
