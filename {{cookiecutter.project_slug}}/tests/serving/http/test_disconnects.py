@@ -479,6 +479,19 @@ def test_a_program_may_ask_again_too() -> None:
         assert stopped[0] - begun < PIECES * PAUSE - 1
 
 
+@pytest.mark.parametrize("path", ["queue/data?session_hash=whale", "heartbeat/whale"])
+@pytest.mark.parametrize("name", ["new", "0" * 32])
+def test_who_is_not_logged_in_gets_no_stream_by_its_header(
+    path: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", "whales")
+    web = mount(page_that_takes_its_time([], []), HttpSettings(login_user="ada"))
+    with in_thread(LeftStreams(web, seconds=0.8)) as url:
+        answer = httpx2.get(f"{url}/gradio_api/{path}", headers={STREAM: name})
+        assert answer.status_code in (401, 410)
+        assert STREAM not in answer.headers
+
+
 def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_request(
     browser: Browser,
 ) -> None:

@@ -109,9 +109,10 @@ class LeftStreams:
             else:
                 await stream.resume(send)
             ends = {stream.task, leaving}
-            seconds = None if name is None else self._seconds
             while not waits:
-                ended, _ = await asyncio.wait(ends, timeout=seconds, return_when="FIRST_COMPLETED")
+                ended, _ = await asyncio.wait(
+                    ends, timeout=self._seconds, return_when="FIRST_COMPLETED"
+                )
                 if ended:
                     break
                 waits = await stream.pause(leaving)
@@ -166,7 +167,10 @@ class _Stream:
         )
 
     async def pause(self, leaving: asyncio.Task[None]) -> bool:
-        """Holds back what comes, and says whether the reader has got all that came before."""
+        """Holds back what comes, and says whether the reader has got all that came before.
+
+        What its reader does not ask for again goes on as it is.
+        """
         if self._start is None:
             return False
         self._is_read.clear()
