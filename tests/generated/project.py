@@ -1,6 +1,7 @@
 """A rendered project in an environment of its own, and the processes that serve it."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -25,6 +26,7 @@ COMMAND_SECONDS = 2700
 START_SECONDS = 600
 ANSWER_SECONDS = 120
 STOP_SECONDS = 90
+FAILED_TEST = re.compile("(FAILED|ERROR) .*::")
 PROMPT = "The sky above the harbour was grey, and the gulls were waiting for the fishing boats."
 
 
@@ -110,8 +112,11 @@ def run_in(
             if process.poll() is None:
                 interrupt(process)
             output.seek(0)
-            print(output.read())
-    assert process.returncode == 0, f"in {directory}: {shlex.join(command)}"
+            said = output.read()
+            print(said)
+    # pytest's, which are far above the end of a long output.
+    failed = "".join(f"\n{line}" for line in said.splitlines() if FAILED_TEST.match(line))
+    assert process.returncode == 0, f"in {directory}: {shlex.join(command)}{failed}"
 
 
 def listen_to_ctrl_c() -> None:

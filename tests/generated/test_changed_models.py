@@ -28,7 +28,7 @@ def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
     with ray_directory(tmp_path / "ray-logs") as ray:
         root = render(deploy="kubernetes")
         project = Project(root, environment, {"RAY_TMPDIR": ray})
-        project.run("uv", "sync")
+        project.run("uv", "sync", "--quiet")
         models = root / "src" / project.package / "models.py"
         readme = (root / "README.md").read_text("utf-8").partition("### Change the models")[2]
         [entry] = ENTRY.findall(snippet(readme, "python"))

@@ -43,3 +43,10 @@ def test_a_command_that_takes_too_long_ends_with_what_it_started_and_shows_what_
 def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="exit 3"):
         run_in(tmp_path, ["sh", "-c", "exit 3"], os.environ)
+
+
+def test_tests_that_fail_are_named(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text("def test_no(): assert 0\ndef test_yes(): pass\n")
+    with pytest.raises(AssertionError, match=r"(?s)pytest -q.*FAILED test_two.py::test_no") as found:
+        run_in(tmp_path, [sys.executable, "-m", "pytest", "-q"], os.environ)
+    assert "test_yes" not in str(found.value)

@@ -87,7 +87,7 @@ def told_how_to_repeat(choice: Answers, directory: Path) -> Iterator[None]:
 
 def install(project: Project, newest: bool) -> None:
     bounds = lift_bounds(project.root / "pyproject.toml") if newest else []
-    project.run("uv", "sync")
+    project.run("uv", "sync", "--quiet")
     for version in versions_beyond(bounds, project.root / "uv.lock"):
         print(f"REPORT beyond its bound: {version}")
 

@@ -68,7 +68,7 @@ def test_an_adopted_app_is_served_and_the_tests_that_remain_pass(
     (source / "page.py").write_text(page, "utf-8")
     remove_the_test_of_the_example(project.root / "tests" / "test_page.py")
     project.run("uv", "add", "--no-sync", "pillow")
-    project.run("uv", "sync")
+    project.run("uv", "sync", "--quiet")
     project.run("uv", "run", "ruff", "check", "--fix", "--exit-zero")
     project.run("uv", "run", "ruff", "format")
     for check in ("ruff check", "ruff format --check", "mypy", "lint-imports", "pytest -q"):
@@ -94,7 +94,7 @@ def test_the_recipe_of_the_docs_asks_deployments_in_parallel(project: Project) -
     (source / "app.py").write_text(app, "utf-8")
     (source / "page.py").write_text(page, "utf-8")
     remove_the_test_of_the_example(project.root / "tests" / "test_page.py")
-    project.run("uv", "sync")
+    project.run("uv", "sync", "--quiet")
     # The example's test leaves imports.
     project.run("uv", "run", "ruff", "check", "--fix", "tests")
     project.run("uv", "run", "ruff", "format", "tests")

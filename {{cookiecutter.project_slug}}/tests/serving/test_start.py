@@ -243,8 +243,10 @@ def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Exception("The node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", time_out)
+    before = dict(os.environ)
     with pytest.raises(StartError, match=r"--ray-wait if it is slow: The node timed out during st"):
         start_ray(alone=True)
+    assert dict(os.environ) == before
 
 
 # Ray itself gives up after 30 seconds.

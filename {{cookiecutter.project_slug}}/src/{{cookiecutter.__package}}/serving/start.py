@@ -203,6 +203,8 @@ def run(
     # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_MIDDLEWARE)
+    # Quicker than calls of actors from the proxy to a page.
+    os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
     print("Starting Ray", flush=True)
     cluster = start_ray(alone, metrics_port, bounds.ray)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
@@ -274,9 +276,14 @@ def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
     """Has Ray wait so long for each of its processes, in place of the half minute of its own."""
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", f"{seconds:.0f}")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", f"{seconds:.0f}")
-    os.environ.setdefault("RAY_agent_register_timeout_ms", f"{seconds * 1000:.0f}")
+    wanted = {
+        "RAY_gcs_server_port_wait_time_s": f"{seconds:.0f}",
+        "RAY_raylet_start_wait_time_s": f"{seconds:.0f}",
+        "RAY_agent_register_timeout_ms": f"{seconds * 1000:.0f}",
+    }
+    # Your own values stay, and the others hold for this start alone.
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     find, deadline = services.get_node, time.monotonic() + seconds
 
     def get_node(address: str, node: str) -> dict[str, Any]:
@@ -300,6 +307,8 @@ def patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         services.get_node = find
+        for name in added:
+            del os.environ[name]
 
 
 def raylet_lives() -> bool:

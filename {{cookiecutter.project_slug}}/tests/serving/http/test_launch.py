@@ -7,6 +7,7 @@ import pickle
 import re
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_words_footer_and_the_rest_of_launch_reach_the_page(tmp_path: Path) -> N
         assert web.get(f"/gradio_api/file={tmp_path}/song.txt").text == "whales sing"
     assert page.limiter.total_tokens == page._queue.max_thread_count == 7
     assert page.state_holder.capacity == 9
+
+
+def test_a_queue_that_waits_leaves_the_processor_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page, looks = plain(), 0
+    waiting = type(page._queue).__len__
+
+    def count(queue: Any) -> int:
+        nonlocal looks
+        looks += queue is page._queue
+        return waiting(queue)
+
+    monkeypatch.setattr(type(page._queue), "__len__", count)
+    with visitor(page) as web:
+        assert web.get("/config").status_code == 200
+        before = looks
+        time.sleep(1)
+        assert 0 < looks - before < 300
 
 
 def test_paths_of_the_environment_count_as_with_launch(

@@ -21,6 +21,8 @@ from .launch import Launch, launched
 from .login import keep_browser_states, keep_logins, logged_in
 from .settings import HttpSettings
 
+IDLE_SECONDS = 0.005
+
 
 def mount(
     page: gr.Blocks | gr.Server,
@@ -57,6 +59,8 @@ def mount(
     log_failures(blocks)
     meter_calls(blocks)
     blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
+    # An idle queue looks for a call each millisecond, which takes a tenth of a core.
+    blocks._queue.sleep_when_free = IDLE_SECONDS
     blocks.state_session_capacity = launch.state_session_capacity
     offers_tools = settings.mcp or _wants_tools(launch)
     # So that the page tells of it.
