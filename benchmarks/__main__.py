@@ -52,7 +52,7 @@ def main() -> None:
     if "own" in options.parts:
         own = Project(options.own, options.own / ".venv", rendered.variables)
         starts = starts_of_an_own_page(own, ROUNDS)
-        write("own", Own(starts, short_calls(own, [1, 8], CALLS)))
+        write("own", Own(starts, short_calls(own, CALLS)))
 
 
 def read(arguments: list[str]) -> argparse.Namespace:

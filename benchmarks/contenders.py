@@ -13,6 +13,7 @@ from tests.generated.project import Project, answers, free_port
 from .users import Call
 
 START_SECONDS = 300
+UP = "The page is up: h"
 NEW_TOKENS = 64
 PROMPT = "Why is the sky blue, and why is it red in the evening?"
 MODELS = {"smollm2-focused": (0.4, 0.9), "smollm2-lively": (1.0, 0.95)}
@@ -50,7 +51,7 @@ def project(project: Project, dtype: str) -> Iterator[Served]:
     path = project.root / "benchmark.yaml"
     path.write_text(yaml.safe_dump(config))
     with project.started("python", "-m", project.package, str(path)) as running:
-        running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
+        running.wait_for(lambda log: UP in log, START_SECONDS)
         data: list[str | int | float | None] = [PROMPT, NEW_TOKENS, NEW_TOKENS, "1", "0.9"]
         call = Call(f"http://127.0.0.1:{port}", "generate", data)
         yield Served(call, psutil.Process(running.process.pid))
@@ -91,15 +92,22 @@ def short_calls_launched(project: Project) -> Iterator[Served]:
 
 @contextmanager
 def short_calls_on_two_replicas(project: Project) -> Iterator[Served]:
-    """The same page, served by the project."""
+    """The same page, served by the project's own command."""
+    port = free_port()
     application = {
         "name": "short-calls",
+        "route_prefix": "/",
         "import_path": "benchmarks.rivals.short_calls:build",
         "args": {"page_replicas": 2},
     }
+    http_options = {"host": "127.0.0.1", "port": port}
+    path = project.root / "short-calls.yaml"
+    path.write_text(yaml.safe_dump({"http_options": http_options, "applications": [application]}))
     project = with_variables(project, Path(), "float32")
-    with serve_run(project, application) as (url, process):
-        yield Served(Call(url, "generate", [PROMPT]), process)
+    with project.started("python", "-m", project.package, str(path)) as running:
+        running.wait_for(lambda log: UP in log, START_SECONDS)
+        call = Call(f"http://127.0.0.1:{port}", "generate", [PROMPT])
+        yield Served(call, psutil.Process(running.process.pid))
 
 
 @contextmanager
@@ -108,7 +116,7 @@ def as_rendered(project: Project) -> Iterator[None]:
     config = project.root / "config" / "local.yaml"
     command = ("-m", project.package, "serve", str(config), "--port", str(free_port()))
     with project.started("python", *command) as running:
-        running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
+        running.wait_for(lambda log: UP in log, START_SECONDS)
         yield
 
 

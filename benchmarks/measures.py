@@ -275,26 +275,35 @@ def starts_of_an_own_page(rendered: Project, rounds: int) -> OwnStart:
 
 @dataclass(frozen=True)
 class ShortCall:
-    """Median seconds of a call of ten milliseconds, which that many users make at once."""
+    """Median seconds of a call of ten milliseconds."""
 
     users: int
+    pause: float | None
+    """Seconds from one call of a user to the next; None is all users in the same instant."""
     launched: float
     on_two_replicas: float
 
 
-def short_calls(rendered: Project, users: Iterable[int], calls: int) -> list[ShortCall]:
-    medians: list[dict[int, float]] = []
+def short_calls(rendered: Project, calls: int) -> list[ShortCall]:
+    """One user and eight, each with a call a second, and eight in the same instant."""
+    loads = [(1, 1.0), (8, 1.0), (8, None)]
+    medians: list[list[float]] = []
     for start in (short_calls_launched, short_calls_on_two_replicas):
+        medians.append([])
         with start(rendered) as served:
             for _ in range(2):
                 ask_at_once(served.call, 8)
-            medians.append({})
-            for number in users:
-                answers = [each for _ in range(calls) for each in ask_at_once(served.call, number)]
+            for users, pause in loads:
+                if pause is None:
+                    answers = [x for _ in range(calls) for x in ask_at_once(served.call, users)]
+                else:
+                    answers = ask_at_once(served.call, users, calls, pause)
                 check(answers)
-                medians[-1][number] = statistics.median(answer.end for answer in answers)
-    plain, ours = medians
-    return [ShortCall(number, plain[number], ours[number]) for number in plain]
+                medians[-1].append(statistics.median(answer.end for answer in answers))
+    return [
+        ShortCall(users, pause, plain, ours)
+        for (users, pause), plain, ours in zip(loads, *medians, strict=True)
+    ]
 
 
 def python_seconds(rendered: Project, before: str, code: str, rounds: int) -> float:

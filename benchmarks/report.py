@@ -189,7 +189,7 @@ class Own:
             ),
             *(
                 Ratio(
-                    f"ms that a call takes longer than with launch(), users at once: {each.users}",
+                    f"ms that a call takes longer than with launch(), {_who(each)}",
                     1000 * (each.on_two_replicas - each.launched),
                     15,
                     True,
@@ -200,7 +200,7 @@ class Own:
 
     def tables(self) -> list[str]:
         rows = [
-            f"| {x.users} | {1000 * x.launched:.0f} | {1000 * x.on_two_replicas:.0f} |"
+            f"| {_who(x)} | {1000 * x.launched:.0f} | {1000 * x.on_two_replicas:.0f} |"
             for x in self.calls
         ]
         return [
@@ -208,7 +208,7 @@ class Own:
             f"{self.start.empty:.1f} s.",
             "",
             "Median of a call whose function takes 10 ms:",
-            *("", "| users at once | `launch()`, ms | two replicas, ms |", "|---|---|---|", *rows),
+            *("", "| users | `launch()`, ms | two replicas, ms |", "|---|---|---|", *rows),
         ]
 
 
@@ -243,6 +243,11 @@ def machine() -> str:
     return (
         f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
     )
+
+
+def _who(call: ShortCall) -> str:
+    when = "in the same instant" if call.pause is None else f"each every {call.pause:g} s"
+    return f"{call.users} users, {when}"
 
 
 def _speed(ours: Load, theirs: Load) -> float:

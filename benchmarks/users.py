@@ -33,15 +33,19 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """Times are in seconds since the users began."""
+    """Times are in seconds since it was due."""
 
     first_text: float
     end: float
     failure: str | None = None
 
 
-def ask_at_once(call: Call, users: int) -> list[Answer]:
-    """Lets that many users ask at the same time, in processes of their own.
+def ask_at_once(call: Call, users: int, calls: int = 1, pause: float | None = None) -> list[Answer]:
+    """Lets that many users ask, in processes of their own, and returns an answer for each call.
+
+    Args:
+        pause: seconds from one call of a user to the next, which users begin one after another;
+            without it all ask in the same instant.
 
     Raises:
         RuntimeError: some could not open the page.
@@ -49,9 +53,10 @@ def ask_at_once(call: Call, users: int) -> list[Answer]:
     processes = min(users, PROCESSES)
     shares = [users // processes + (number < users % processes) for number in range(processes)]
     command = [sys.executable, "-m", "benchmarks.users", json.dumps(asdict(call))]
+    step = 0 if pause is None else pause / users
     started = [
         subprocess.Popen(
-            [*command, str(share)],
+            [*command, str(share), str(calls), str(pause or 0), str(processes * step)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -63,8 +68,8 @@ def ask_at_once(call: Call, users: int) -> list[Answer]:
         if not all(process.stdout and process.stdout.readline() for process in started):
             raise RuntimeError(f"Users could not open {call.url}.")
         begin = time.time() + LEAD_SECONDS
-        for process in started:
-            print(begin, file=process.stdin, flush=True)
+        for number, process in enumerate(started):
+            print(begin + number * step, file=process.stdin, flush=True)
         outputs = [process.communicate(timeout=ANSWER_SECONDS)[0] for process in started]
     finally:
         for process in started:
@@ -72,8 +77,11 @@ def ask_at_once(call: Call, users: int) -> list[Answer]:
     return [Answer(**answer) for output in outputs for answer in json.loads(output)]
 
 
-async def run_users(call: Call, users: int) -> list[Answer]:
-    """Says when all have opened the page, and reads from the standard input when to ask."""
+async def run_users(call: Call, users: int, calls: int, pause: float, step: float) -> list[Answer]:
+    """Says when all have opened the page, and reads from the standard input when to ask.
+
+    Each user begins `step` seconds after the one before.
+    """
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncHTTPTransport(limits=limits) as connections:
         # One for each user, because cookies tell a page who is who.
@@ -83,13 +91,29 @@ async def run_users(call: Call, users: int) -> list[Answer]:
         functions = await asyncio.gather(*(open_page(browser, call) for browser in browsers))
         print("ready", flush=True)
         begin = float(await asyncio.to_thread(sys.stdin.readline))
-        await asyncio.sleep(begin - time.time())
-        return await asyncio.gather(
+        answers = await asyncio.gather(
             *(
-                ask(browser, call, function, begin)
-                for browser, function in zip(browsers, functions, strict=True)
+                ask_again(browser, call, function, begin + number * step, calls, pause)
+                for number, (browser, function) in enumerate(zip(browsers, functions, strict=True))
             )
         )
+        return [answer for each in answers for answer in each]
+
+
+async def ask_again(
+    browser: httpx2.AsyncClient,
+    call: Call,
+    function: int,
+    begin: float,
+    calls: int,
+    pause: float,
+) -> list[Answer]:
+    answers = []
+    for number in range(calls):
+        due = begin + number * pause
+        await asyncio.sleep(due - time.time())
+        answers.append(await ask(browser, call, function, due))
+    return answers
 
 
 async def open_page(browser: httpx2.AsyncClient, call: Call) -> int:
@@ -142,8 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("call", type=lambda text: Call(**json.loads(text)))
     parser.add_argument("users", type=int)
+    parser.add_argument("calls", type=int)
+    parser.add_argument("pause", type=float)
+    parser.add_argument("step", type=float)
     options = parser.parse_args(arguments)
-    answers = asyncio.run(run_users(options.call, options.users))
+    answers = asyncio.run(
+        run_users(options.call, options.users, options.calls, options.pause, options.step)
+    )
     print(json.dumps([asdict(answer) for answer in answers]))
 
 

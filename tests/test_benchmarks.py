@@ -70,7 +70,12 @@ def test_ratios_hold_the_project_against_the_others_at_as_many_users() -> None:
 
 
 def test_a_page_of_ones_own_is_held_against_an_empty_application_and_plain_gradio() -> None:
-    own = Own(OwnStart(project=12, empty=10), [ShortCall(1, launched=0.025, on_two_replicas=0.045)])
-    start, call = own.ratios()
+    calls = [
+        ShortCall(1, pause=1.0, launched=0.025, on_two_replicas=0.038),
+        ShortCall(8, pause=None, launched=0.025, on_two_replicas=0.045),
+    ]
+    start, now_and_then, at_once = Own(OwnStart(project=12, empty=10), calls).ratios()
     assert (start.value, start.reached()) == (1.2, True)
-    assert (round(call.value), call.reached()) == (20, False)
+    assert (round(now_and_then.value), now_and_then.reached()) == (13, True)
+    assert (round(at_once.value), at_once.reached()) == (20, False)
+    assert "8 users, in the same instant" in at_once.measure

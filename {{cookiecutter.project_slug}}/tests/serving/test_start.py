@@ -258,32 +258,49 @@ print("logs:", start_ray(alone=True, seconds=float(os.environ["WAIT"])).logs, fl
 """
 
 
-def hold_raylet(of: subprocess.Popen[str], seconds: float) -> None:
-    """Keeps the raylet from running, as a busy machine would, for as long as it is waited for."""
-    raylets: list[psutil.Process] = []
-    while not raylets:
-        children = psutil.Process(of.pid).children()
-        raylets = [child for child in children if child.name() == "raylet"]
-    raylets[0].suspend()
-    deadline = time.monotonic() + seconds
-    while of.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    # It goes with a start that was given up.
-    with suppress(psutil.NoSuchProcess):
-        raylets[0].resume()
+def rays_processes(starter: int) -> list[psutil.Process]:
+    """Of every Ray that this process started, in whose files' names its number is."""
+    return [
+        each
+        for each in psutil.process_iter(["cmdline"])
+        if f"_{starter}/" in " ".join(each.info["cmdline"] or [])
+    ]
 
 
-@pytest.mark.served
-@pytest.mark.timeout(720)
-@pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
-def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
-    process = subprocess.Popen(
+def slow_ray(wait: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-c", SLOW_RAY],
         env={**os.environ, "WAIT": str(wait)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def raylet_of(process: subprocess.Popen[str]) -> psutil.Process:
+    while True:
+        for child in psutil.Process(process.pid).children():
+            if child.name() == "raylet":
+                return child
+
+
+def hold_raylet(of: subprocess.Popen[str], seconds: float) -> None:
+    """Keeps the raylet from running, as a busy machine would, for as long as it is waited for."""
+    raylet = raylet_of(of)
+    raylet.suspend()
+    deadline = time.monotonic() + seconds
+    while of.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    # It goes with a start that was given up.
+    with suppress(psutil.NoSuchProcess):
+        raylet.resume()
+
+
+@pytest.mark.served
+@pytest.mark.timeout(720)
+@pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
+def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
+    process = slow_ray(wait)
     seconds = SLOW_SECONDS if wait > SLOW_SECONDS else 300
     holding = Thread(target=hold_raylet, args=(process, seconds))
     holding.start()
@@ -300,6 +317,23 @@ def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
     else:
         [logs] = re.findall(r"^logs: (.+)$", said, re.MULTILINE)
         assert (Path(logs) / "raylet.out").is_file()
+
+
+@pytest.mark.served
+@pytest.mark.timeout(720)
+def test_ray_is_started_anew_when_its_raylet_ends() -> None:
+    process = slow_ray(300)
+    try:
+        first = raylet_of(process)
+        first.kill()
+        said, failed = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    [logs] = re.findall(r"^logs: (.+)$", said, re.MULTILINE)
+    assert process.returncode == 0, failed
+    assert len(list(Path(logs).parents[1].glob(f"session_*_{process.pid}"))) == 2
+    _, left = psutil.wait_procs(rays_processes(process.pid), timeout=60)
+    assert left == []
 
 
 @pytest.mark.served

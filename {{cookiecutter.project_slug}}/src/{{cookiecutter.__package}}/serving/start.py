@@ -1,6 +1,6 @@
 """Starts the application from a Serve config, and says in one line what hinders it.
 
-It is `serve run` with checks before, a bounded wait for the page, and an exit status.
+It does what `serve run` does, with checks before, a bounded wait for the page, and an exit status.
 """
 
 import argparse
@@ -9,13 +9,11 @@ import pkgutil
 import re
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,11 +24,12 @@ if sys.platform == "win32":
 
 import psutil
 import ray
-import yaml
 from ray import serve
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
 from ray.serve import Application
+from ray.serve._private import api
+from ray.serve.config import gRPCOptions
 from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 
 from .base import StartError, explained
@@ -50,18 +49,9 @@ PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
 OWN_ERROR = re.compile(rf"^{re.escape(__package__)}\.[\w.]+: ")
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
-STOP_SECONDS = 30
 CLUSTER_SECONDS = 10
+LOOK_SECONDS = 2
 COMMANDS = ("serve", "preview")
-
-SERVE_RUN = """
-import sys
-from ray.serve._private import api
-# Serve itself gives its HTTP proxies 60 seconds.
-api.HTTP_PROXY_TIMEOUT = float(sys.argv.pop(1))
-from ray.serve.scripts import cli
-cli(prog_name="serve")
-"""
 
 
 @dataclass(frozen=True)
@@ -209,8 +199,8 @@ def run(
     cluster = start_ray(alone, metrics_port, bounds.ray)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
-        with serve_run(config, cluster.address, bounds.ray) as process:
-            wait_for_applications(process, time.monotonic() + bounds.page, cluster.logs)
+        with served(config, bounds.ray):
+            wait_for_applications(time.monotonic() + bounds.page, cluster.logs)
             for application in planned:
                 if application.config.route_prefix is None:
                     continue
@@ -218,7 +208,8 @@ def run(
                 if config.http_options.host in LOOPBACK and application.has_no_login:
                     print("Other machines reach it, without a login.", flush=True)
             print("Ctrl-C stops it.", flush=True)
-            raise StartError(f"serve run ended with exit status {process.wait()}")
+            while True:
+                signal.pause()
     finally:
         ray.shutdown()
 
@@ -226,13 +217,24 @@ def run(
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:
     """Returns a cluster of its own, or the one that RAY_ADDRESS names."""
     try:
-        with patience(seconds), reports(lambda: f"Ray, whose logs are in {own_logs()}"):
-            context = ray.init(
-                "local" if alone else None,
-                log_to_driver=False,
-                logging_level="WARNING",
-                _metrics_export_port=metrics_port,
-            )
+        with (
+            patience(seconds, alone=alone) as deadline,
+            reports(lambda: f"Ray, whose logs are in {own_logs()}"),
+        ):
+            context = None
+            while context is None:
+                before = psutil.Process().children()
+                try:
+                    context = ray.init(
+                        "local" if alone else None,
+                        log_to_driver=False,
+                        logging_level="WARNING",
+                        _metrics_export_port=metrics_port,
+                    )
+                except ChildProcessError:
+                    end_children(before)
+                    if time.monotonic() > deadline:
+                        raise
     # A node that takes too long to start is a bare Exception to Ray.
     except Exception as error:
         remedy = "look at RAY_ADDRESS and RAY_AUTH_TOKEN"
@@ -274,11 +276,17 @@ def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Has Ray wait so long for each of its processes, in place of the half minute of its own."""
+def patience(seconds: float, *, alone: bool) -> Iterator[float]:
+    """Has Ray wait so long for each of its processes, in place of the half minute of its own.
+
+    Yields the end of it, of the clock that is monotonic. Has Ray's start raise a
+    ChildProcessError where its raylet ended: it gives its agents 15 seconds, and on a busy
+    machine they take longer.
+    """
     wanted = {
         "RAY_gcs_server_port_wait_time_s": f"{seconds:.0f}",
-        "RAY_raylet_start_wait_time_s": f"{seconds:.0f}",
+        # Ray looks for the node as long, and Ctrl-C does not end that.
+        "RAY_raylet_start_wait_time_s": f"{LOOK_SECONDS}",
         "RAY_agent_register_timeout_ms": f"{seconds * 1000:.0f}",
     }
     # Your own values stay, and the others hold for this start alone.
@@ -295,8 +303,10 @@ def patience(seconds: float) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     # Ray would go on after a RuntimeError.
                     raise TimeoutError(f"the raylet is not up after {seconds:.0f} s") from error
-                if not raylet_lives():
+                if not alone:
                     raise
+                if not raylet_lives():
+                    raise ChildProcessError("the raylet ended; see raylet.out") from error
                 time.sleep(POLL_SECONDS)
             else:
                 return found
@@ -304,7 +314,7 @@ def patience(seconds: float) -> Iterator[None]:
     # Ray asks for the node that it started in a loop whose bound cannot be set.
     services.get_node = get_node
     try:
-        yield
+        yield deadline
     finally:
         services.get_node = find
         for name in added:
@@ -316,6 +326,17 @@ def raylet_lives() -> bool:
         child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE
         for child in psutil.Process().children()
     )
+
+
+def end_children(but: Sequence[psutil.Process]) -> None:
+    """Ends what a start of Ray that failed has left."""
+    children = psutil.Process().children(recursive=True)
+    kept = {*but, *(each for child in but for each in child.children(recursive=True))}
+    left = [child for child in children if child not in kept]
+    for child in left:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(left, timeout=CLUSTER_SECONDS)
 
 
 def check_cluster(address: str) -> None:
@@ -333,27 +354,25 @@ def check_cluster(address: str) -> None:
 
 
 @contextmanager
-def serve_run(
-    config: ServeDeploySchema, address: str, proxy_seconds: float = 60
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `serve run` with the config and ends it, in whatever way the block is left."""
-    with tempfile.TemporaryDirectory() as directory:
-        file = Path(directory) / "config.yaml"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
-        command = [sys.executable, "-c", SERVE_RUN, str(proxy_seconds)]
-        process = subprocess.Popen([*command, "run", str(file), "--address", address])
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+def served(config: ServeDeploySchema, proxy_seconds: float = 60) -> Iterator[None]:
+    """Does what `serve run` does with a config, and ends it, in whatever way the block is left."""
+    # Serve itself gives its HTTP proxies 60 seconds.
+    api.HTTP_PROXY_TIMEOUT = proxy_seconds
+    try:
+        with reports(lambda: "Serve"):
+            client = api.serve_start(
+                http_options=config.http_options.model_dump(),
+                proxy_location=config.proxy_location,
+                grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+                controller_options=config.controller_options,
+            )
+            client.deploy_apps(config, _blocking=False)
+        yield
+    finally:
+        serve.shutdown()
 
 
-def wait_for_applications(process: subprocess.Popen[bytes], deadline: float, logs: str) -> None:
+def wait_for_applications(deadline: float, logs: str) -> None:
     """Returns when every deployment answers."""
     started, waiting = time.monotonic(), "Serve"
     with reports(lambda: waiting):
@@ -364,8 +383,6 @@ def wait_for_applications(process: subprocess.Popen[bytes], deadline: float, log
             for app in applications:
                 if app.status == "DEPLOY_FAILED":
                     raise StartError(_cause(app))
-            if process.poll() is not None:
-                raise StartError(f"serve run ended with exit status {process.returncode}")
             waited = time.monotonic() - started
             if time.monotonic() > deadline:
                 raise StartError(

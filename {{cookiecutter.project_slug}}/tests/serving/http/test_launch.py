@@ -189,7 +189,7 @@ def test_a_queue_that_waits_leaves_the_processor_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     page, looks = plain(), 0
-    waiting = type(page._queue).__len__
+    waiting: Callable[[Any], int] = type(page._queue).__len__
 
     def count(queue: Any) -> int:
         nonlocal looks
