@@ -1,8 +1,11 @@
+import inspect
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import httpx2
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
@@ -10,6 +13,10 @@ from .support.tiny_models import save_tiny_decoder
 
 # A browser beside other work may take longer than Playwright's five seconds.
 expect.set_options(timeout=60_000)
+for library in (httpx, httpx2):
+    # Every call that names none has this one: five seconds, unless it is changed.
+    bound = inspect.signature(library.get).parameters["timeout"].default
+    bound.connect = bound.read = bound.write = bound.pool = 60
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -128,10 +128,10 @@ class Preview:
         path.write_text(text.replace(old, new) if old else text + new, encoding="utf-8")
 
     def until(self, happened: Callable[[httpx.Response], bool]) -> httpx.Response:
-        """Asks for the page again and again; each answer has to come at once."""
+        """Asks for the page again and again."""
         deadline = time.monotonic() + SECONDS
         while True:
-            answer = httpx.get(self.url, timeout=10)
+            answer = httpx.get(self.url)
             if happened(answer):
                 return answer
             assert time.monotonic() < deadline, f"{answer.text}\n{self.said()}"

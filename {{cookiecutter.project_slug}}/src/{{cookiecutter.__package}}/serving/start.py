@@ -357,7 +357,7 @@ def check_cluster(address: str) -> None:
 def served(config: ServeDeploySchema, proxy_seconds: float = 60) -> Iterator[None]:
     """Does what `serve run` does with a config, and ends it, in whatever way the block is left."""
     # Serve itself gives its HTTP proxies 60 seconds.
-    api.HTTP_PROXY_TIMEOUT = proxy_seconds
+    given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
         with reports(lambda: "Serve"):
             client = api.serve_start(
@@ -369,6 +369,7 @@ def served(config: ServeDeploySchema, proxy_seconds: float = 60) -> Iterator[Non
             client.deploy_apps(config, _blocking=False)
         yield
     finally:
+        api.HTTP_PROXY_TIMEOUT = given
         serve.shutdown()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
@@ -429,7 +430,7 @@ class Platform:
 
 
 PIECES = 12
-PAUSE = 0.3
+PAUSE = 0.4
 
 
 def page_that_takes_its_time(closed: list[int], stopped: list[float]) -> gr.Blocks:
@@ -497,7 +498,8 @@ def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_reque
 ) -> None:
     closed: list[int] = []
     web = mount(page_that_takes_its_time(closed, []), HttpSettings())
-    platform = Platform(LeftStreams(web, seconds=0.8), seconds=1.5)
+    # On a busy machine a stream is asked for again much later than 0.8 seconds.
+    platform = Platform(LeftStreams(web, seconds=0.8), seconds=PIECES * PAUSE - 0.5)
     with in_thread(platform) as url:
         with browser.new_page() as page:
             faults: list[str] = []
@@ -508,7 +510,7 @@ def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_reque
             page.goto(url)
             for number in (1, 2):
                 page.get_by_role("button", name="Speak").click()
-                expect(page.get_by_label("Answer")).to_have_value(f"{number}: 0 1 ")
+                expect(page.get_by_label("Answer")).to_have_value(re.compile(f"^{number}: 0 1 "))
                 page.get_by_role("button", name="Say").click()
                 expect(page.get_by_label("Said")).to_have_value("said")
                 whole = f"{number}: {' '.join(map(str, range(PIECES)))} "
