@@ -47,6 +47,8 @@ def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
 
 def test_tests_that_fail_are_named(tmp_path: Path) -> None:
     (tmp_path / "test_two.py").write_text("def test_no(): assert 0\ndef test_yes(): pass\n")
-    with pytest.raises(AssertionError, match=r"(?s)pytest -q.*FAILED test_two.py::test_no") as found:
+    with pytest.raises(
+        AssertionError, match=r"(?s)pytest -q.*FAILED test_two.py::test_no"
+    ) as found:
         run_in(tmp_path, [sys.executable, "-m", "pytest", "-q"], os.environ)
     assert "test_yes" not in str(found.value)
