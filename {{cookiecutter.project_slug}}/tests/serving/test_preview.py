@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,12 +129,15 @@ class Preview:
 
     def until(self, happened: Callable[[httpx.Response], bool]) -> httpx.Response:
         """Asks for the page again and again."""
-        deadline = time.monotonic() + SECONDS
+        deadline, text = time.monotonic() + SECONDS, ""
         while True:
-            answer = httpx.get(self.url)
-            if happened(answer):
-                return answer
-            assert time.monotonic() < deadline, f"{answer.text}\n{self.said()}"
+            # What the former page has taken ends with it.
+            with suppress(httpx.RemoteProtocolError):
+                answer = httpx.get(self.url)
+                if happened(answer):
+                    return answer
+                text = answer.text
+            assert time.monotonic() < deadline, f"{text}\n{self.said()}"
             time.sleep(0.1)
 
 

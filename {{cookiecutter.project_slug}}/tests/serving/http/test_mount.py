@@ -326,6 +326,7 @@ def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
         "with a scheme": f"file://{files['temporary']}",
     }
     monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.chdir(work)
