@@ -101,6 +101,11 @@ class Tab:
             first_text, failure, answer = 0, f"it hung for {HANGS_SECONDS:.0f} s", []
         except (httpx2.HTTPError, json.JSONDecodeError) as error:
             first_text, failure, answer = 0, repr(error)[:200], []
+        if failure is not None:
+            # As a browser, which loads the page anew.
+            if self._stream is not None:
+                self._stream.cancel()
+            self._session, self._stream = uuid.uuid4().hex, None
         if failure is None and PANE_FAILURE in str(answer):
             failure = str(answer)[-200:]
         return Outcome(self._user, began, time.time(), first_text, failure, answer)
