@@ -15,10 +15,13 @@ import psutil
 import pytest
 import ray
 import yaml
+from ray import serve
+from ray.serve._private import api
+from ray.serve.schema import ServeDeploySchema
 
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import choose_port, read_config
-from {{ cookiecutter.__package }}.serving.start import main, start_ray
+from {{ cookiecutter.__package }}.serving.start import main, served, start_ray
 
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
@@ -247,6 +250,22 @@ def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StartError, match=r"--ray-wait if it is slow: The node timed out during st"):
         start_ray(alone=True)
     assert dict(os.environ) == before
+
+
+def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**_: object) -> None:
+        raise TimeoutError("HTTP proxies not available\nafter 60 s.")
+
+    ended: list[bool] = []
+    monkeypatch.setattr(api, "serve_start", time_out)
+    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
+    before = api.HTTP_PROXY_TIMEOUT
+    config = ServeDeploySchema(applications=[])
+    said = "see the logs in here/serve: HTTP proxies not available after 60 s."
+    with pytest.raises(StartError, match=said), served(config, "here", 7):
+        pass
+    assert ended == [True]
+    assert before == api.HTTP_PROXY_TIMEOUT
 
 
 # Ray itself gives up after 30 seconds.

@@ -56,7 +56,6 @@ COMMANDS = ("serve", "preview")
 
 @dataclass(frozen=True)
 class Cluster:
-    address: str
     logs: str
     """A directory on the node of this process."""
     metrics: str
@@ -199,7 +198,7 @@ def run(
     cluster = start_ray(alone, metrics_port, bounds.ray)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
-        with served(config, bounds.ray):
+        with served(config, cluster.logs, bounds.ray):
             wait_for_applications(time.monotonic() + bounds.page, cluster.logs)
             for application in planned:
                 if application.config.route_prefix is None:
@@ -244,7 +243,6 @@ def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300
         raise StartError(f"Ray does not start; {remedy}: {reason}") from error
     info = context.address_info
     return Cluster(
-        info["gcs_address"],
         f"{info['session_dir']}/logs",
         f"http://{info['node_ip_address']}:{info['metrics_export_port']}/metrics",
     )
@@ -354,19 +352,25 @@ def check_cluster(address: str) -> None:
 
 
 @contextmanager
-def served(config: ServeDeploySchema, proxy_seconds: float = 60) -> Iterator[None]:
+def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> Iterator[None]:
     """Does what `serve run` does with a config, and ends it, in whatever way the block is left."""
     # Serve itself gives its HTTP proxies 60 seconds.
     given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
         with reports(lambda: "Serve"):
-            client = api.serve_start(
-                http_options=config.http_options.model_dump(),
-                proxy_location=config.proxy_location,
-                grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
-                controller_options=config.controller_options,
-            )
-            client.deploy_apps(config, _blocking=False)
+            try:
+                client = api.serve_start(
+                    http_options=config.http_options.model_dump(),
+                    proxy_location=config.proxy_location,
+                    grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+                    controller_options=config.controller_options,
+                )
+                client.deploy_apps(config, _blocking=False)
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                raise StartError(
+                    f"Serve does not start; see the logs in {logs}/serve: {reason}"
+                ) from error
         yield
     finally:
         api.HTTP_PROXY_TIMEOUT = given

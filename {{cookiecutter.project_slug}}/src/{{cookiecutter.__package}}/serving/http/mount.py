@@ -59,7 +59,7 @@ def mount(
     log_failures(blocks)
     meter_calls(blocks)
     blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
-    # An idle queue looks for a call each millisecond, which takes a tenth of a core.
+    # Gradio's looks for a call each millisecond, which takes 7% of a core while there is none.
     blocks._queue.sleep_when_free = IDLE_SECONDS
     blocks.state_session_capacity = launch.state_session_capacity
     offers_tools = settings.mcp or _wants_tools(launch)
