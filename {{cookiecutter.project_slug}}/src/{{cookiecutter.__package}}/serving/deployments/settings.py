@@ -1,13 +1,15 @@
 """Which models there are, and where each runs."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Self
 
 from pydantic import Field, model_validator
+from starlette.middleware import Middleware
 
 from ..base import PAGE_DEPLOYMENT, StartError, Strict
 from ..engine.settings import EngineSettings, ModelLimits
+from ..protocol import Model
 
 SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests"}
 
@@ -117,6 +119,10 @@ class ModelsSettings(Strict):
         if model.deployment is None:
             return self.deployment
         return self.deployment.replaced_by(model.deployment)
+
+    def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:  # noqa: ARG002
+        """Returns what answers beside a page, with these models."""
+        return ()
 
     @property
     def resources_said(self) -> str:
