@@ -34,6 +34,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 
+from ...support.compare_page import KEY, MODELS
 from ...support.stand_ins import StandIn, fast, in_thread, settings_of, until
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
@@ -471,6 +472,31 @@ def test_without_keys_nobody_elsewhere_is_answered(
 )
 def test_the_router_leaves_the_protocol_to_any_replica(path: str, without: bool) -> None:
     assert (WITHOUT_SESSION.fullmatch(path) is not None) == without
+
+
+@pytest.mark.served
+@pytest.mark.parametrize("place", ["beside a page", "alone"])
+async def test_on_ray_the_official_client_is_answered(place: str, words: str, api: str) -> None:
+    url, names = (words, list(MODELS)) if place == "beside a page" else (api, [MODELS[0]])
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+    assert [model.id async for model in client.models.list()] == names
+    asked: Any = {"model": MODELS[0], "messages": HELLO, "max_completion_tokens": 20, "seed": 1}
+    whole = await client.chat.completions.create(**asked)
+    assert whole.usage
+    assert 0 < whole.usage.completion_tokens <= 20
+    streamed = ""
+    async with await client.chat.completions.create(**asked, stream=True) as chunks:
+        async for chunk in chunks:
+            streamed += chunk.choices[0].delta.content or ""
+    assert streamed == whole.choices[0].message.content
+    with pytest.raises(openai.AuthenticationError):
+        await client.with_options(api_key="wrong").models.list()
+    with pytest.raises(openai.BadRequestError, match="Ask for fewer"):
+        await client.chat.completions.create(**{**asked, "max_completion_tokens": 10**6})
+    plain = httpx2.get(f"{url}/v1/models", headers=bearer(KEY), timeout=60)
+    assert (plain.status_code, "set-cookie" in plain.headers) == (200, False)
+    elsewhere = httpx2.get(f"{url}/v2", headers=bearer(KEY), timeout=60)
+    assert elsewhere.status_code == 404
 
 
 def test_what_the_settings_say_is_one_of_three() -> None:

@@ -64,8 +64,11 @@ class ModelSettings(EngineSettings):
 
     base_url: str | None = Field(default=None, pattern="^https?://")
     """Of a server that speaks OpenAI's protocol; the source then names one of its models."""
-    api_key_variable: str = Field(default="OPENAI_API_KEY", min_length=1)
-    """Name of the environment variable with the key for that server."""
+    api_key_variable: str | None = Field(default=None, min_length=1)
+    """Name of the environment variable with the key for that server: `OPENAI_API_KEY`. A server
+    of one's own may need none."""
+    organization_variable: str | None = Field(default=None, min_length=1)
+    """Name of the one with the organization that pays: `OPENAI_ORG_ID`."""
     deployment: DeploymentSettings | None = None
     """Its replicas and resources, where they differ from those of all models."""
 
