@@ -5,17 +5,25 @@ import json
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from ray import serve
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from {{ cookiecutter.__package }}.serving.base import LoginError, StartError
+from {{ cookiecutter.__package }}.serving.config import deployments_in
+from {{ cookiecutter.__package }}.serving.deployments.builders import (
+    PageOfModels,
+)
+from {{ cookiecutter.__package }}.serving.http.ingress import put_first
+from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.sessions import (
     WITHOUT_SESSION,
 )
@@ -34,7 +42,8 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 
-from ...support.compare_page import KEY, MODELS
+from ...support import compare_page
+from ...support.compare_page import KEY, LAUNCH, MODELS, build_page
 from ...support.stand_ins import StandIn, fast, in_thread, settings_of, until
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
@@ -389,14 +398,54 @@ def test_the_official_client_brings_its_key(keys: Callable[[str], None]) -> None
         assert client.with_options(api_key="whale").models.list().data[0].id == "fast"
 
 
-def test_a_key_opens_nothing_of_a_page_with_a_login(
+@pytest.fixture
+def behind_a_login(
     keys: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[TestClient]:
+    """A page that asks for a login, as the preview shows it, with its tools and the API beside."""
     keys("ada:whale")
     monkeypatch.setenv("PAGE_PASSWORD", "a wet whale")
-    api = asked(fast(), keys=True, login_user="ada")
-    assert api.get("/v1/models", headers=bearer("whale")).status_code == 200
-    assert api.get("/v1/models", auth=("ada", "a wet whale")).status_code == 401
+    settings = settings_of().model_copy(
+        update={"openai_api": True, "mcp": True, "login_user": "ada"}
+    )
+    builder = PageOfModels(settings, build_page)
+    web = mount(builder.preview((), serve.run, engine=False), settings, LAUNCH)
+    put_first(web, builder)
+    with TestClient(web, base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("asking", "with_key", "with_login"),
+    [
+        ("GET /v1/models", 200, 401),
+        ("GET /v1/elsewhere", 404, 401),
+        ("POST /mcp", 400, 401),
+        ("GET /", 401, 200),
+        ("GET /config", 401, 200),
+        ("GET /gradio_api/info", 401, 200),
+        ("GET /gradio_api/mcp/schema", 401, 200),
+        ("GET /v1x", 401, 404),
+    ],
+)
+def test_a_key_opens_nothing_of_a_page_and_a_login_nothing_of_the_api(
+    behind_a_login: TestClient, asking: str, with_key: int, with_login: int
+) -> None:
+    method, path = asking.split()
+    ask = partial(behind_a_login.request, method, path)
+    assert ask().status_code == 401
+    assert ask(headers=bearer("whale")).status_code == with_key
+    assert ask(auth=("ada", "a wet whale")).status_code == with_login
+
+
+def test_the_models_are_those_of_the_page(behind_a_login: TestClient) -> None:
+    models = behind_a_login.get("/v1/models", headers=bearer("whale")).json()
+    assert [model["id"] for model in models["data"]] == ["unused"]
+    body = {"model": "unused", "messages": HELLO, "max_tokens": 2}
+    answer = behind_a_login.post("/v1/chat/completions", json=body, headers=bearer("whale")).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello Hello "
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert "set-cookie" not in behind_a_login.get("/v1/models").headers
 
 
 @pytest.mark.parametrize("text", ["", " , ", "whale", "ada:", ":whale", "ada:a b", "ada:ä"])
@@ -472,6 +521,14 @@ def test_without_keys_nobody_elsewhere_is_answered(
 )
 def test_the_router_leaves_the_protocol_to_any_replica(path: str, without: bool) -> None:
     assert (WITHOUT_SESSION.fullmatch(path) is not None) == without
+
+
+def test_without_a_page_it_is_an_application_of_its_own_that_scales_by_itself() -> None:
+    settings = settings_of().model_copy(update={"openai_api": False})
+    there = deployments_in(compare_page.api(settings))
+    assert [*there] == ["ApiServer", "unused"]
+    assert there["ApiServer"]["autoscaling_config"]["max_replicas"] > 1
+    assert "request_router_class" not in str(there["ApiServer"])
 
 
 @pytest.mark.served
