@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import gradio as gr
 import httpx2
 import openai
 import pytest
+from gradio_client import Client
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from openai.types.chat import ChatCompletionMessageParam
 from ray import serve
 from starlette.applications import Starlette
@@ -27,6 +31,7 @@ from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.sessions import (
     WITHOUT_SESSION,
 )
+from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.pages.settings import (
     Limits,
     PageSettings,
@@ -265,11 +270,14 @@ def test_a_body_that_is_too_large_is_refused_in_the_same_form() -> None:
     assert "Send less" in error_of(answer)["message"]
 
 
-def test_ten_thousand_turns_are_read() -> None:
+def test_ten_thousand_turns_are_refused_and_two_thousand_read() -> None:
     model = fast()
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert complete(asked(model), messages=turns * 5000).status_code == 200
-    assert len(model.asked[0][0]) == 10_000
+    answer = complete(asked(model), messages=turns * 5000)
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "messages")
+    assert "at most 2048" in answer.text
+    assert complete(asked(model), messages=turns * 1000).status_code == 200
+    assert len(model.asked[0][0]) == 2000
 
 
 @pytest.mark.parametrize(
@@ -560,11 +568,33 @@ def test_what_the_settings_say_is_one_of_three() -> None:
     rest = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
     for value in (False, True, "without-keys"):
         assert PageSettings.model_validate({**rest, "openai_api": value}).openai_api == value
-    with pytest.raises(ValueError, match="openai_api"):
-        PageSettings.model_validate({**rest, "openai_api": "with-keys"})
 
 
-def test_a_program_that_nobody_here_wrote_reads_each_event() -> None:
+def test_gradios_own_chat_talks_to_it() -> None:
+    with in_thread(web_of(fast())) as api:
+        chat = gr.load_chat(f"{api}/v1", model="fast", token=KEY)
+        with in_thread(mount(chat, HttpSettings())) as page:
+            said = Client(page, verbose=False).predict({"text": "Hello", "files": []})
+    assert said == "one two three"
+
+
+def test_the_client_of_hugging_face_reads_it_whole_and_as_a_stream(
+    keys: Callable[[str], None],
+) -> None:
+    keys("ada:whale")
+    hello: list[Any] = [*HELLO]
+    with in_thread(web_of(fast(), keys=True)) as api:
+        client = InferenceClient(base_url=f"{api}/v1", api_key="whale")
+        whole = client.chat_completion(hello, model="fast", max_tokens=5, temperature=0.1)
+        chunks = client.chat_completion(hello, model="fast", stream=True)
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        with pytest.raises(HfHubHTTPError, match="401"):
+            InferenceClient(base_url=f"{api}/v1", api_key="wrong").chat_completion(hello)
+    assert whole.choices[0].message.content == streamed == "one two three"
+    assert whole.choices[0].finish_reason == "stop"
+
+
+def test_a_program_of_a_few_lines_reads_each_event() -> None:
     lines = complete(asked(fast()), stream=True).text.splitlines()
     events = [line.removeprefix("data: ") for line in lines if line]
     assert all(line.startswith("data: ") for line in lines if line)

@@ -40,6 +40,7 @@ from .settings import HttpSettings
 
 PREFIX = "/v1"
 MODELS = f"{PREFIX}/models"
+MOST_MESSAGES = 2048
 MOST_STOPS = 4
 SMALLEST_TOP_P = 1e-6
 """What a `top_p` of 0 means: the likeliest token alone."""
@@ -127,7 +128,7 @@ class StreamOptions(Asked):
 
 class ChatRequest(Asked):
     model: str
-    messages: list[Turn] = Field(min_length=1)
+    messages: list[Turn] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)

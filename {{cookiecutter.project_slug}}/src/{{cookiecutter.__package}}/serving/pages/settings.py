@@ -48,6 +48,15 @@ class PageSettings(HttpSettings, ModelsSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_api(self) -> Self:
+        if self.openai_api == "without-keys" and self.login_user is not None:
+            raise ValueError(
+                "openai_api: without-keys and login_user contradict each other. Set openai_api to "
+                "true and name keys in API_KEYS"
+            )
+        return self
+
     def start_checks(self) -> list[Callable[[], object]]:
         checks = [*HttpSettings.start_checks(self), *ModelsSettings.start_checks(self)]
         if self.openai_api is not True:
