@@ -346,6 +346,27 @@ def test_an_answer_that_takes_too_long_is_stopped() -> None:
     assert answer.status_code == 504
     assert "took too long" in error_of(answer)["message"]
     assert late.left == 1
+    limits = LIMITS.model_copy(update={"answer_seconds": 0.6})
+    *_, error, last = complete(asked(late, limits=limits), stream=True).text.split("\n\n")
+    assert "took too long" in json.loads(error.removeprefix("data: "))["error"]["message"]
+    assert (last, late.left) == ("", 2)
+
+
+class Silent:
+    """A model of somebody's own, which says nothing at all."""
+
+    name = "fast"
+
+    async def stream(self, *_: object) -> AsyncGenerator[Piece | End, None]:
+        nothing: list[Piece] = []
+        for piece in nothing:
+            yield piece
+
+
+def test_a_model_that_says_nothing_gives_an_empty_answer() -> None:
+    whole = complete(asked(Silent())).json()["choices"][0]
+    assert (whole["message"]["content"], whole["finish_reason"]) == ("", "stop")
+    assert complete(asked(Silent()), stream=True).text.endswith("data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -377,10 +377,11 @@ class Completion:
     tokens: int = 0
     thought_tokens: int = 0
     end: End | None = None
+    begun: bool = False
+    """Whether the stream is."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answers = self._stream(send) if self.asked.stream else self._whole(scope, receive, send)
-        answering = asyncio.create_task(answers)
+        answering = asyncio.create_task(self._answer(scope, receive, send))
         leaving = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when="FIRST_COMPLETED")
@@ -391,10 +392,62 @@ class Completion:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self.seconds):
+                if self.asked.stream:
+                    await self._stream(send)
+                    return
+                async with aclosing(self._pieces()) as pieces:
+                    async for _ in pieces:
+                        pass
+        except (ApiError, TimeoutError) as error:
+            failure = error if isinstance(error, ApiError) else _explained(self.model, error)
+            if not self.begun:
+                # What is refused at once has a status of its own.
+                raise failure from error
+            await self._send(send, failure.body)
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await JSONResponse(self._whole())(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
         async with aclosing(self._pieces()) as pieces:
-            async for _ in pieces:
-                pass
+            async for piece in pieces:
+                await self._begin(send)
+                if isinstance(piece, Piece) and piece.text:
+                    kind = "reasoning_content" if piece.thought else "content"
+                    await self._send(send, self._chunk({kind: piece.text}))
+        await self._begin(send)
+        await self._send(send, self._chunk({}, self._reason()) | self._dropped())
+        if self._includes_usage():
+            await self._send(send, self._chunk() | {"usage": self._usage()})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _begin(self, send: Send) -> None:
+        if self.begun:
+            return
+        self.begun = True
+        headers = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._send(send, self._chunk({"role": "assistant", "content": ""}))
+
+    async def _pieces(self) -> AsyncGenerator[Piece | End, None]:
+        """Yields what the model says, and keeps it.
+
+        Raises:
+            ApiError: it fails.
+        """
+        try:
+            async with aclosing(self.model.stream(self.messages, self.options)) as pieces:
+                async for piece in pieces:
+                    self._keep(piece)
+                    yield piece
+        except Exception as error:
+            raise _explained(self.model, error) from error
+
+    def _whole(self) -> Chunk:
         message = {"role": "assistant", "content": self.text, "refusal": None}
         if self.thoughts:
             message["reasoning_content"] = self.thoughts
@@ -404,49 +457,7 @@ class Completion:
             "choices": [{**choice, "finish_reason": self._reason()}],
             "usage": self._usage(),
         }
-        await JSONResponse(body | self._dropped())(scope, receive, send)
-
-    async def _stream(self, send: Send) -> None:
-        async with aclosing(self._pieces()) as pieces:
-            # What is refused at once has a status of its own.
-            first = await anext(pieces)
-            headers = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
-            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-            await send({"type": "http.response.start", "status": 200, "headers": raw})
-            await self._send(send, self._chunk({"role": "assistant", "content": ""}))
-            await self._send_piece(send, first)
-            try:
-                async for piece in pieces:
-                    await self._send_piece(send, piece)
-            except ApiError as error:
-                await self._send(send, error.body)
-                await send({"type": "http.response.body", "body": b""})
-                return
-        end = self._chunk({}, self._reason()) | self._dropped()
-        await self._send(send, end)
-        if self._includes_usage():
-            await self._send(send, self._chunk() | {"usage": self._usage()})
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-
-    async def _pieces(self) -> AsyncGenerator[Piece | End, None]:
-        """Yields what the model says, and keeps it.
-
-        Raises:
-            ApiError: it fails.
-        """
-        deadline = asyncio.get_running_loop().time() + self.seconds
-        try:
-            async with aclosing(self.model.stream(self.messages, self.options)) as pieces:
-                while True:
-                    try:
-                        async with asyncio.timeout_at(deadline):
-                            piece = await anext(pieces)
-                    except StopAsyncIteration:
-                        return
-                    self._keep(piece)
-                    yield piece
-        except Exception as error:
-            raise _explained(self.model, error) from error
+        return body | self._dropped()
 
     def _keep(self, piece: Piece | End) -> None:
         if isinstance(piece, End):
@@ -458,11 +469,6 @@ class Completion:
             self.thought_tokens += piece.tokens
         else:
             self.text += piece.text
-
-    async def _send_piece(self, send: Send, piece: Piece | End) -> None:
-        if isinstance(piece, Piece) and piece.text:
-            kind = "reasoning_content" if piece.thought else "content"
-            await self._send(send, self._chunk({kind: piece.text}))
 
     async def _send(self, send: Send, chunk: Chunk) -> None:
         body = f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
