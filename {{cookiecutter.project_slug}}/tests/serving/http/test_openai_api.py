@@ -26,6 +26,12 @@ from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.deployments.builders import (
     PageOfModels,
 )
+from {{ cookiecutter.__package }}.serving.deployments.openai_client import (
+    OpenAIClient,
+)
+from {{ cookiecutter.__package }}.serving.deployments.settings import (
+    ModelSettings,
+)
 from {{ cookiecutter.__package }}.serving.http.ingress import put_first
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.sessions import (
@@ -589,6 +595,18 @@ def test_what_the_settings_say_is_one_of_three() -> None:
     rest = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
     for value in (False, True, "without-keys"):
         assert PageSettings.model_validate({**rest, "openai_api": value}).openai_api == value
+
+
+async def test_a_page_elsewhere_asks_it_as_a_model_on_another_server() -> None:
+    with in_thread(web_of(Thinking())) as api:
+        there = ModelSettings(name="far", source="thinking", base_url=f"{api}/v1")
+        stream = OpenAIClient(there).stream(
+            [Message("user", "Hello")], GenerationOptions(max_new_tokens=20)
+        )
+        said = [each async for each in stream]
+    # The tokens that the chunks did not tell come with the usage.
+    thought, text = Piece("Hm. ", 1, thought=True), Piece("Yes", 1)
+    assert said == [thought, text, Piece("", 3), End("filtered", prompt_tokens=7)]
 
 
 def test_gradios_own_chat_talks_to_it() -> None:
