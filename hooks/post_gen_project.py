@@ -41,6 +41,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
         "own": [
             *(f"{PACKAGE}/models.*.py", f"{PACKAGE}/serving/answers.py"),
             *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),
+            *(f"{PACKAGE}/serving/http/{name}.py" for name in ("api_ingress", "openai_api")),
             *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages")),
             # The machinery is as in other projects, where its tests are.
             *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),

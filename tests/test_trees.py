@@ -42,12 +42,13 @@ ALWAYS = set(
     src/our_app/serving/engine/text.py
     src/our_app/serving/engine/vocabulary.py
     src/our_app/serving/engine/weights.py
-    src/our_app/serving/http/__init__.py src/our_app/serving/http/disconnects.py
+    src/our_app/serving/http/__init__.py src/our_app/serving/http/api_ingress.py
+    src/our_app/serving/http/disconnects.py
     src/our_app/serving/http/files.py src/our_app/serving/http/guard.py
     src/our_app/serving/http/hosts.py src/our_app/serving/http/ingress.py
     src/our_app/serving/http/launch.py src/our_app/serving/http/login.py
     src/our_app/serving/http/mcp_server.py src/our_app/serving/http/mount.py
-    src/our_app/serving/http/proxy.py src/our_app/serving/http/sessions.py
+    src/our_app/serving/http/openai_api.py src/our_app/serving/http/proxy.py src/our_app/serving/http/sessions.py
     src/our_app/serving/http/settings.py
     src/our_app/serving/pages/__init__.py src/our_app/serving/pages/browser.py
     src/our_app/serving/pages/compare.py src/our_app/serving/pages/looks.py
@@ -77,6 +78,7 @@ ALWAYS = set(
     tests/serving/http/test_guard.py tests/serving/http/test_hosts.py
     tests/serving/http/test_launch.py tests/serving/http/test_leaving.py
     tests/serving/http/test_mcp_server.py tests/serving/http/test_mount.py
+    tests/serving/http/test_openai_api.py
     tests/serving/http/test_session_cookie.py tests/serving/http/test_sessions.py
     tests/serving/pages/__init__.py tests/serving/pages/test_compare.py
     tests/serving/telemetry/__init__.py tests/serving/telemetry/test_calls.py
@@ -97,6 +99,7 @@ MODELS = tuple(
     """
     src/our_app/models.py src/our_app/serving/answers.py src/our_app/serving/protocol.py
     src/our_app/serving/deployments/ src/our_app/serving/engine/ src/our_app/serving/pages/
+    src/our_app/serving/http/api_ingress.py src/our_app/serving/http/openai_api.py
     src/our_app/serving/telemetry/metrics.py
     tests/__init__.py tests/serving/ tests/support/ tests/test_models.py
     """.split()  # noqa: SIM905 - as above

@@ -1,10 +1,11 @@
-"""The graph: the page, and behind it one deployment for each model."""
+"""The graph: the page, and behind it one deployment for each model. Also models without a page."""
 
 from ray.serve import Application
 
 from .models import MODELS
 from .page import DESCRIPTION, LAUNCH, TITLE, build_page
 from .serving import (
+    ApiServer,
     GradioServer,
     ModelSettings,
     PageOfModels,
@@ -25,6 +26,11 @@ def build(settings: Settings) -> Application:
     """Returns the application that a Serve config describes with its `args:`."""
     page = PageOfModels(settings, build_page)
     return GradioServer.bind(settings, page, *deployments_of(settings), launch=LAUNCH)
+
+
+def api(settings: Settings) -> Application:
+    """Returns the models by OpenAI's protocol alone, for a config of its own or a second entry."""
+    return ApiServer.bind(PageOfModels(settings, Settings.api_of), *deployments_of(settings))
 
 
 app = build(Settings())

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..support.compare_page import MODELS
+from ..support.compare_page import KEY, MODELS
 from ..support.counting_page import PAGE_REPLICAS, PASSWORD, USER
 from ..support.file_page import WIKI
 from ..support.leaving_page import NOTES
@@ -48,11 +48,11 @@ def served_pages(
     leaving_notes: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
-    """Pages that compare models, count behind a login, chat, take files, and notice who leaves.
+    """Pages that compare models, count behind a login, chat, take files, notice who leaves, and none.
 
     All but one are behind a route prefix, where a page has more to get right than at the root.
     """
-    arguments = {"title": "Words", "description": "", "mcp": True}
+    arguments = {"title": "Words", "description": "", "mcp": True, "openai_api": True}
     sources = (tiny_decoder, second_model)
     models = [
         {"name": name, "source": str(source)} for name, source in zip(MODELS, sources, strict=True)
@@ -80,10 +80,21 @@ def served_pages(
                 "name": "behind",
             },
             application("leaving", "/leaving", {}, {"GradioServer": PAGE_REPLICAS}),
+            {
+                **application(
+                    "compare",
+                    "/api",
+                    {**arguments, "models": models[:1]},
+                    {"ApiServer": 1, MODELS[0]: 1},
+                ),
+                "name": "api",
+                "import_path": "tests.support.compare_page:api",
+            },
         ],
     }
     # For all, because Ray starts further processes for an application with variables of its own.
     variables = {
+        "API_KEYS": f"ada:{KEY}",
         "GRADIO_TEMP_DIR": str(kept_files),
         "PAGE_PASSWORD": PASSWORD,
         "PAGE_SECRET": "the whales sing in the deep blue sea",
@@ -114,6 +125,12 @@ def application(
 def words(served_pages: Served) -> str:
     """Address of the page that compares."""
     return served_pages.addresses[0]
+
+
+@pytest.fixture
+def api(served_pages: Served) -> str:
+    """Address of the models without a page."""
+    return served_pages.addresses[6]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from {{ cookiecutter.__package }}.serving.base import LoginError, StartError
 from {{ cookiecutter.__package }}.serving.config import (
     Planned,
     check_deployments,
+    check_host,
     check_resources,
     check_start,
     deployments_in,
@@ -105,6 +106,17 @@ def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None
         "config/ours.yaml: deployments names gone, which is not there. The application default "
         f"has: {there}. Rename or remove it."
     )
+
+
+def test_what_asks_for_no_key_is_not_started_for_other_machines(
+    planned: Callable[..., Planned],
+) -> None:
+    application = planned(args={"models": THREE, "openai_api": "without-keys"})
+    ours = Path("config/ours.yaml")
+    check_host(application, "127.0.0.1", ours)
+    with pytest.raises(StartError, match=r"^config/ours\.yaml: openai_api: without-keys"):
+        check_host(application, "0.0.0.0", ours)  # noqa: S104
+    check_host(planned(args={"models": THREE}), "0.0.0.0", ours)  # noqa: S104
 
 
 def test_a_deployment_that_the_settings_describe_and_no_model_has(

@@ -13,7 +13,7 @@ from ..support.processes import replicas_of
 
 PACKAGE = "{{ cookiecutter.__package }}"
 NAMES = """
-    Answer BusyError CompareControls DeploymentSettings End GenerationError GenerationOptions
+    Answer ApiServer BusyError CompareControls DeploymentSettings End GenerationError GenerationOptions
     GradioServer HttpSettings Launch Limits Message Model ModelError ModelSettings PANE_STYLES
     PageOfModels PageSettings Piece PromptError StartError State TextGenerationModel check_prompt
     connect deployments_of fan_out main option_controls panes_of readable

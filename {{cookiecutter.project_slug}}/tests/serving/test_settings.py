@@ -37,6 +37,8 @@ def test_defaults_are_at_most_100_sampled_tokens_and_no_least() -> None:
         ({"models": [{"name": "a", "source": "gpt2"}] * 2}, "a name of its own"),
         ({"models": [{"name": "a", "source": "gpt2", "prompt": "Say"}]}, "must contain {prompt}"),
         ({"options": {"max_new_tokens": 600}}, "over limits.new_tokens"),
+        ({"openai_api": "with-keys"}, "openai_api"),
+        ({"openai_api": "without-keys", "login_user": "ada"}, "contradict each other"),
         ({"limits": {"running_requests": 0}}, "greater than or equal to 1"),
     ],
 )

@@ -7,6 +7,7 @@ from ray.serve import Application
 
 from {{ cookiecutter.__package }}.serving import (
     PANE_STYLES,
+    ApiServer,
     CompareControls,
     GradioServer,
     Launch,
@@ -22,6 +23,8 @@ from {{ cookiecutter.__package }}.serving import (
 
 MODELS = ("first", "second")
 """Names of the models that it asks on Ray."""
+KEY = "a-wet-whale"
+"""With which programs ask them there."""
 PROMPT_LABEL = "Prompt"
 BUTTON = "Ask"
 EXAMPLES = ["Why is the sky blue?", "Why does a whale sing?"]
@@ -32,6 +35,10 @@ LAUNCH = Launch(theme=readable(gr.themes.Soft(**FONTS)), css=PANE_STYLES)
 def build(settings: PageSettings) -> Application:
     page = PageOfModels(settings, build_page)
     return GradioServer.bind(settings, page, *deployments_of(settings), launch=LAUNCH)
+
+
+def api(settings: PageSettings) -> Application:
+    return ApiServer.bind(PageOfModels(settings, PageSettings.api_of), *deployments_of(settings))
 
 
 def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:

@@ -4,6 +4,7 @@ You may rely on the names in `__init__.pyi`. The template's changelog says which
 
 - The application: `GradioServer`, which takes `Launch` options, middleware and routes of yours.
   You add fields to `PageSettings`, or to `HttpSettings` without models. `main` starts it.
+  `ApiServer` has the models without a page.
 - The models: `ModelSettings` and its `DeploymentSettings`, `deployments_of`, `PageOfModels`. A class of yours is a `Model`: it
   takes a `Message` for each turn and `GenerationOptions`, and yields `Piece`s and one `End`.
 - The page: `panes_of`, `option_controls`, `connect`; `check_prompt`, `fan_out` for another page.

@@ -7,6 +7,7 @@ from .deployments.deployment import TextGenerationModel as TextGenerationModel
 from .deployments.deployment import deployments_of as deployments_of
 from .deployments.settings import DeploymentSettings as DeploymentSettings
 from .deployments.settings import ModelSettings as ModelSettings
+from .http.api_ingress import ApiServer as ApiServer
 from .http.ingress import GradioServer as GradioServer
 from .http.launch import Launch as Launch
 from .http.settings import HttpSettings as HttpSettings

@@ -105,7 +105,7 @@ async def fan_out(
                     changed.set()
             answer.state = State.DONE
         except Exception as error:
-            answer.fail(_explain(model, error))
+            answer.fail(explain(model, error))
         finally:
             running -= 1
             changed.set()
@@ -127,7 +127,8 @@ async def fan_out(
         await asyncio.gather(*readers, return_exceptions=True)
 
 
-def _explain(model: Model, error: Exception) -> str:
+def explain(model: Model, error: Exception) -> str:
+    """Returns why a model failed, for who asked it, and logs what that does not say."""
     if isinstance(error, PromptError | BusyError | InterruptionError):
         return str(error)
     if isinstance(error, TimeoutError):

@@ -62,6 +62,13 @@ class HasDeployments(Protocol):
     def check_deployments(self, there: Collection[str]) -> None: ...
 
 
+@runtime_checkable
+class HasHost(Protocol):
+    """Settings that may not be reached from everywhere."""
+
+    def check_host(self, host: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Planned:
     """An application of a config, as far as this process can know it."""
@@ -230,6 +237,15 @@ def check_deployments(planned: Planned, path: Path) -> None:
     if isinstance(planned.settings, HasDeployments):
         try:
             planned.settings.check_deployments(there)
+        except StartError as error:
+            raise StartError(f"{path}: {error}") from error
+
+
+def check_host(planned: Planned, host: str, path: Path) -> None:
+    """Looks whether an application may listen at the config's host."""
+    if isinstance(planned.settings, HasHost):
+        try:
+            planned.settings.check_host(host)
         except StartError as error:
             raise StartError(f"{path}: {error}") from error
 

@@ -304,7 +304,7 @@ def _failure(error: BaseException) -> Failure:
 def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     """Mounts the page as its deployment does, but for the session cookie."""
     # Here, because the process that watches the files does without Gradio.
-    from .http.ingress import PageIngress
+    from .http.ingress import PageIngress, put_first
     from .http.launch import built, refusing_launch
     from .http.mount import mount
 
@@ -332,6 +332,7 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
         arguments["middleware"],
         [Route(VERSION_PATH, PlainTextResponse(version)), *arguments["routes"]],
     )
+    put_first(web, builder)
     # Else middleware that cannot be made would fail each request.
     web.middleware_stack = web.build_middleware_stack()
     return web

@@ -36,6 +36,7 @@ from .base import StartError, explained
 from .config import (
     LOOPBACK,
     check_deployments,
+    check_host,
     check_port,
     check_resources,
     check_start,
@@ -167,6 +168,7 @@ def run(
     planned = plan(config, path, alone=alone)
     for application in planned:
         check_deployments(application, path)
+        check_host(application, config.http_options.host, path)
     check_port(config.http_options.host, config.http_options.port, "--port")
     if metrics_port is not None:
         if not alone:

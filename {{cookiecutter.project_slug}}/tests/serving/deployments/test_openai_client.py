@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import re
 import traceback
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
 
 from {{ cookiecutter.__package }}.serving.deployments import openai_client
 from {{ cookiecutter.__package }}.serving.deployments.openai_client import (
@@ -46,6 +49,13 @@ class Loopback:
     prompt_tokens: int | None = None
     """What the server says at the end, where it says something."""
     breaks: bool = False
+    refuses: tuple[str, ...] = ()
+    """Options that it answers with 400, one after the other."""
+    names_them: bool = True
+    """Whether it does so in a field of its own, as OpenAI does, or in the text."""
+    events: list[str] | None = None
+    """What it streams, if not three words."""
+    headers: list[Headers] = field(default_factory=list)
     asked: list[dict[str, object]] = field(default_factory=list)
     left: int = 0
     url: str = ""
@@ -55,17 +65,27 @@ class Loopback:
 
         @web.post("/v1/chat/completions")
         async def complete(request: Request) -> Response:
-            if request.headers["authorization"] != f"Bearer {KEY}":
+            self.headers.append(request.headers)
+            if request.headers.get("authorization") != f"Bearer {KEY}":
                 return JSONResponse({"error": {"message": "wrong key"}}, 401)
             if self.status != 200:
                 error = {"message": "/srv/secret", "param": self.param}
                 return JSONResponse({"error": error}, self.status)
-            self.asked.append(await request.json())
+            self.asked.append(asked := await request.json())
+            for name in self.refuses:
+                if name in asked:
+                    error = {"message": f"/srv/secret: Unsupported parameter: '{name}'"}
+                    param = {"param": name} if self.names_them else {}
+                    return JSONResponse({"error": error | param}, 400 if self.names_them else 422)
             return StreamingResponse(self.chunks(), media_type="text/event-stream")
 
         return web
 
     async def chunks(self) -> AsyncGenerator[str, None]:
+        for event in self.events or ():
+            yield event
+        if self.events is not None:
+            return
         try:
             for word in ("one ", "two ", "three"):
                 await asyncio.sleep(self.pause)
@@ -79,12 +99,15 @@ class Loopback:
         finally:
             self.left += 1
 
-    def chunk(self, word: str, finish_reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": {"content": word}, "finish_reason": finish_reason}
+    def delta(self, finish_reason: str | None = None, **delta: str) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
         return self.event(choices=[choice])
 
-    def usage(self, prompt_tokens: int) -> str:
-        used = {"prompt_tokens": prompt_tokens, "completion_tokens": 3, "total_tokens": 9}
+    def chunk(self, word: str, finish_reason: str | None = None) -> str:
+        return self.delta(finish_reason, content=word)
+
+    def usage(self, prompt_tokens: int, tokens: int = 3) -> str:
+        used = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": 9}
         return self.event(choices=[], usage=used)
 
     def event(self, **fields: object) -> str:
@@ -106,17 +129,10 @@ def model(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> OpenAIClient:
     return model_at(loopback.url)
 
 
-def model_at(url: str, system: str = "") -> OpenAIClient:
-    return OpenAIClient(
-        ModelSettings(
-            name="whale",
-            source="whale-7b",
-            base_url=url,
-            api_key_variable="WHALE_KEY",
-            system=system,
-            prompt="In short: {prompt}",
-        )
-    )
+def model_at(url: str, **settings: Any) -> OpenAIClient:
+    """Returns a model that is asked in short. `settings` are further ones, or others."""
+    given = {"api_key_variable": "WHALE_KEY", "prompt": "In short: {prompt}", **settings}
+    return OpenAIClient(ModelSettings(name="whale", source="whale-7b", base_url=url, **given))
 
 
 async def test_the_answer_streams_and_what_was_asked_arrives(
@@ -127,8 +143,141 @@ async def test_the_answer_streams_and_what_was_asked_arrives(
     [asked] = loopback.asked
     assert asked["model"] == "whale-7b"
     assert asked["messages"] == [{"role": "user", "content": "In short: Hello"}]
-    assert (asked["max_tokens"], asked["temperature"], asked["top_p"]) == (7, 0.3, 1.0)
-    assert not {"stop", "seed", "top_k", "stream_options"} & asked.keys()
+    assert asked == {
+        "model": "whale-7b",
+        "messages": [{"role": "user", "content": "In short: Hello"}],
+        "max_completion_tokens": 7,
+        "temperature": 0.3,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def test_what_neither_settings_nor_request_say_is_not_sent(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHALE_KEY", KEY)
+    plain, own = model_at(loopback.url), model_at(loopback.url, temperature=0.7, top_p=0.9)
+    for model in (plain, own):
+        await pieces_of(model.stream(user("Hello"), GenerationOptions()))
+    await pieces_of(own.stream(user("Hello"), GenerationOptions(top_p=0.5)))
+    sent = [(asked.get("temperature"), asked.get("top_p")) for asked in loopback.asked]
+    assert sent == [(None, None), (0.7, 0.9), (0.7, 0.5)]
+
+
+@pytest.mark.parametrize("names_them", [True, False])
+async def test_what_a_server_refuses_is_left_out_from_then_on(
+    model: OpenAIClient,
+    loopback: Loopback,
+    caplog: pytest.LogCaptureFixture,
+    names_them: bool,
+) -> None:
+    caplog.set_level("WARNING", "ray.serve")
+    loopback.refuses = ("max_completion_tokens", "temperature", "stream_options")
+    loopback.names_them = names_them
+    for _ in range(2):
+        assert len(await pieces_of(model.stream(user("Hello"), OPTIONS))) == 3
+    optional = [asked.keys() - {"model", "messages", "stream"} for asked in loopback.asked]
+    assert optional == [
+        {"max_completion_tokens", "temperature", "stream_options"},
+        {"max_tokens", "temperature", "stream_options"},
+        {"max_tokens", "stream_options"},
+        {"max_tokens"},
+        {"max_tokens"},
+    ]
+    assert caplog.text.count("its server does not take") == 1
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        (("max_completion_tokens", "max_tokens"), "does not write so many tokens. Ask for fewer"),
+        (("stop",), "does not take stop. Leave it out"),
+        (("messages",), "does not take this text"),
+    ],
+)
+async def test_what_cannot_be_left_out_is_told(
+    model: OpenAIClient, loopback: Loopback, refused: tuple[str, ...], reason: str
+) -> None:
+    loopback.refuses = refused
+    options = OPTIONS.model_copy(update={"stop": ("!",)})
+    with pytest.raises(PromptError, match=re.escape(reason)):
+        await pieces_of(model.stream(user("Hello"), options))
+    loopback.refuses = ()
+    await pieces_of(model.stream(user("Hello"), options))
+    # What did not help is no news of the server.
+    assert "max_completion_tokens" in loopback.asked[-1]
+
+
+async def test_nothing_is_sent_of_variables_that_nobody_named(
+    loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"OPENAI_API_KEY": "sk", "OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "project"}
+    for name, value in {**secret, "OPENAI_ADMIN_KEY": "admin", "WHALE_ORG": "whales"}.items():
+        monkeypatch.setenv(name, value)
+    model = model_at(loopback.url, api_key_variable=None)
+    with pytest.raises(InterruptionError, match="in api_key_variable"):
+        await anext(model.stream(user("Hello"), OPTIONS))
+    monkeypatch.setenv("WHALE_KEY", KEY)
+    model = model_at(loopback.url, organization_variable="WHALE_ORG")
+    await pieces_of(model.stream(user("Hello"), OPTIONS))
+    bare, named = loopback.headers
+    kept = {"authorization", "openai-organization", "openai-project"}
+    assert not kept & {*bare.keys()}
+    assert kept & {*named.keys()} == {"authorization", "openai-organization"}
+    assert named["openai-organization"] == "whales"
+
+
+async def test_tokens_are_those_that_the_server_has_counted(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    loopback.events = [loopback.chunk("four words in one", "stop"), loopback.usage(6, 4)]
+    *pieces, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
+    assert [piece.text for piece in pieces if isinstance(piece, Piece)] == ["four words in one", ""]
+    assert sum(piece.tokens for piece in pieces if isinstance(piece, Piece)) == 4
+    assert end == End("stop", 6)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_thoughts_are_marked_and_an_answer_may_be_nothing_else(
+    model: OpenAIClient, loopback: Loopback, field: str
+) -> None:
+    loopback.events = [loopback.delta(**{field: "Hm."}), loopback.delta("length")]
+    thought, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
+    assert thought == Piece("Hm.", 1, thought=True)
+    assert end == End("length")
+
+
+async def test_a_refusal_is_text(model: OpenAIClient, loopback: Loopback) -> None:
+    loopback.events = [loopback.delta(refusal="I cannot."), loopback.delta("content_filter")]
+    refusal, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
+    assert (refusal, end) == (Piece("I cannot.", 1), End("filtered"))
+
+
+async def test_a_server_that_knows_no_bound_is_left_there(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    loopback.events = [loopback.chunk("word ")] * 50
+    *pieces, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
+    assert (len(pieces), end) == (8, End("length"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "4", "null", '"text"', "[]", '{"choices": null}', '{"choices": [{}]}', "{}", "\x00"],
+)
+async def test_a_line_that_is_no_part_of_an_answer_ends_it(
+    model: OpenAIClient, loopback: Loopback, caplog: pytest.LogCaptureFixture, line: str
+) -> None:
+    caplog.set_level("WARNING", "ray.serve")
+    loopback.events = [loopback.chunk("secret "), f"data: {line}\n\n", loopback.chunk("three")]
+    stream = model.stream(user("Hello"), OPTIONS)
+    assert await anext(stream) == Piece("secret ", 1)
+    with pytest.raises(InterruptionError, match=r"sent what is no part of an answer\. Run again"):
+        await anext(stream)
+    assert "makes no sense" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_stop_texts_and_a_seed_are_sent_where_they_are_set(
@@ -218,14 +367,14 @@ async def test_an_error_of_the_server_is_one_that_a_pane_shows(
     assert "secret" not in str(caught.value)
 
 
-async def test_an_option_that_the_server_does_not_take_is_named_and_logged(
+async def test_an_error_is_logged_without_what_it_says(
     model: OpenAIClient, loopback: Loopback, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING", "ray.serve")
-    loopback.status, loopback.param = 400, "max_tokens"
-    with pytest.raises(InterruptionError, match="whale does not take max_tokens"):
+    loopback.status, loopback.param = 400, "seed"
+    with pytest.raises(PromptError, match="whale does not take seed"):
         await anext(model.stream(user("Hello"), OPTIONS))
-    assert "BadRequestError: 400, None, max_tokens" in caplog.text
+    assert "BadRequestError: 400, None, seed" in caplog.text
     assert "secret" not in caplog.text
 
 

@@ -31,6 +31,10 @@ from {{ cookiecutter.__package }}.serving.http.guard import (
     explain_refusals,
     guard,
 )
+from {{ cookiecutter.__package }}.serving.http.login import (
+    logged_in,
+    read_keys,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.settings import (
     HttpSettings,
@@ -118,6 +122,83 @@ def test_a_function_knows_who_logged_in(monkeypatch: pytest.MonkeyPatch, kind: s
                 Client(url, verbose=False, auth=wrong)
     with in_thread(mount(blocks, HttpSettings())) as url:
         assert Client(url, verbose=False).predict(api_name="/who") == "None"
+
+
+def whose_tools(page: TestClient, path: str, headers: dict[str, str]) -> object:
+    answer = page.get(path, headers=headers)
+    return answer.json() if answer.status_code == 200 else answer.status_code
+
+
+@pytest.mark.parametrize("root", ["", "/chat"])
+def test_with_a_login_tools_take_keys_alone_and_a_key_opens_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
+    monkeypatch.setenv("API_KEYS", "bob:whale,bob:second-whale")
+    web = FastAPI()
+
+    @web.get("/{path:path}")
+    async def tell(request: Request) -> str | None:
+        return logged_in(request)
+
+    guard(web, HttpSettings(login_user="ada"), offers_tools=True)
+    page = TestClient(web, base_url=HERE, root_path=root)
+    keys = [{"authorization": f"Bearer {key}"} for key in ("whale", "second-whale")]
+    tools = (f"{root}{path}" for path in ("/mcp", "/gradio_api/mcp", "/gradio_api/mcp/http/"))
+    for path in tools:
+        assert [whose_tools(page, path, key) for key in keys] == ["bob", "bob"]
+        for headers in ({}, basic("ada", PASSWORD), {"authorization": "Bearer whal"}):
+            assert whose_tools(page, path, headers) == 401
+    for path in ("/", "/mcp/x", "/gradio_api/mcp/schema", "/mcpx", "/v1/models", "/login"):
+        assert whose_tools(page, f"{root}{path}", keys[0]) == 401
+        assert whose_tools(page, f"{root}{path}", basic("ada", PASSWORD)) == "ada"
+
+
+def test_with_a_login_tools_are_not_offered_without_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
+    monkeypatch.delenv("API_KEYS", raising=False)
+    with pytest.raises(LoginError, match=r"mcp asks for keys, and there are none\. Set API_KEYS"):
+        guard(FastAPI(), HttpSettings(login_user="ada"), offers_tools=True)
+    _, check = HttpSettings(login_user="ada", mcp=True).start_checks()
+    with pytest.raises(LoginError, match="mcp asks for keys"):
+        check()
+    assert len(HttpSettings(login_user="ada").start_checks()) == 1
+
+
+def test_a_file_of_keys_is_read_again_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    monkeypatch.delenv("API_KEYS", raising=False)
+    monkeypatch.setenv("API_KEYS_FILE", str(file))
+    with pytest.raises(LoginError, match="API_KEYS_FILE names cannot be read: No such file"):
+        read_keys("the test asks for keys")
+    file.write_text("ada:one\nbob:two\n", "utf-8")
+    keys = read_keys("the test asks for keys")
+    assert (keys.name_of("Bearer one"), keys.name_of("bearer two")) == ("ada", "bob")
+    # As Kubernetes does it, where a new file takes the place of the old one.
+    new = tmp_path / "new"
+    new.write_text("bob:two, cleo:three", "utf-8")
+    new.replace(file)
+    found = [keys.name_of(f"Bearer {key}") for key in ("one", "two", "three")]
+    assert found == [None, "bob", "cleo"]
+    caplog.set_level("WARNING", "ray.serve")
+    for broken in ("bob", "\x00:", None):
+        file.write_text(broken, "utf-8") if broken else file.unlink()
+        assert keys.name_of("Bearer two") == "bob"
+    assert caplog.text.count("The keys stay as they were") == 3
+    file.write_text("", "utf-8")
+    assert keys.name_of("Bearer two") is None
+
+
+def test_no_key_is_kept_or_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", "ada:secret-whale")
+    assert "secret" not in str(vars(read_keys("the test asks for keys")))
+    monkeypatch.setenv("API_KEYS_FILE", "/keys")
+    with pytest.raises(LoginError, match="are both set"):
+        read_keys("the test asks for keys")
 
 
 @pytest.mark.parametrize("root", ["", "/chat"])

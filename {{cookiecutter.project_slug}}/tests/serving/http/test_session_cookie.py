@@ -190,6 +190,29 @@ async def test_the_router_keeps_no_cookie_that_the_page_never_set() -> None:
     assert router._began == {"first.1": first}
 
 
+@pytest.mark.parametrize("root", ["", "/chat"])
+async def test_what_needs_no_session_goes_to_any_replica_whatever_its_cookie(root: str) -> None:
+    router = object.__new__(SessionRouter)
+    router.initialize_state()
+    router._deployment_id = SimpleNamespace(app_name="my app")
+    router._replica_queue_len_cache = dict[Named, int]()
+    replicas = [RunningReplica(Named("first")), RunningReplica(Named("second"))]
+
+    async def chosen(path: str) -> list[str]:
+        scope = {"type": "http", "path": f"{root}{path}", "root_path": root}
+        sent = pickle.dumps(Sent({**scope, "headers": [(b"cookie", b"replica-my-app=first.1")]}))
+        metadata = SimpleNamespace(is_http_request=True)
+        request = SimpleNamespace(metadata=metadata, args=[sent])
+        [[replica]] = await router.choose_replicas(replicas, request)
+        return [replica.replica_id.unique_id]
+
+    for path in ("/v1/chat/completions", "/v1/models"):
+        assert sorted(await chosen(path) + await chosen(path)) == ["first", "second"]
+    assert router._began == {}
+    for path in ("/v1", "/x/v1/models", "/gradio_api/queue/join", "/"):
+        assert await chosen(path) + await chosen(path) == ["first", "first"]
+
+
 @pytest.mark.parametrize("prefix", ["", "/behind/a/prefix"])
 @pytest.mark.parametrize(
     ("path", "follows"),

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
 
 from ..protocol import End, GenerationOptions, Message, Model, Piece
 from ..telemetry.metrics import Metered
@@ -47,6 +48,7 @@ class PageOfModels(Generic[S, P]):
     def __init__(self, settings: S, build_page: Callable[[S, Sequence[Model]], P]) -> None:
         self.settings = settings
         self.build_page = build_page
+        self._models: Sequence[Model] = ()
         self._healthy: list[Callable[[], None]] = []
 
     def __call__(self, *handles: DeploymentHandle) -> P:
@@ -58,7 +60,7 @@ class PageOfModels(Generic[S, P]):
             deployed.pop(model.name) if model.name in deployed else self._own(model)
             for model in self.settings.models
         ]
-        return self.build_page(self.settings, [*named, *deployed.values()])
+        return self._built([*named, *deployed.values()])
 
     def __reduce__(self) -> tuple[type["PageOfModels[S, P]"], tuple[object, ...]]:
         # Serve pickles a replica's arguments once more when it has started; engines cannot be.
@@ -79,11 +81,19 @@ class PageOfModels(Generic[S, P]):
             # It loads the models of the settings where no handle is given for them.
             return self(*map(handle_of, others))
         names += [each._bound_deployment.name for each in others]
-        return self.build_page(self.settings, [Echo(name) for name in names])
+        return self._built([Echo(name) for name in names])
+
+    def middleware(self) -> Sequence[Middleware]:
+        """Returns what answers beside the page, with the same models."""
+        return self.settings.middleware_of(self._models)
 
     def check_health(self) -> None:
         for check in self._healthy:
             check()
+
+    def _built(self, models: Sequence[Model]) -> P:
+        self._models = models
+        return self.build_page(self.settings, models)
 
     def _own(self, model: ModelSettings) -> Model:
         served: Model

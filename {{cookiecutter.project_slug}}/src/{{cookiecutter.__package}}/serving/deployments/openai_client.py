@@ -1,10 +1,13 @@
 """A model on a server that speaks OpenAI's protocol: ray.serve.llm, vLLM, a provider."""
 
 import os
-from collections.abc import AsyncGenerator, Sequence
+import re
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from typing import Any
 
 import openai
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
+from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
 from ..protocol import (
     BusyError,
@@ -16,13 +19,17 @@ from ..protocol import (
     Piece,
     PromptError,
 )
-from ..telemetry.logs import clean, logger, request_id
+from ..telemetry.logs import clean, logger, request_id, where
 from .settings import ModelSettings
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """The longest that a server may take for its next piece."""
-OPTIONS = ("max_tokens", "temperature", "top_p", "stop", "seed")
+MOST_TOKENS = ("max_completion_tokens", "max_tokens")
+"""What servers call the most tokens of an answer: the name of today first."""
+CAN_DO_WITHOUT = (*MOST_TOKENS, "temperature", "top_p", "stream_options")
+THOUGHTS = ("reasoning_content", "reasoning")
+"""Where servers put what a reasoning model says to itself."""
 ENDS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
 """What the protocol calls the reasons for an end; any other is that the model was done."""
 
@@ -30,19 +37,25 @@ ENDS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
 class OpenAIClient:
     """One model of a server, asked by the official client.
 
-    The key is in the environment, under the name that the settings give. A server of one's own
-    may need none.
+    It sends what the settings or the request say, and no more. What the server refuses it leaves
+    out from then on. Keys are in the environment, under the names that the settings give.
     """
 
     def __init__(self, model: ModelSettings) -> None:
         self.name = model.name
         self._settings = model
+        key = _variable(model.api_key_variable)
+        self._headers = {} if key else {"authorization": openai.omit}
         self._client = openai.AsyncOpenAI(
             base_url=model.base_url,
-            api_key=os.environ.get(model.api_key_variable, "").strip() or "none",
+            api_key=key or "none",
             timeout=openai.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             max_retries=1,
         )
+        # Else it sends those of variables that nobody named.
+        self._client.organization = _variable(model.organization_variable)
+        self._client.project = None
+        self._refused: frozenset[str] = frozenset()
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -57,33 +70,78 @@ class OpenAIClient:
             BusyError: it has too much to do.
             InterruptionError: it cannot be reached, or does not answer.
         """
-        own = self._settings
-        reason = "stop"
-        prompt_tokens: int | None = None
+        turns = [_turn(message) for message in self._settings.conversation(messages)]
+        reason, counted, usage = "stop", 0, None
         try:
-            async with await self._client.chat.completions.create(
-                model=own.source,
-                messages=[_turn(message) for message in own.conversation(messages)],
-                max_tokens=options.max_new_tokens,
-                temperature=own.temperature if options.temperature is None else options.temperature,
-                top_p=own.top_p if options.top_p is None else options.top_p,
-                stop=list(options.stop) or openai.omit,
-                seed=openai.omit if options.seed is None else options.seed,
-                stream=True,
-            ) as chunks:
+            async with await self._asked(turns, options) as chunks:
                 async for chunk in chunks:
-                    if chunk.usage:
-                        prompt_tokens = chunk.usage.prompt_tokens
+                    usage = chunk.usage or usage
                     for choice in chunk.choices[:1]:
                         reason = choice.finish_reason or reason
-                        # Servers send a chunk for each token.
-                        if text := choice.delta.content:
-                            yield Piece(text, 1)
-            yield End(ENDS.get(reason, "stop"), prompt_tokens)
+                        for piece in _pieces(choice.delta):
+                            counted += piece.tokens
+                            yield piece
+                    if counted > options.max_new_tokens:
+                        # A chunk has a token at least, and the server knows no bound.
+                        reason = "length"
+                        break
         except openai.OpenAIError as error:
             self._log(error)
             # What it came from may hold the prompt, or the key.
             raise self._explained(error) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            logger.warning("%s: a line of its stream makes no sense: %s", self.name, where(error))
+            reason = f"{self.name}'s server sent what is no part of an answer. Run again."
+            raise InterruptionError(reason) from None
+        if usage and usage.completion_tokens and usage.completion_tokens != counted:
+            # Servers send a chunk for each token, or for several.
+            yield Piece("", usage.completion_tokens - counted)
+        yield End(ENDS.get(reason, "stop"), usage.prompt_tokens if usage else None)
+
+    async def _asked(
+        self, turns: list[ChatCompletionMessageParam], options: GenerationOptions
+    ) -> openai.AsyncStream[ChatCompletionChunk]:
+        """Asks until the server has refused nothing that can be left out."""
+        refused = self._refused
+        while True:
+            sent = self._sent(options, refused)
+            try:
+                stream: openai.AsyncStream[ChatCompletionChunk]
+                stream = await self._client.chat.completions.create(
+                    model=self._settings.source,
+                    messages=turns,
+                    stream=True,
+                    extra_headers=self._headers,
+                    **sent,
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                named = _refused(error, sent)
+                refused |= named
+                if not named or refused.issuperset(MOST_TOKENS):
+                    raise
+                continue
+            if refused != self._refused:
+                self._refused = refused
+                names = ", ".join(sorted(refused))
+                logger.warning("%s: its server does not take %s.", self.name, names)
+            return stream
+
+    def _sent(self, options: GenerationOptions, refused: Collection[str]) -> dict[str, Any]:
+        said, own = self._settings.model_fields_set, self._settings
+        most = [name for name in MOST_TOKENS if name not in refused]
+        sent = {
+            **dict.fromkeys(most[:1], options.max_new_tokens),
+            "temperature": own.temperature if "temperature" in said else None,
+            "top_p": own.top_p if "top_p" in said else None,
+            "stop": [*options.stop] or None,
+            "seed": options.seed,
+            "stream_options": {"include_usage": True},
+        }
+        asked = {"temperature": options.temperature, "top_p": options.top_p}
+        sent |= {name: value for name, value in asked.items() if value is not None}
+        return {
+            name: value for name, value in sent.items() if value is not None and name not in refused
+        }
 
     def _log(self, error: openai.OpenAIError) -> None:
         # What a server says of it may repeat the prompt, and what a connection does, the key.
@@ -101,14 +159,18 @@ class OpenAIClient:
     def _explained(self, error: openai.OpenAIError) -> Exception:
         name, own = self.name, self._settings
         match error:
-            case openai.BadRequestError(param=str(option)) if option in OPTIONS:
-                return InterruptionError(f"{name} does not take {option}. Name another server.")
+            case openai.BadRequestError(param=str(option)) if option in MOST_TOKENS:
+                return PromptError(f"{name} does not write so many tokens. Ask for fewer.")
+            case openai.BadRequestError(param="stop" | "seed" as option):
+                return PromptError(f"{name} does not take {option}. Leave it out.")
             case openai.RateLimitError():
                 return BusyError(f"{name} has too much to do. Try again in a moment.")
             case openai.BadRequestError() | openai.UnprocessableEntityError():
                 return PromptError(f"{name} does not take this text. Shorten it, or ask for less.")
             case openai.AuthenticationError() | openai.PermissionDeniedError():
-                remedy = f"Set {own.api_key_variable} where Ray starts."
+                remedy = "Name the variable that holds one in api_key_variable."
+                if own.api_key_variable:
+                    remedy = f"Set {own.api_key_variable} where Ray starts."
                 return InterruptionError(f"{name} does not accept its key. {remedy}")
             case openai.NotFoundError():
                 return InterruptionError(f"{name}'s server has no {own.source}. Correct it.")
@@ -118,6 +180,28 @@ class OpenAIClient:
                 return InterruptionError(f"{name} cannot be reached. See whether its server runs.")
             case _:
                 return InterruptionError(f"{name} was interrupted by its server. Run again.")
+
+
+def _variable(name: str | None) -> str | None:
+    return (os.environ.get(name, "").strip() or None) if name else None
+
+
+def _pieces(delta: ChoiceDelta) -> Iterator[Piece]:
+    for field in THOUGHTS:
+        if thought := getattr(delta, field, None):
+            yield Piece(str(thought), 1, thought=True)
+            break
+    if text := delta.content or delta.refusal:
+        yield Piece(str(text), 1)
+
+
+def _refused(error: openai.APIStatusError, sent: Collection[str]) -> set[str]:
+    """Returns which of the options that were sent the server does not take, and may go without."""
+    # Some say it in a text alone.
+    said = {error.param} if error.param else {*re.findall(r"\w+", str(error.body))}
+    if said.intersection(MOST_TOKENS):
+        said.update(MOST_TOKENS)
+    return said & set(sent) & set(CAN_DO_WITHOUT)
 
 
 def _turn(message: Message) -> ChatCompletionMessageParam:

@@ -1,13 +1,15 @@
 """Which models there are, and where each runs."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Self
 
 from pydantic import Field, model_validator
+from starlette.middleware import Middleware
 
 from ..base import PAGE_DEPLOYMENT, StartError, Strict
 from ..engine.settings import EngineSettings, ModelLimits
+from ..protocol import Model
 
 SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests"}
 
@@ -62,8 +64,11 @@ class ModelSettings(EngineSettings):
 
     base_url: str | None = Field(default=None, pattern="^https?://")
     """Of a server that speaks OpenAI's protocol; the source then names one of its models."""
-    api_key_variable: str = Field(default="OPENAI_API_KEY", min_length=1)
-    """Name of the environment variable with the key for that server."""
+    api_key_variable: str | None = Field(default=None, min_length=1)
+    """Name of the environment variable with the key for that server: `OPENAI_API_KEY`. A server
+    of one's own may need none."""
+    organization_variable: str | None = Field(default=None, min_length=1)
+    """Name of the one with the organization that pays: `OPENAI_ORG_ID`."""
     deployment: DeploymentSettings | None = None
     """Its replicas and resources, where they differ from those of all models."""
 
@@ -117,6 +122,10 @@ class ModelsSettings(Strict):
         if model.deployment is None:
             return self.deployment
         return self.deployment.replaced_by(model.deployment)
+
+    def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:  # noqa: ARG002
+        """Returns what answers beside a page, with these models."""
+        return ()
 
     @property
     def resources_said(self) -> str:

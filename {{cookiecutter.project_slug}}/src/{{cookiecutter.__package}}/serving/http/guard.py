@@ -12,6 +12,7 @@ from gradio.components import Component
 from gradio.route_utils import API_PREFIX, FnIndexInferError
 from gradio_client.utils import value_is_file
 from httpx import InvalidURL
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
@@ -22,8 +23,8 @@ from ..telemetry.logs import logger, where
 from . import files
 from .hosts import OwnSite, PublicAddress
 from .launch import Launch
-from .login import Login, read_credentials
-from .settings import HttpSettings, RequestLimits
+from .login import Login, read_credentials, read_keys
+from .settings import TOOLS_NEED_KEYS, HttpSettings, RequestLimits
 
 RETRY_SECONDS = 5
 QUEUE_IS_FULL = "Too many requests are waiting. Try again in a few seconds."
@@ -46,17 +47,29 @@ READERS = {
 """Whose code runs before a component's function does, and does for Gradio's own components."""
 
 
-def guard(web: FastAPI, settings: HttpSettings, *, takes_files: bool = True) -> None:
+def guard(
+    web: Starlette,
+    settings: HttpSettings,
+    *,
+    takes_files: bool = True,
+    offers_tools: bool = False,
+    asks_login: bool = True,
+) -> None:
     """Puts the guards before the page; the last one added meets a request first.
 
     Args:
         takes_files: whether there is a place for them in the page.
+        offers_tools: whether clients of the Model Context Protocol find any.
+        asks_login: where the settings want one.
 
     Raises:
-        LoginError: a login is asked for, and the environment holds no password.
+        LoginError: a login is asked for, and the environment holds no password, or no key for
+            the tools.
     """
-    if settings.login_user is not None:
-        web.add_middleware(Login, credentials=read_credentials(settings.login_user))
+    if settings.login_user is not None and asks_login:
+        credentials = read_credentials(settings.login_user)
+        keys = read_keys(TOOLS_NEED_KEYS) if offers_tools else None
+        web.add_middleware(Login, credentials=credentials, keys=keys)
     web.add_middleware(BodyLimit, limits=settings.limits, takes_files=takes_files)
     # With no origin allowed too; Gradio itself would allow all of them.
     web.add_middleware(

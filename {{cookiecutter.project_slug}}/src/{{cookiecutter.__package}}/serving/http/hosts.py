@@ -150,6 +150,13 @@ def _authority(text: str, before: str = "") -> Authority | None:
     return found and Authority(wildcard + found[1].lower().removesuffix("."), found[2])
 
 
+def is_loopback(name: str) -> bool:
+    """Says whether a host's name or address is this machine's, to itself alone."""
+    if name.lower() == "localhost":
+        return True
+    return _is_address(name) and ip_address(name.strip("[]")).is_loopback
+
+
 def _is_address(name: str) -> bool:
     try:
         ip_address(name.strip("[]"))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import gradio as gr
+from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
 from ray.serve.exceptions import RayServeException
@@ -26,6 +27,14 @@ from .settings import HttpSettings
 @runtime_checkable
 class HasHealth(Protocol):
     def check_health(self) -> None: ...
+
+
+@runtime_checkable
+class HasMiddleware(Protocol):
+    """A builder that offers more than its page, once it is built."""
+
+    def middleware(self) -> Sequence[Middleware]:
+        """Returns what meets a request first, and needs no session."""
 
 
 Builder = Callable[..., gr.Blocks | gr.Server]
@@ -65,6 +74,7 @@ class PageIngress(GradioIngress):
             origins=settings.origins,
         )
         web.add_middleware(LeftStreams, seconds=settings.stream_seconds)
+        put_first(web, builder)
         web.add_middleware(ProxyLoss)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.
@@ -74,6 +84,12 @@ class PageIngress(GradioIngress):
         """Serve replaces the replica when this raises, as the builder's own may."""
         if isinstance(self._builder, HasHealth):
             self._builder.check_health()
+
+
+def put_first(web: FastAPI, builder: object) -> None:
+    """Puts what a builder offers before what there is."""
+    for each in builder.middleware() if isinstance(builder, HasMiddleware) else ():
+        web.add_middleware(each.cls, *each.args, **each.kwargs)
 
 
 def _application() -> str:

@@ -6,8 +6,11 @@ import hashlib
 import hmac
 import inspect
 import os
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -29,11 +32,20 @@ COOKIE = "page-login"
 FORM_BYTES = 10_000
 USER = "page.user"
 """Where a request says who sent it. No header can."""
+KEYS_VARIABLE = "API_KEYS"
+KEYS_FILE_VARIABLE = "API_KEYS_FILE"
+KEY = re.compile(r"([^:]*[^:\s])\s*:\s*([!-~]+)")
+GRADIOS_TOOLS = "/gradio_api/mcp"
+TOOLS = ("/mcp", *(f"{GRADIOS_TOOLS}{end}" for end in ("", "/", "/http", "/http/")))
+"""Where clients of the Model Context Protocol ask."""
 SECRET_VARIABLE = "PAGE_SECRET"  # noqa: S105
 SECRET_CHARACTERS = 32
 LOGIN_SECONDS = 7 * 24 * 3600
 OWN_HISTORY = "_saved_conversations_"
 """How a gr.ChatInterface begins the key of what it saves."""
+
+
+Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -77,28 +89,144 @@ def logged_in(request: HTTPConnection) -> str | None:
     return user
 
 
+class ApiKeys:
+    """The keys of programs. Their digests alone are kept.
+
+    Args:
+        names: whose each is, by its digest.
+        file: what they come from, if it is to be read again whenever it changes.
+        version: of the file, before it was read.
+    """
+
+    def __init__(
+        self, names: Mapping[bytes, str], file: Path | None = None, version: Version | None = None
+    ) -> None:
+        self._names = names
+        self._file = file
+        self._version = version
+
+    def name_of(self, authorization: str) -> str | None:
+        """Returns whose key a header of Bearer authentication has, found in constant time."""
+        self._read_again()
+        scheme, _, given = authorization.partition(" ")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        names = [name for own, name in self._names.items() if hmac.compare_digest(own, digest)]
+        return names[0] if names and scheme.lower() == "bearer" else None
+
+    def _read_again(self) -> None:
+        if self._file is None or (version := _version_of(self._file)) == self._version:
+            return
+        self._version = version
+        try:
+            self._names = _names_of(_text_of(self._file), KEYS_FILE_VARIABLE)
+        except LoginError as error:
+            # Half written, say: whoever had a key keeps it until there is a whole file.
+            logger.warning("The keys stay as they were: %s", error)
+
+
+def read_keys(reason: str) -> ApiKeys:
+    """Returns the keys that the environment holds, or the file that it names.
+
+    Args:
+        reason: what asks for them, as an error says it.
+
+    Raises:
+        LoginError: there are none, or they cannot be read.
+    """
+    text, path = os.environ.get(KEYS_VARIABLE), os.environ.get(KEYS_FILE_VARIABLE)
+    if text and path:
+        raise LoginError(f"{KEYS_VARIABLE} and {KEYS_FILE_VARIABLE} are both set. Unset one.")
+    if path:
+        file = Path(path)
+        version = _version_of(file)
+        names = _names_of(_text_of(file), KEYS_FILE_VARIABLE)
+        keys = ApiKeys(names, file, version)
+    else:
+        names = _names_of(text or "", KEYS_VARIABLE)
+        keys = ApiKeys(names)
+    if not names:
+        raise LoginError(
+            f"{reason}, and there are none. Set {KEYS_VARIABLE} to name:key, with commas between, "
+            f"in the environment in which Ray starts, or {KEYS_FILE_VARIABLE} to a file with them."
+        )
+    return keys
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise LoginError(
+            f"the file that {KEYS_FILE_VARIABLE} names cannot be read: {reason}"
+        ) from None
+
+
+def _version_of(file: Path) -> Version | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _names_of(text: str, source: str) -> dict[bytes, str]:
+    """Returns the names by the digests of their keys. One name may have several."""
+    entries = [entry.strip() for entry in re.split("[,\n]", text) if entry.strip()]
+    names = {}
+    for number, entry in enumerate(entries, 1):
+        found = KEY.fullmatch(entry)
+        if not found:
+            raise LoginError(
+                f"entry {number} of {source} is no name:key. Write it as ada:SECRET, the key in "
+                "ASCII and without spaces, with commas or line ends between two."
+            )
+        names[hashlib.sha256(found[2].encode()).digest()] = found[1]
+    return names
+
+
+def refused_key() -> Response:
+    """Says that a key is wrong, or lacking, as OpenAI does."""
+    reason = "The API key is missing or wrong. Send yours in a header: Authorization: Bearer KEY"
+    error = {"message": reason, "type": "invalid_request_error", "param": None}
+    body = {"error": {**error, "code": "invalid_api_key"}}
+    return JSONResponse(body, 401, {"www-authenticate": "Bearer"})
+
+
 class Login:
     """Asks for a name and a password, in a way that every replica can check by itself.
 
     A browser answers with a header, and `gradio_client` with a form, for which it gets a cookie.
+
+    Args:
+        keys: with which programs, and they alone, come to the page's tools.
     """
 
-    def __init__(self, app: ASGIApp, credentials: Credentials) -> None:
+    def __init__(self, app: ASGIApp, credentials: Credentials, keys: ApiKeys | None = None) -> None:
         self._app = app
         self._credentials = credentials
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         request = HTTPConnection(scope)
-        if self._credentials.allow(
+        if self._keys is not None and inner_path(scope) in TOOLS:
+            name = self._keys.name_of(request.headers.get("authorization", ""))
+            if name is None and scope["type"] == "http":
+                await refused_key()(scope, receive, send)
+            elif name is not None:
+                await self._app({**scope, USER: name}, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})
+        elif self._credentials.allow(
             request.headers.get("authorization", "")
         ) or self._credentials.allow_cookie(request.cookies.get(COOKIE, "")):
             await self._app({**scope, USER: self._credentials.user}, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif scope["method"] == "POST" and scope["path"] == _login_path(scope):
+        elif scope["method"] == "POST" and inner_path(scope) == "/login":
             response = await self._answer_form(Request(scope, receive))
             await response(scope, receive, send)
         else:
@@ -128,8 +256,10 @@ class Login:
         return response
 
 
-def _login_path(scope: Scope) -> str:
-    return f"{scope.get('root_path', '')}/login"
+def inner_path(scope: Scope) -> str:
+    """Returns the path below the application's own."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _refusal() -> Response:

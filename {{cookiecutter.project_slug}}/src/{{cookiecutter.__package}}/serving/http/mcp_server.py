@@ -60,10 +60,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..telemetry.logs import keep_request_id, logger
 from .guard import QUEUE_IS_FULL
-from .login import user_of
+from .login import GRADIOS_TOOLS, TOOLS, user_of
 
-GRADIOS_PATH = "/gradio_api/mcp"
-PATHS = ("/mcp", GRADIOS_PATH, f"{GRADIOS_PATH}/", f"{GRADIOS_PATH}/http", f"{GRADIOS_PATH}/http/")
 USER = "page.mcp-user"
 LONGEST_NAME = 64
 FILE = "Gradio File Input"
@@ -150,8 +148,8 @@ def offer_tools(web: FastAPI, app: Any) -> None:
 
     mounted = len(web.router.routes) - 1
     web.router.routes[mounted:mounted] = [
-        *(Route(path, answer) for path in PATHS),
-        Route(f"{GRADIOS_PATH}/schema", tell_schema),
+        *(Route(path, answer) for path in TOOLS),
+        Route(f"{GRADIOS_TOOLS}/schema", tell_schema),
     ]
     lifespan = web.router.lifespan_context
 

@@ -51,7 +51,8 @@ def mount(
         limits = settings.limits.model_copy(update=given)
         settings = settings.model_copy(update={"limits": limits})
     files_are_taken = takes_files(blocks, launch)
-    guard(web, settings, takes_files=files_are_taken)
+    offers_tools = settings.mcp or _wants_tools(launch)
+    guard(web, settings, takes_files=files_are_taken, offers_tools=offers_tools)
     web.router.routes.extend(routes)
     refuse_files(web, takes_files=files_are_taken)
     keep_browser_states(blocks, settings, launch, name)
@@ -62,7 +63,6 @@ def mount(
     # Gradio's looks for a call each millisecond, which takes 7% of a core while there is none.
     blocks._queue.sleep_when_free = IDLE_SECONDS
     blocks.state_session_capacity = launch.state_session_capacity
-    offers_tools = settings.mcp or _wants_tools(launch)
     # So that the page tells of it.
     blocks.mcp_server = offers_tools
     taken = inspect.signature(gr.mount_gradio_app).parameters

@@ -45,6 +45,9 @@ IN_PATH = re.compile(rf"/~({COOKIE.pattern})(?=/|$)", re.ASCII)
 There, browsers send a cookie only when they are told to, which <gradio-app> does not.
 """
 
+WITHOUT_SESSION = re.compile("/v1/(chat/completions|models(/[^/]*)?)")
+"""What any replica answers: OpenAI's protocol."""
+
 FOLLOWS_A_CALL = re.compile(
     "/gradio_api/(queue/data|cancel|reset|file=|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
 )
@@ -86,7 +89,7 @@ class SessionRouter(RequestRouter):
         staying = [
             replica for replica in candidate_replicas if replica.replica_id not in self._leaving
         ]
-        if request is None or cookie is None:
+        if request is None or cookie is None or _needs_no_session(request):
             return [[self._next(staying)]] if staying else []
         if FOLLOWS_A_CALL.search(request.scope["path"]):
             began = self._began.get(cookie)
@@ -125,6 +128,11 @@ def _http_request(request: PendingRequest | None) -> HTTPConnection | None:
     # Serve's proxy pickles the request for the replica, without its body.
     scope: Scope = pickle.loads(request.args[0]).asgi_scope  # noqa: S301
     return HTTPConnection(scope)
+
+
+def _needs_no_session(request: HTTPConnection) -> bool:
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return WITHOUT_SESSION.fullmatch(path) is not None
 
 
 def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None:

@@ -9,6 +9,8 @@ from pydantic import Field, StringConstraints
 
 from ..base import Strict
 
+TOOLS_NEED_KEYS = "with login_user, mcp asks for keys"
+
 FrameOrigin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
 Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.-]+(:[0-9]{1,5})?$")]
 Host = Annotated[
@@ -38,7 +40,8 @@ class HttpSettings(Strict):
 
     limits: RequestLimits = RequestLimits()
     login_user: str | None = Field(default=None, min_length=1, pattern="^[^:]+$")
-    """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`."""
+    """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`.
+    Programs come with a key."""
     mcp: bool = False
     """Whether clients of the Model Context Protocol find the page's function at `/mcp`."""
     hosts: tuple[Host, ...] = ()
@@ -70,6 +73,7 @@ class HttpSettings(Strict):
         if self.login_user is None:
             return []
         # Here, so that the settings alone load no server.
-        from .login import read_credentials
+        from .login import read_credentials, read_keys
 
-        return [partial(read_credentials, self.login_user)]
+        checks: list[Callable[[], object]] = [partial(read_credentials, self.login_user)]
+        return [*checks, partial(read_keys, TOOLS_NEED_KEYS)] if self.mcp else checks

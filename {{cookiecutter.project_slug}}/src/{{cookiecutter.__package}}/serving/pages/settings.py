@@ -1,14 +1,20 @@
 """What a page of text models shows, and what it takes."""
 
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
+from starlette.middleware import Middleware
 
+from ..base import StartError
 from ..deployments.settings import ModelsSettings
 from ..engine.settings import ModelLimits
+from ..http.hosts import is_loopback
 from ..http.settings import HttpSettings, Policy, RequestLimits
-from ..protocol import GenerationOptions
+from ..protocol import GenerationOptions, Model
+
+API_NEEDS_KEYS = "openai_api asks for keys"
 
 
 class Limits(ModelLimits, RequestLimits):
@@ -27,6 +33,9 @@ class PageSettings(HttpSettings, ModelsSettings):
     description: str
     options: GenerationOptions = GenerationOptions()
     """What the page's controls show at first."""
+    openai_api: bool | Literal["without-keys"] = False
+    """Whether programs find the models at `/v1`, by OpenAI's protocol, with a key out of
+    `API_KEYS`. `without-keys` asks for none, where the page is reached from its machine alone."""
     content_policy: Policy = "base-uri 'self'; form-action 'self'; object-src 'none'"
     limits: Limits = Limits()
 
@@ -39,5 +48,48 @@ class PageSettings(HttpSettings, ModelsSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_api(self) -> Self:
+        if self.openai_api == "without-keys" and self.login_user is not None:
+            raise ValueError(
+                "openai_api: without-keys and login_user contradict each other. Set openai_api to "
+                "true and name keys in API_KEYS"
+            )
+        return self
+
     def start_checks(self) -> list[Callable[[], object]]:
-        return [*HttpSettings.start_checks(self), *ModelsSettings.start_checks(self)]
+        checks = [*HttpSettings.start_checks(self), *ModelsSettings.start_checks(self)]
+        if self.openai_api is not True:
+            return checks
+        # Here, so that the settings alone load no server.
+        from ..http.login import read_keys
+
+        return [partial(read_keys, API_NEEDS_KEYS), *checks]
+
+    def check_host(self, host: str) -> None:
+        """Looks whether the page may listen there.
+
+        Raises:
+            StartError: others would reach what asks for no key.
+        """
+        if self.openai_api == "without-keys" and not is_loopback(host):
+            raise StartError(
+                f"openai_api: without-keys is for loopback hosts alone, and host is {host}. Set it "
+                "to true and name keys in API_KEYS, or set host to 127.0.0.1."
+            )
+
+    def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:
+        return [self.api_of(models)] if self.openai_api else []
+
+    def api_of(self, models: Sequence[Model]) -> Middleware:
+        """Returns OpenAI's protocol for these models.
+
+        Raises:
+            LoginError: it asks for keys, and there are none.
+        """
+        # Here, so that the settings alone load no server.
+        from ..http.login import read_keys
+        from ..http.openai_api import OpenAIApi
+
+        keys = None if self.openai_api == "without-keys" else read_keys(API_NEEDS_KEYS)
+        return Middleware(OpenAIApi, models=models, settings=self, limits=self.limits, keys=keys)

@@ -1,0 +1,38 @@
+"""OpenAI's protocol as an application of its own, without a page."""
+
+from collections.abc import Callable
+
+from ray import serve
+from ray.serve._private.http_util import ASGIAppReplicaWrapper
+from ray.serve.config import BackpressureConfig
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from ..telemetry.logs import clean_request_ids
+from .disconnects import ProxyLoss
+from .guard import RETRY_SECONDS
+from .openai_api import refuse
+
+
+class ApiIngress(ASGIAppReplicaWrapper):
+    """Answers with what `builder` makes, called with a handle for each of `models`."""
+
+    def __init__(self, builder: Callable[..., Middleware], *models: DeploymentHandle) -> None:
+        clean_request_ids()
+        layers = [Middleware(ProxyLoss), builder(*models)]
+        super().__init__(Starlette(middleware=layers, exception_handlers={HTTPException: refuse}))
+
+
+ApiServer = serve.deployment(
+    ApiIngress,
+    name="ApiServer",
+    # It keeps no session, and no tab holds it open: its requests are its load.
+    autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 100},
+    max_ongoing_requests=1000,
+    max_queued_requests=1000,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
+    max_constructor_retry_count=1,
+    ray_actor_options={"num_cpus": 0.2},
+)
