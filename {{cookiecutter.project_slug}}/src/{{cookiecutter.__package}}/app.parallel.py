@@ -3,8 +3,9 @@
 from ray.serve import Application
 
 from .models import MODELS
-from .page import DESCRIPTION, LAUNCH, TITLE, build_page
+from .page import DESCRIPTION, LAUNCH, OPTIONS, TITLE, build_page
 from .serving import (
+    GenerationOptions,
     GradioServer,
     ModelSettings,
     PageOfModels,
@@ -18,6 +19,7 @@ class Settings(PageSettings):
 
     title: str = TITLE
     description: str = DESCRIPTION
+    options: GenerationOptions = OPTIONS
     models: tuple[ModelSettings, ...] = MODELS
 
 
