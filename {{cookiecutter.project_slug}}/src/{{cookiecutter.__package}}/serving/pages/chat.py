@@ -181,7 +181,7 @@ def connect_chat(
     async def chat(
         message: str,
         history: list[dict[str, Any]] | None = None,
-        system_prompt: str = "",
+        system_prompt: str | None = None,
         min_new_tokens: int = defaults.min_new_tokens,
         max_new_tokens: int = defaults.max_new_tokens,
         temperature: str | float = option_text(defaults.temperature),
@@ -194,6 +194,7 @@ def connect_chat(
         add the message and an answer to it, and give it with the next message.
         """
         options = read_options(min_new_tokens, max_new_tokens, temperature, top_p, defaults)
+        system_prompt = system_prompt or ""
         messages = messages_from(history or [])
         for text in (message, system_prompt) if system_prompt.strip() else (message,):
             check_prompt(text, limits.prompt_characters)
@@ -264,7 +265,6 @@ def connect_chat(
             [controls.prompt, *chats],
             [controls.prompt, *chats, *states],
             js=take_turn_back(len(states)),
-            cancels=running,
             **private,
         )
         each.change(None, chats, js=keep_conversation(models), **private)
