@@ -206,14 +206,17 @@ def connect_chat(
             async for update in updates:
                 yield update
 
-    def restore(text: str) -> list[Any]:
+    def restore(text: str) -> Update:
         """Shows what the browser has kept, or a link brought."""
         try:
             talks = read_kept(text, [model.name for model in models])
         except PromptError as error:
             gr.Warning(str(error), title="No conversation")
             talks = [[] for _ in models]
-        return [shown(turns) if turns else gr.skip() for turns in talks]
+        return {
+            each: shown(turns) if turns else gr.skip()
+            for each, turns in zip(chats, talks, strict=True)
+        }
 
     named: dict[str, Any] = {
         "prompt": controls.prompt,
