@@ -45,6 +45,7 @@ def make_link(controls: Mapping[str, Component], models: Sequence[Model] = ()) -
     """
     write = """(...values) => {
         const pairs = NAMES.map((name, position) => [name, values[position]])
+            .filter(([_, value]) => value != null)
         const chats = values.slice(NAMES.length)
         if (chats.some(chat => chat.length)) {
             const said = Object.fromEntries(MODELS.map((model, i) => [model, chats[i]]))
