@@ -29,7 +29,7 @@ CHOSEN = {
     f"{PACKAGE}/serving/__init__{OWN}.pyi": f"{PACKAGE}/serving/__init__.pyi",
     f"tests/conftest{OWN}.py": "tests/conftest.py",
     f"tests/test_app{OWN}.py": "tests/test_app.py",
-    f"tests/test_page{OWN}.py": "tests/test_page.py",
+    f"tests/test_page.{ANSWERS['page']}.py": "tests/test_page.py",
     f"README{OWN}.md": "README.md",
     f"LICENSE.{ANSWERS['license']}": "LICENSE",
 }
@@ -38,6 +38,7 @@ CHOSEN = {
 UNWANTED: dict[str, dict[object, list[str]]] = {
     "page": {
         "compare": [],
+        "chat": [],
         "own": [
             *(f"{PACKAGE}/models.*.py", f"{PACKAGE}/serving/answers.py"),
             *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),

@@ -169,7 +169,7 @@ def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, rendered: 
     project = rendered(project_slug="our.big-app", **answers)
     models = len(names_of_models(project)) if answers["parallel_models"] else 0
     # That of app.py, or of `GradioServer` itself.
-    alone = 1 if answers["page"] == "compare" and not models else 0.4
+    alone = 1 if answers["page"] != "own" and not models else 0.4
     for config in configs(project):
         asked = resources_at_start(config, models, alone)
         assert 0 < asked["num_cpus"] <= 2

@@ -50,8 +50,10 @@ ALWAYS = set(
     src/our_app/serving/http/mcp_server.py src/our_app/serving/http/mount.py
     src/our_app/serving/http/openai_api.py src/our_app/serving/http/proxy.py src/our_app/serving/http/sessions.py
     src/our_app/serving/http/settings.py
-    src/our_app/serving/pages/__init__.py src/our_app/serving/pages/browser.py
-    src/our_app/serving/pages/compare.py src/our_app/serving/pages/looks.py
+    src/our_app/serving/pages/__init__.py src/our_app/serving/pages/asking.py
+    src/our_app/serving/pages/browser.py src/our_app/serving/pages/chat.py
+    src/our_app/serving/pages/compare.py src/our_app/serving/pages/conversation.py
+    src/our_app/serving/pages/looks.py
     src/our_app/serving/pages/options.py src/our_app/serving/pages/panes.py
     src/our_app/serving/pages/prompt.py src/our_app/serving/pages/settings.py
     src/our_app/serving/telemetry/__init__.py src/our_app/serving/telemetry/calls.py
@@ -80,11 +82,13 @@ ALWAYS = set(
     tests/serving/http/test_mcp_server.py tests/serving/http/test_mount.py
     tests/serving/http/test_openai_api.py
     tests/serving/http/test_session_cookie.py tests/serving/http/test_sessions.py
-    tests/serving/pages/__init__.py tests/serving/pages/test_compare.py
+    tests/serving/pages/__init__.py tests/serving/pages/test_chat.py
+    tests/serving/pages/test_compare.py tests/serving/pages/test_conversation.py
     tests/serving/telemetry/__init__.py tests/serving/telemetry/test_calls.py
     tests/serving/telemetry/test_logs.py tests/serving/telemetry/test_telemetry.py
     tests/support/__init__.py tests/support/accessibility.py tests/support/chat_page.py
-    tests/support/compare_page.py tests/support/counting_page.py tests/support/file_page.py
+    tests/support/compare_page.py tests/support/conversation_page.py
+    tests/support/counting_page.py tests/support/file_page.py
     tests/support/leaving_page.py tests/support/loopback_hub.py tests/support/pictures.py tests/support/processes.py
     tests/support/servers.py tests/support/stand_ins.py tests/support/tiny_models.py
     """.split()  # noqa: SIM905 - a line for each would bury the rest
@@ -107,7 +111,7 @@ MODELS = tuple(
 """What has to do with text models, and the tests of what is the same in every project."""
 
 BROUGHT: dict[str, dict[str | bool, set[str]]] = {
-    "page": {"compare": set(), "own": set()},
+    "page": {"compare": set(), "chat": set(), "own": set()},
     "task": {"text-generation": set(), "summarization": set()},
     "parallel_models": {True: set(), False: set()},
     "models": {

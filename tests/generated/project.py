@@ -258,9 +258,9 @@ class Numbered:
     """How many the session has seen."""
 
 
-def ask(url: str) -> Answered:
+def ask(url: str, api: str = "/generate") -> Answered:
     """Completes a queued call, and takes the likeliest tokens: a sample may be in any language."""
-    job = Client(url, verbose=False).submit(PROMPT, temperature="0", api_name="/generate")
+    job = Client(url, verbose=False).submit(PROMPT, temperature="0", api_name=api)
     last = job.result(timeout=ANSWER_SECONDS)
     texts = [last] if isinstance(last, str) else list(last)
     return Answered(texts, len(job.outputs()))

@@ -129,11 +129,12 @@ import random
 
 import gradio as gr
 
-from .serving import Launch
+from .serving import GenerationOptions, Launch
 
 TITLE = "Ours"
 DESCRIPTION = "A page from before there was Ray."
 LAUNCH = Launch()
+OPTIONS = GenerationOptions()
 seen = {}
 
 
@@ -166,7 +167,8 @@ def which_tests(choice: Answers, tests: Path) -> list[str]:
     if choice["page"] == "own" or choice == compares_models()[0]:
         return []
     files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
-    opens_browser = choice in with_every_answer(ASKED_BY_PYTHON)
+    chat = next(each for each in every_pair_of_answers() if each["page"] == "chat")
+    opens_browser = choice in [*with_every_answer(ASKED_BY_PYTHON), chat]
     return ["-m", "not served" if opens_browser else "not served and not browser", *files]
 
 
@@ -202,7 +204,7 @@ def check_page(url: str, choice: Answers) -> None:
         assert numbered.text == f"1 {PROMPT}\n"
         assert numbered.texts == "2 in this session"
         return
-    answered = ask(url)
+    answered = ask(url, "/chat" if choice["page"] == "chat" else "/generate")
     assert len(answered.texts) == (2 if choice["parallel_models"] else 1)
     for text in answered.texts:
         assert text

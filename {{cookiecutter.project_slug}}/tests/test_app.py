@@ -25,7 +25,7 @@ def test_on_ray_the_page_answers_with_a_text_of_each_model(
     """With tiny models in the place of those of `models.py`, which answer with nonsense."""
     with served(config_of(tiny_decoder, free_port()), tmp_path) as pages:
         answer = Client(pages.addresses[0], verbose=False).predict(
-            "The whale", max_new_tokens=30, api_name="/generate"
+            "The whale", max_new_tokens=30, api_name="/{{ "chat" if cookiecutter.page == "chat" else "generate" }}"
         )
     texts = [answer] if isinstance(answer, str) else answer
     assert len(texts) == len(Settings().models)

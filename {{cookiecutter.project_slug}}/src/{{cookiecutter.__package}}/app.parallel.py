@@ -3,9 +3,10 @@
 from ray.serve import Application
 
 from .models import MODELS
-from .page import DESCRIPTION, LAUNCH, TITLE, build_page
+from .page import DESCRIPTION, LAUNCH, OPTIONS, TITLE, build_page
 from .serving import (
     ApiServer,
+    GenerationOptions,
     GradioServer,
     ModelSettings,
     PageOfModels,
@@ -19,6 +20,7 @@ class Settings(PageSettings):
 
     title: str = TITLE
     description: str = DESCRIPTION
+    options: GenerationOptions = OPTIONS
     models: tuple[ModelSettings, ...] = MODELS
 
 

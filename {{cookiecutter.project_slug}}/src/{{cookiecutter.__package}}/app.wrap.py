@@ -3,8 +3,14 @@
 from ray.serve import Application
 
 from .models import MODELS
-from .page import DESCRIPTION, LAUNCH, TITLE, build_page
-from .serving import GradioServer, ModelSettings, PageOfModels, PageSettings
+from .page import DESCRIPTION, LAUNCH, OPTIONS, TITLE, build_page
+from .serving import (
+    GenerationOptions,
+    GradioServer,
+    ModelSettings,
+    PageOfModels,
+    PageSettings,
+)
 
 
 class Settings(PageSettings):
@@ -12,6 +18,7 @@ class Settings(PageSettings):
 
     title: str = TITLE
     description: str = DESCRIPTION
+    options: GenerationOptions = OPTIONS
     models: tuple[ModelSettings, ...] = MODELS
 
 

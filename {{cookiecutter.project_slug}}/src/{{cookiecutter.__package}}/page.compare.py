@@ -8,6 +8,7 @@ import gradio as gr
 from .serving import (
     PANE_STYLES,
     CompareControls,
+    GenerationOptions,
     Launch,
     Model,
     PageSettings,
@@ -47,6 +48,7 @@ EXAMPLES = [
     "crown-of-thorns starfish have cost it half of its coral cover since 1985.",
 ]
 {% endif %}
+OPTIONS = GenerationOptions(max_new_tokens=100)
 
 # System fonts, because every browser would fetch the theme's own from another host.
 THEME = readable(
@@ -59,19 +61,22 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
     """Returns a page with a pane for each model, and the API endpoint `/generate`."""
     with gr.Blocks(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n{settings.description}")
-        prompt = gr.Textbox(
-            label=PROMPT_LABEL,
-            placeholder=PROMPT_PLACEHOLDER,
-            info="Enter runs it; Shift+Enter starts a new line.",
-            max_lines=12,
-            autofocus=True,
-            elem_classes="prompt",
-        )
         with gr.Row():
-            run = gr.Button(BUTTON, variant="primary", min_width=140)
-            stop = gr.Button("Stop", variant="stop", min_width=140)
-            clear = gr.Button("Clear", min_width=140)
-            share = gr.Button("Copy a link", min_width=140)
+            prompt = gr.Textbox(
+                label=PROMPT_LABEL,
+                placeholder=PROMPT_PLACEHOLDER,
+                info="Enter runs it; Shift+Enter starts a new line.",
+                max_lines=12,
+                autofocus=True,
+                elem_classes="prompt",
+                scale=1,
+                min_width=240,
+            )
+            run = gr.Button(BUTTON, variant="primary", scale=0, min_width=140)
+            stop = gr.Button("Stop", variant="stop", scale=0, min_width=140)
+        with gr.Row():
+            clear = gr.Button("Clear", size="sm", scale=0, min_width=110)
+            share = gr.Button("Copy a link", size="sm", scale=0, min_width=110)
         with gr.Accordion("Options", open=False), gr.Row():
             options = option_controls(settings)
         with gr.Row():

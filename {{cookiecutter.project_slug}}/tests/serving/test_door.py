@@ -13,10 +13,11 @@ from ..support.processes import replicas_of
 
 PACKAGE = "{{ cookiecutter.__package }}"
 NAMES = """
-    Answer ApiServer BusyError CompareControls DeploymentSettings End GenerationError GenerationOptions
-    GradioServer HttpSettings Launch Limits Message Model ModelError ModelSettings PANE_STYLES
-    PageOfModels PageSettings Piece PromptError StartError State TextGenerationModel check_prompt
-    connect deployments_of fan_out main option_controls panes_of readable
+    Answer ApiServer BusyError ChatControls CompareControls DeploymentSettings End
+    GenerationError GenerationOptions GradioServer HttpSettings Launch Limits Message Model
+    ModelError ModelSettings PANE_STYLES PageOfModels PageSettings Piece PromptError StartError
+    State TextGenerationModel chat_panes_of check_prompt connect connect_chat deployments_of
+    fan_out main option_controls panes_of readable
 """.split()  # noqa: SIM905 - a line for each would bury the rest
 
 

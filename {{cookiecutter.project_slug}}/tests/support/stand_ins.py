@@ -52,6 +52,19 @@ class StandIn:
             self.left += 1
 
 
+@dataclass
+class CutOff(StandIn):
+    """Is cut off once, and done when it is asked to go on."""
+
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        self.asked.append((messages, options))
+        goes_on = messages[-1].role == "assistant"
+        yield Piece(" end" if goes_on else "The", 1)
+        yield End("stop" if goes_on else "length")
+
+
 def user(text: str) -> list[Message]:
     """A conversation that has just begun."""
     return [Message("user", text)]

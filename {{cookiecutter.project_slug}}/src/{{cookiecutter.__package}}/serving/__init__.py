@@ -7,7 +7,8 @@ You may rely on the names in `__init__.pyi`. The template's changelog says which
   `ApiServer` has the models without a page.
 - The models: `ModelSettings` and its `DeploymentSettings`, `deployments_of`, `PageOfModels`. A class of yours is a `Model`: it
   takes a `Message` for each turn and `GenerationOptions`, and yields `Piece`s and one `End`.
-- The page: `panes_of`, `option_controls`, `connect`; `check_prompt`, `fan_out` for another page.
+- The page: `panes_of`, `option_controls`, `connect`; of a chat `chat_panes_of`, `connect_chat`;
+  `check_prompt`, `fan_out` for another page.
 """
 
 import lazy_loader

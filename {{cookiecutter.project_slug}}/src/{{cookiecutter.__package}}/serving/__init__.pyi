@@ -11,6 +11,9 @@ from .http.api_ingress import ApiServer as ApiServer
 from .http.ingress import GradioServer as GradioServer
 from .http.launch import Launch as Launch
 from .http.settings import HttpSettings as HttpSettings
+from .pages.chat import ChatControls as ChatControls
+from .pages.chat import chat_panes_of as chat_panes_of
+from .pages.chat import connect_chat as connect_chat
 from .pages.compare import CompareControls as CompareControls
 from .pages.compare import connect as connect
 from .pages.looks import PANE_STYLES as PANE_STYLES

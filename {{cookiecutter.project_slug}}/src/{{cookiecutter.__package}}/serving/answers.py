@@ -35,6 +35,8 @@ class Answer:
     """How far one model is."""
 
     text: str = ""
+    thoughts: str = ""
+    """What a reasoning model said to itself before."""
     tokens: int = 0
     state: State = State.WAITING
     failure: str = ""
@@ -57,6 +59,11 @@ class Answer:
         return (self.tokens - self._first[1]) / (self._last - self._first[0])
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the most tokens were written before the model was done."""
+        return self.end is not None and self.end.reason == "length"
+
+    @property
     def whole(self) -> str:
         """The text and, in a line of its own, the failure."""
         return f"{self.text}\n\n⚠ {self.failure}".lstrip() if self.failure else self.text
@@ -68,7 +75,10 @@ class Answer:
         self._last = time.monotonic()
         if self._first is None:
             self._first = (self._last, piece.tokens)
-        self.text += piece.text
+        if piece.thought:
+            self.thoughts += piece.text
+        else:
+            self.text += piece.text
         self.tokens += piece.tokens
         self.state = State.WRITING
 
@@ -77,7 +87,7 @@ class Answer:
         self.state = State.FAILED
 
 
-async def fan_out(
+def fan_out(
     models: Sequence[Model],
     messages: Sequence[Message],
     options: GenerationOptions,
@@ -89,11 +99,22 @@ async def fan_out(
     What changes within a pause after an update is shown with the next: an eye follows no more.
     A model that fails says so in its own answer. Closing the iterator stops all models.
     """
+    return fan_out_each(models, [messages] * len(models), options, pause, answer_seconds)
+
+
+async def fan_out_each(
+    models: Sequence[Model],
+    conversations: Sequence[Sequence[Message]],
+    options: GenerationOptions,
+    pause: Callable[[], float],
+    answer_seconds: float,
+) -> AsyncGenerator[list[Answer], None]:
+    """Does what `fan_out` does, with a conversation of its own for each model."""
     answers = [Answer() for _ in models]
     changed = asyncio.Event()
     running = len(models)
 
-    async def read(answer: Answer, model: Model) -> None:
+    async def read(answer: Answer, model: Model, messages: Sequence[Message]) -> None:
         nonlocal running
         try:
             async with (
@@ -111,8 +132,8 @@ async def fan_out(
             changed.set()
 
     readers = [
-        asyncio.create_task(read(answer, model))
-        for answer, model in zip(answers, models, strict=True)
+        asyncio.create_task(read(*each))
+        for each in zip(answers, models, conversations, strict=True)
     ]
     try:
         while running or changed.is_set():

@@ -18,7 +18,16 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.accessibility import violations
 from ...support.compare_page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page
-from ...support.stand_ins import StandIn, broken, fast, page_of, settings_of, slow, user
+from ...support.stand_ins import (
+    CutOff,
+    StandIn,
+    broken,
+    fast,
+    page_of,
+    settings_of,
+    slow,
+    user,
+)
 
 
 def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> None:
@@ -231,7 +240,7 @@ def test_in_the_browser_everything_is_reached_by_keyboard(browser: Browser) -> N
         for _ in range(30):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.innerText.trim()"))
-        for name in (BUTTON, "Stop", "Clear", "Copy a link", "Options", EXAMPLES[0][:20]):
+        for name in (BUTTON, "Clear", "Copy a link", "Options", EXAMPLES[0][:20]):
             assert any(text.startswith(name) for text in reached), (name, reached)
 
 
@@ -370,6 +379,37 @@ def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> No
             if len(model.asked) < 2:
                 page.wait_for_timeout(100)
     assert [options.temperature for _, options in model.asked] == [None, 0.6]
+
+
+def test_in_the_browser_an_answer_that_was_cut_off_says_so_and_goes_on_to_what_was_asked(
+    browser: Browser,
+) -> None:
+    model = CutOff("cut", [])
+    with page_of(model, fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "cut")).to_have_text(re.compile("^Cut off · "))
+        page.get_by_label(PROMPT_LABEL).fill("My next prompt")
+        page.get_by_role("button", name="Continue").click()
+        expect(pane(page, "cut")).to_have_value("The end")
+        expect(state(page, "cut")).to_have_text(re.compile("^Done · "))
+        expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("My next prompt")
+    asked = [[message.content for message in messages] for messages, _ in model.asked]
+    assert asked == [["Hello"], ["Hello", "The"]]
+
+
+def test_in_the_browser_stop_stands_where_the_run_is_begun_while_something_runs(
+    browser: Browser,
+) -> None:
+    with page_of(slow()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        ask(page)
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        expect(page.get_by_role("button", name=BUTTON, exact=True)).to_be_hidden()
+        page.get_by_role("button", name="Stop").click()
+        expect(page.get_by_role("button", name=BUTTON, exact=True)).to_be_visible()
 
 
 def test_in_the_browser_an_error_is_shown_and_nothing_is_lost(browser: Browser) -> None:

@@ -41,6 +41,8 @@ TOOLS = ("/mcp", *(f"{GRADIOS_TOOLS}{end}" for end in ("", "/", "/http", "/http/
 SECRET_VARIABLE = "PAGE_SECRET"  # noqa: S105
 SECRET_CHARACTERS = 32
 LOGIN_SECONDS = 7 * 24 * 3600
+TOKEN = "access-token"  # noqa: S105
+"""How the cookies of Gradio's login begin."""
 OWN_HISTORY = "_saved_conversations_"
 """How a gr.ChatInterface begins the key of what it saves."""
 
@@ -351,9 +353,9 @@ def keep_logins(app: Any, name: str) -> None:
         answer = JSONResponse({"success": True})
         # As Gradio does, which asks for either.
         answer.set_cookie(
-            f"access-token-{app.cookie_id}", token, httponly=True, samesite="none", secure=True
+            f"{TOKEN}-{app.cookie_id}", token, httponly=True, samesite="none", secure=True
         )
-        answer.set_cookie(f"access-token-unsecure-{app.cookie_id}", token, httponly=True)
+        answer.set_cookie(f"{TOKEN}-unsecure-{app.cookie_id}", token, httponly=True)
         return answer
 
     app.router.routes[:0] = [
@@ -368,7 +370,7 @@ async def user_of(app: Any, request: Request) -> str | None:
         user = app.auth_dependency(request)
         return await user if inspect.isawaitable(user) else user
     for kind in ("", "-unsecure"):
-        user = app.tokens.get(request.cookies.get(f"access-token{kind}-{app.cookie_id}"))
+        user = app.tokens.get(request.cookies.get(f"{TOKEN}{kind}-{app.cookie_id}"))
         if user is not None:
             return user
     scheme, _, given = request.headers.get("authorization", "").partition(" ")

@@ -1,23 +1,21 @@
 """One prompt, asked of all models at once."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
-from ..answers import Answer, State, fan_out
+from ..answers import Answer
 from ..base import SESSION_LOST
 from ..protocol import Message, Model
-from ..telemetry.logs import keep_request_id, logger, request_id
-from .browser import END_OF_MARKING, MARK_STOPPED, fill_at_start, make_link
-from .options import OptionControls, read_options, shown
+from .asking import asking, take_turns, texts_of
+from .browser import GO_ON, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
+from .options import OptionControls, option_text, read_options
 from .panes import Pane, state_line
 from .prompt import check_prompt
 from .settings import PageSettings
-
-# Gradio's workers beyond those that answer, so that what else is clicked has no need to wait.
-OTHER_WORKERS = 8
 
 SESSION_LOST_WARNING = (
     "The server that held this page's history is gone. The page goes on with another one."
@@ -46,85 +44,78 @@ def connect(
     """
     limits = settings.limits
     defaults = settings.options
-    answering = 0
+    ask = asking(settings)
 
-    async def answer(
+    def answer(
+        asked: Sequence[Model],
         prompt: str,
-        min_new_tokens: int,
-        max_new_tokens: int,
-        temperature: str | float,
-        top_p: str | float,
+        said: Sequence[Any],
         request: gr.Request | None,
+        begun: str = "",
     ) -> AsyncGenerator[list[Answer], None]:
-        if request is not None:
-            keep_request_id(request.headers)
-            if SESSION_LOST in request.headers:
-                gr.Warning(SESSION_LOST_WARNING, title="A new session")
         check_prompt(prompt, limits.prompt_characters)
-        options = read_options(min_new_tokens, max_new_tokens, temperature, top_p, defaults)
+        options = read_options(defaults, *said)
+        if request is not None and SESSION_LOST in request.headers:
+            gr.Warning(SESSION_LOST_WARNING, title="A new session")
         messages = [Message("user", prompt)]
-        nonlocal answering
-        answering += 1
-        logger.info("asked", extra={"request": request_id.get(), "characters": len(prompt)})
-        try:
-            yield [Answer() for _ in models]
-            answers = fan_out(
-                models, messages, options, lambda: limits.pause(answering), limits.answer_seconds
-            )
-            async with aclosing(answers) as updates:
-                async for update in updates:
-                    yield update
-        finally:
-            answering -= 1
+        if begun:
+            messages.append(Message("assistant", begun))
+        return ask(asked, [messages] * len(asked), options, request)
 
     async def generate(
         prompt: str,
         min_new_tokens: int = defaults.min_new_tokens,
         max_new_tokens: int = defaults.max_new_tokens,
-        temperature: str | float = shown(defaults.temperature),
-        top_p: str | float = shown(defaults.top_p),
+        temperature: str | float = option_text(defaults.temperature),
+        top_p: str | float = option_text(defaults.top_p),
         request: gr.Request | None = None,
     ) -> AsyncGenerator[list[str] | str, None]:
         """Asks every model, and streams each one's text so far, in the order of the settings."""
-        answers = answer(prompt, min_new_tokens, max_new_tokens, temperature, top_p, request)
-        update: list[Answer] = []
-        async with aclosing(answers) as updates:
-            async for update in updates:
-                texts = [each.whole for each in update]
-                if any(each.state is not State.WAITING for each in update):
-                    yield texts if len(texts) > 1 else texts[0]
-        if all(each.state is State.FAILED for each in update):
-            failures = [each.failure for each in update]
-            raise gr.Error(" ".join(failures), title="No answer", print_exception=False)
+        said = (min_new_tokens, max_new_tokens, temperature, top_p)
+        answers = answer(models, prompt, said, request)
+        async with aclosing(texts_of(answers)) as texts:
+            async for text in texts:
+                yield text
 
-    async def show(
-        prompt: str,
-        min_new_tokens: int,
-        max_new_tokens: int,
-        temperature: str,
-        top_p: str,
-        request: gr.Request,
-    ) -> AsyncGenerator[list[str], None]:
-        answers = answer(prompt, min_new_tokens, max_new_tokens, temperature, top_p, request)
+    async def show(request: gr.Request, prompt: str, *said: Any) -> AsyncGenerator[list[str], None]:
+        answers = answer(models, prompt, said, request)
         async with aclosing(answers) as updates:
             async for update in updates:
                 yield [each.text for each in update] + [state_line(each) for each in update]
+
+    def go_on_with(model: Model) -> Callable[..., AsyncGenerator[tuple[str, str], None]]:
+        async def go_on(
+            request: gr.Request, prompt: str, *rest: Any
+        ) -> AsyncGenerator[tuple[str, str], None]:
+            *said, text = rest
+            async with aclosing(answer([model], prompt, said, request, text)) as updates:
+                async for [update] in updates:
+                    yield text + update.text, state_line(update)
+
+        return go_on
 
     texts = [pane.text for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
     named = {"prompt": controls.prompt, **controls.options.named()}
     inputs = [*named.values()]
-    running = gr.on(
-        [controls.run.click, controls.prompt.submit],
-        show,
-        inputs,
-        [*texts, *states],
-        api_visibility="private",
-        concurrency_limit=limits.running_requests,
-        concurrency_id="answers",
-        show_progress="minimal",
-        js=END_OF_MARKING,
-    )
+    answering: dict[str, Any] = {
+        "api_visibility": "private",
+        "concurrency_limit": limits.running_requests,
+        "concurrency_id": "answers",
+        "show_progress": "minimal",
+    }
+    starts = [controls.run.click, controls.prompt.submit]
+    running = [gr.on(starts, show, inputs, [*texts, *states], js=KEEP_PROMPT, **answering)]
+    running += [
+        pane.more.click(
+            go_on_with(model),
+            [*inputs, pane.text],
+            [pane.text, pane.state],
+            js=GO_ON,
+            **answering,
+        )
+        for pane, model in zip(controls.panes, models, strict=True)
+    ]
     controls.stop.click(None, js=MARK_STOPPED, cancels=running, api_visibility="private")
     controls.clear.click(
         lambda: [""] * (1 + len(texts) + len(states)),
@@ -145,6 +136,4 @@ def connect(
         concurrency_id="answers",
     )
     fill_at_start(page, named, texts)
-    page.max_threads = limits.running_requests + OTHER_WORKERS
-    # A direct call would pass the queue by, and get the first words alone.
-    page.queue(max_size=limits.waiting_requests, api_open=False)
+    take_turns(page, settings, controls.run, controls.stop)

@@ -5,13 +5,47 @@ import gradio as gr
 PANE_STYLES = """
 /* With more than one line of its own, Enter would begin another one and not submit. */
 .prompt textarea { min-height: 4.5em }
-.pane { gap: 4px }
+/* Stop stands in the place of what it stops, for as long as there is something to stop. */
+.stops { display: none }
+:root:has(.state.waiting, .state.writing) .starts { display: none }
+:root:has(.state.waiting, .state.writing) .stops { display: block }
+.starts, .stops { align-self: flex-end }
+.pane {
+    gap: 8px; padding: 12px 16px;
+    border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
+    background: var(--block-background-fill);
+}
+.pane > .block { padding: 0 !important; border-width: 0; border-radius: 0; background: none; box-shadow: none }
+.pane h2 { margin: 0; font-size: 1em }
+/* Room for two lines, so that what is below stays where it is. */
+.pane [id^="state-"] { min-height: 2.8em }
 /* Gradio would lay the word Error over an answer that was stopped, or that a refusal left. */
 .pane [data-testid="status-tracker"]:has(.error) { display: none }
+/* Only an answer that was cut off goes on. */
+.pane .more { visibility: hidden }
+.pane:has(.state.cut) .more { visibility: visible }
+/* What asks all models again waits for those that are still writing. */
+:root:has(.state.waiting, .state.writing) .talk button:is([aria-label="Edit"], [aria-label="Undo"]),
+.pane:has(.state.waiting, .state.writing) .options,
+/* A pane is not cleared alone. */
+.talk .top-panel { display: none }
+.talk .prose a::after {
+    content: " (" attr(href) ")"; color: var(--body-text-color-subdued);
+    font-size: 0.85em; overflow-wrap: anywhere;
+}
+/* Gradio's colors of code are too pale to read. */
+:root { --code-word: #0a6594; --code-value: #476f0c; --code-aside: #5b6675 }
+.dark { --code-word: #7cc7f2; --code-value: #b5d97a; --code-aside: #a9b4c2 }
+.talk .prose code .token { color: inherit; background: none; opacity: 1 }
+.talk .prose code .token:is(.keyword, .builtin, .function, .class-name, .tag) { color: var(--code-word) }
+.talk .prose code .token:is(.string, .number, .boolean, .attr-value) { color: var(--code-value) }
+.talk .prose code .token.comment { color: var(--code-aside) }
+@media (max-width: 640px) { .talk { height: 38vh !important } }
 /* The one link of the footer needs nothing that divides it from others. */
 footer .divider { display: none }
-.state { margin: 0; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums }
+.state { margin: 0; color: var(--body-text-color-subdued); font-size: 0.85em; font-variant-numeric: tabular-nums }
 .state.failed { color: var(--error-text-color) }
+.state.cut { font-weight: 600 }
 """
 
 

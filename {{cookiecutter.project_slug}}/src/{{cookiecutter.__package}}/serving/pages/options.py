@@ -49,14 +49,14 @@ def option_controls(settings: PageSettings) -> OptionControls:
         ),
         temperature=gr.Dropdown(
             [OWN, "0", "0.3", "0.7", "1", "1.5"],
-            value=shown(defaults.temperature),
+            value=option_text(defaults.temperature),
             allow_custom_value=True,
             label="Temperature",
             info="0 always takes the likeliest token, 2 is wild.",
         ),
         top_p=gr.Dropdown(
             [OWN, "0.5", "0.8", "0.9", "0.95", "1"],
-            value=shown(defaults.top_p),
+            value=option_text(defaults.top_p),
             allow_custom_value=True,
             label="Top p",
             info="Samples from the likeliest tokens of this probability.",
@@ -65,11 +65,11 @@ def option_controls(settings: PageSettings) -> OptionControls:
 
 
 def read_options(
+    defaults: GenerationOptions,
     min_new_tokens: int,
     max_new_tokens: int,
     temperature: str | float,
     top_p: str | float,
-    defaults: GenerationOptions,
 ) -> GenerationOptions:
     """Returns the defaults with what the controls say.
 
@@ -90,7 +90,7 @@ def read_options(
         raise refusal("; ".join(_reasons(error))) from error
 
 
-def shown(option: float | None) -> str:
+def option_text(option: float | None) -> str:
     return OWN if option is None else f"{option:g}"
 
 

@@ -1,7 +1,7 @@
 """A pane for each model: its text, and a line that says how far it is."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -14,6 +14,8 @@ from ..protocol import Model
 class Pane:
     text: gr.Textbox
     state: gr.HTML
+    more: gr.Button
+    """Goes on with an answer that was cut off."""
 
 
 def panes_of(models: Sequence[Model]) -> list[Pane]:
@@ -23,26 +25,45 @@ def panes_of(models: Sequence[Model]) -> list[Pane]:
 
 def _pane(model: Model) -> Pane:
     with gr.Column(min_width=300, elem_classes="pane"):
+        state = head_of(model)
         text = gr.Textbox(
             label=model.name,
+            show_label=False,
             lines=10,
             max_lines=24,
             buttons=["copy"],
             elem_id=f"pane-{model.name}",
         )
-        return Pane(text, gr.HTML(elem_id=f"state-{model.name}"))
+        more = gr.Button("Continue", size="sm", elem_classes="more")
+    return Pane(text, state, more)
+
+
+def head_of(model: Model) -> gr.HTML:
+    """Makes the head of a pane: the model's name, and the line that says how far it is."""
+    gr.HTML(f"<h2>{html.escape(model.name)}</h2>", padding=False)
+    return gr.HTML(elem_id=f"state-{model.name}", padding=False)
 
 
 def state_line(answer: Answer) -> str:
     """Says how far an answer is: `Writing · first text after 0.4 s · 23 tokens · 31 tokens/s`."""
-    said = [answer.state.capitalize()]
+    # Of both, the first class is the state, and the second adds a color or a way on.
+    kind = f"{answer.state} cut" if answer.cut_off else f"{answer.state}"
+    said = ["Cut off" if answer.cut_off else answer.state.capitalize()]
     if answer.first_text_seconds is not None:
         said += [f"first text after {answer.first_text_seconds:.1f} s", f"{answer.tokens} tokens"]
     if answer.tokens_per_second is not None:
         said.append(f"{answer.tokens_per_second:.0f} tokens/s")
-    if answer.failure:
-        said.append(answer.failure)
+    said += _remarks(answer)
     # What is still changing is not read aloud.
     live = "off" if answer.state in (State.WAITING, State.WRITING) else "polite"
     text = html.escape(" · ".join(said))
-    return f'<p role="status" aria-live="{live}" class="state {answer.state}">{text}</p>'
+    return f'<p role="status" aria-live="{live}" class="state {kind}">{text}</p>'
+
+
+def _remarks(answer: Answer) -> Iterator[str]:
+    if answer.failure:
+        yield answer.failure
+    if answer.end is not None and answer.end.reason == "filtered":
+        yield "the server held the rest back"
+    if answer.end is not None and answer.end.dropped_messages:
+        yield f"without the oldest {answer.end.dropped_messages} messages, for which is no room"

@@ -1,0 +1,85 @@
+"""Asks the models for a page, which counts what runs."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+import gradio as gr
+
+from ..answers import Answer, State, fan_out_each
+from ..protocol import GenerationOptions, Message, Model
+from ..telemetry.logs import keep_request_id, logger, request_id
+from .settings import PageSettings
+
+# Gradio's workers beyond those that answer, so that what else is clicked has no need to wait.
+OTHER_WORKERS = 8
+
+Ask = Callable[
+    [Sequence[Model], Sequence[Sequence[Message]], GenerationOptions, gr.Request | None],
+    AsyncGenerator[list[Answer], None],
+]
+
+
+def asking(settings: PageSettings) -> Ask:
+    """Returns what asks each model its conversation, and yields all answers so far.
+
+    Many answers take turns in being updated.
+    """
+    limits = settings.limits
+    running = 0
+
+    async def ask(
+        models: Sequence[Model],
+        conversations: Sequence[Sequence[Message]],
+        options: GenerationOptions,
+        request: gr.Request | None,
+    ) -> AsyncGenerator[list[Answer], None]:
+        nonlocal running
+        if request is not None:
+            keep_request_id(request.headers)
+        running += 1
+        characters = len(conversations[0][-1].content)
+        logger.info("asked", extra={"request": request_id.get(), "characters": characters})
+        try:
+            yield [Answer() for _ in models]
+            answers = fan_out_each(
+                models,
+                conversations,
+                options,
+                lambda: limits.pause(running),
+                limits.answer_seconds,
+            )
+            async with aclosing(answers) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            running -= 1
+
+    return ask
+
+
+async def texts_of(
+    answers: AsyncGenerator[list[Answer], None],
+) -> AsyncGenerator[list[str] | str, None]:
+    """Yields the text of each answer, as a client gets it: alone where there is one model.
+
+    Raises gr.Error where all have failed.
+    """
+    update: list[Answer] = []
+    async with aclosing(answers) as updates:
+        async for update in updates:
+            texts = [each.whole for each in update]
+            if any(each.state is not State.WAITING for each in update):
+                yield texts if len(texts) > 1 else texts[0]
+    if all(each.state is State.FAILED for each in update):
+        failures = " ".join(each.failure for each in update)
+        raise gr.Error(failures, title="No answer", print_exception=False)
+
+
+def take_turns(page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: gr.Button) -> None:
+    """Lets as many answers run, and wait, as the limits say; shows the button that has an effect."""
+    start.elem_classes = [*start.elem_classes, "starts"]
+    stop.elem_classes = [*stop.elem_classes, "stops"]
+    limits = settings.limits
+    page.max_threads = limits.running_requests + OTHER_WORKERS
+    # A direct call would pass the queue by, and get the first words alone.
+    page.queue(max_size=limits.waiting_requests, api_open=False)

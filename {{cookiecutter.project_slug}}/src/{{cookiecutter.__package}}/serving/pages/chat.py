@@ -1,0 +1,332 @@
+"""A conversation with one model, or side by side with several."""
+
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, fields, replace
+from secrets import token_hex
+from typing import Any, Literal
+
+import gradio as gr
+from pydantic import TypeAdapter, ValidationError
+
+from ..http.login import PASSWORD_VARIABLE, TOKEN, derived, read_secret
+from ..protocol import Message, Model, PromptError
+from .asking import asking, take_turns, texts_of
+from .browser import (
+    END_OF_MARKING,
+    FORGET_CONVERSATION,
+    GIVE_PROMPT_BACK,
+    MARK_STOPPED,
+    OPEN_CONVERSATION,
+    TAKE_PROMPT,
+    fill_at_start,
+    keep_conversation,
+    make_link,
+    take_turn_back,
+)
+from .conversation import (
+    DELIMITERS,
+    Turn,
+    answered,
+    messages_of,
+    plain,
+    read,
+    read_kept,
+    shown,
+)
+from .options import OptionControls, option_text, read_options
+from .panes import head_of, state_line
+from .prompt import check_prompt, refusal
+from .settings import PageSettings
+
+HISTORY = TypeAdapter(list[dict[Literal["role", "content"], Any]])
+HISTORY_SHAPE = 'The history is a list of messages like {"role": "user", "content": "Hello"}.'
+
+Update = dict[Any, Any]
+"""What components show from now on; the others stay as they are."""
+
+
+@dataclass(frozen=True)
+class ChatPane:
+    chat: gr.Chatbot
+    state: gr.HTML
+
+
+@dataclass(frozen=True)
+class ChatControls:
+    """What a visitor sees and clicks."""
+
+    prompt: gr.Textbox
+    system: gr.Textbox
+    options: OptionControls
+    panes: Sequence[ChatPane]
+    send: gr.Button
+    stop: gr.Button
+    clear: gr.Button
+    share: gr.Button
+
+
+def chat_panes_of(models: Sequence[Model]) -> list[ChatPane]:
+    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say."""
+    return [_pane(model) for model in models]
+
+
+def _pane(model: Model) -> ChatPane:
+    with gr.Column(min_width=300, elem_classes="pane"):
+        state = head_of(model)
+        chat = gr.Chatbot(
+            elem_id=f"pane-{model.name}",
+            elem_classes="talk",
+            label=model.name,
+            show_label=False,
+            container=False,
+            height="52vh",
+            buttons=["copy"],
+            editable="user",
+            latex_delimiters=DELIMITERS,
+            allow_tags=False,
+        )
+    return ChatPane(chat, state)
+
+
+def connect_chat(
+    page: gr.Blocks, controls: ChatControls, settings: PageSettings, models: Sequence[Model]
+) -> None:
+    """Lets the controls do what they say, and offers the function `chat` in the page's API.
+
+    Call it once, inside of the page's `with`, when all controls are there.
+    """
+    limits, defaults = settings.limits, settings.options
+    ask = asking(settings)
+    chats = [pane.chat for pane in controls.panes]
+    states = [pane.state for pane in controls.panes]
+
+    async def go_on(
+        request: gr.Request,
+        system: str | None,
+        said: Sequence[Any],
+        asked: Mapping[int, Sequence[Turn]],
+    ) -> AsyncGenerator[Update, None]:
+        """Lets some models answer the last turn of theirs; `asked` has all turns of each.
+
+        A pane is left alone when its answer has come: somebody may have asked there again.
+        """
+        # A box that was never shown has no text yet.
+        system = system or ""
+        if system.strip():
+            check_prompt(system, limits.prompt_characters)
+        options = read_options(defaults, *said)
+        conversations = [messages_of(turns, system) for turns in asked.values()]
+        seen: dict[int, object] = {}
+        answers = ask([models[number] for number in asked], conversations, options, request)
+        async with aclosing(answers) as updates:
+            async for update in updates:
+                changed: Update = {}
+                for (number, turns), answer in zip(asked.items(), update, strict=True):
+                    now = (len(answer.text), len(answer.thoughts), answer.state)
+                    if seen.get(number) != now:
+                        seen[number] = now
+                        changed[chats[number]] = shown([*turns[:-1], answered(turns[-1], answer)])
+                        changed[states[number]] = state_line(answer)
+                yield changed
+
+    async def send(
+        request: gr.Request, prompt: str, system: str | None, *rest: Any
+    ) -> AsyncGenerator[Update, None]:
+        said, talks = split(rest)
+        check_prompt(prompt, limits.prompt_characters)
+        asked = {number: [*turns, Turn(prompt)] for number, turns in enumerate(talks)}
+        async with aclosing(go_on(request, system, said, asked)) as updates:
+            async for update in updates:
+                yield update
+
+    def edit_in(number: int) -> Callable[..., AsyncGenerator[Update, None]]:
+        async def edit(
+            event: gr.EditData, request: gr.Request, system: str | None, *rest: Any
+        ) -> AsyncGenerator[Update, None]:
+            """Asks every model again from the question on that was changed in one pane."""
+            said, talks = split(rest)
+            roles = [message["role"] for message in rest[len(said) + number]]
+            turn, prompt = roles[: event.index].count("user"), plain(str(event.value))
+            try:
+                check_prompt(prompt, limits.prompt_characters)
+            except gr.Error:
+                talk = talks[number]
+                talk[turn] = replace(talk[turn], question=plain(str(event.previous_value)))
+                yield {chats[number]: shown(talk)}
+                raise
+            asked = {each: [*turns[:turn], Turn(prompt)] for each, turns in enumerate(talks)}
+            async with aclosing(go_on(request, system, said, asked)) as updates:
+                async for update in updates:
+                    yield update
+
+        return edit
+
+    def again_in(
+        number: int, turn_of: Callable[[Turn], Turn]
+    ) -> Callable[..., AsyncGenerator[Update, None]]:
+        async def again(
+            request: gr.Request, system: str | None, *rest: Any
+        ) -> AsyncGenerator[Update, None]:
+            said, talks = split(rest)
+            *earlier, last = talks[number]
+            asked = {number: [*earlier, turn_of(last)]}
+            async with aclosing(go_on(request, system, said, asked)) as updates:
+                async for update in updates:
+                    yield update
+
+        return again
+
+    async def chat(
+        message: str,
+        history: list[dict[str, Any]] | None = None,
+        system_prompt: str | None = None,
+        min_new_tokens: int = defaults.min_new_tokens,
+        max_new_tokens: int = defaults.max_new_tokens,
+        temperature: str | float = option_text(defaults.temperature),
+        top_p: str | float = option_text(defaults.top_p),
+        request: gr.Request | None = None,
+    ) -> AsyncGenerator[list[str] | str, None]:
+        """Asks every model, and streams each one's answer so far, in the order of the settings.
+
+        The history is a list of messages, each with a role and a content. Nothing is kept here:
+        add the message and an answer to it, and give it with the next message.
+        """
+        options = read_options(defaults, min_new_tokens, max_new_tokens, temperature, top_p)
+        system_prompt = system_prompt or ""
+        messages = messages_from(history or [])
+        for text in (message, system_prompt) if system_prompt.strip() else (message,):
+            check_prompt(text, limits.prompt_characters)
+        if system_prompt.strip():
+            messages.insert(0, Message("system", system_prompt))
+        messages.append(Message("user", message))
+        answers = ask(models, [messages] * len(models), options, request)
+        async with aclosing(texts_of(answers)) as updates:
+            async for update in updates:
+                yield update
+
+    def restore(text: str) -> Update:
+        """Shows what the browser has kept, or a link brought."""
+        try:
+            talks = read_kept(text, [model.name for model in models])
+        except PromptError as error:
+            gr.Warning(str(error), title="No conversation")
+            talks = [[] for _ in models]
+        return {
+            each: shown(turns) if turns else gr.skip()
+            for each, turns in zip(chats, talks, strict=True)
+        }
+
+    named: dict[str, Any] = {
+        "prompt": controls.prompt,
+        "system": controls.system,
+        **controls.options.named(),
+    }
+    inputs = [*named.values(), *chats]
+    answering: dict[str, Any] = {
+        "api_visibility": "private",
+        "concurrency_limit": limits.running_requests,
+        "concurrency_id": "answers",
+        "show_progress": "minimal",
+    }
+    sending = gr.on(
+        [controls.send.click, controls.prompt.submit],
+        send,
+        inputs,
+        [*chats, *states],
+        js=TAKE_PROMPT,
+        **answering,
+    )
+    sending.failure(
+        None, controls.prompt, controls.prompt, js=GIVE_PROMPT_BACK, api_visibility="private"
+    )
+    running = [sending]
+    for number, pane in enumerate(controls.panes):
+        mine = [pane.chat, pane.state]
+        anew = again_in(number, lambda turn: Turn(turn.question))
+        further = again_in(number, lambda turn: turn)
+        running += [
+            pane.chat.edit(
+                edit_in(number), inputs[1:], [*chats, *states], js=END_OF_MARKING, **answering
+            ),
+            pane.chat.retry(anew, inputs[1:], mine, js=END_OF_MARKING, **answering),
+            pane.chat.option_select(further, inputs[1:], mine, js=END_OF_MARKING, **answering),
+        ]
+    private: dict[str, Any] = {"api_visibility": "private"}
+    controls.stop.click(None, js=MARK_STOPPED, cancels=running, **private)
+    controls.clear.click(
+        lambda: [[]] * len(chats) + [""] * len(states),
+        outputs=[*chats, *states],
+        cancels=running,
+        js=FORGET_CONVERSATION,
+        **private,
+    )
+    for each in chats:
+        each.undo(
+            None,
+            [controls.prompt, *chats],
+            [controls.prompt, *chats, *states],
+            js=take_turn_back(len(states)),
+            **private,
+        )
+        each.change(None, chats, js=keep_conversation(models), **private)
+    link = make_link(named, models)
+    controls.share.click(None, inputs, controls.share, js=link, **private)
+    # Clients ask by this name.
+    gr.Button(visible=False).click(
+        chat,
+        [
+            controls.prompt,
+            gr.JSON(visible=False, label="History"),
+            controls.system,
+            *controls.options.named().values(),
+        ],
+        [gr.Textbox(visible=False, label=model.name) for model in models],
+        api_name="chat",
+        concurrency_limit=limits.running_requests,
+        concurrency_id="answers",
+    )
+    fill_at_start(page, named, [])
+    key = gr.Textbox(visible=False)
+    page.load(history_key, None, key, **private).then(
+        restore, key, chats, js=OPEN_CONVERSATION, show_progress="hidden", **private
+    )
+    take_turns(page, settings, controls.send, controls.stop)
+
+
+def split(rest: Sequence[Any]) -> tuple[Sequence[Any], list[list[Turn]]]:
+    """Returns what the options say, and the turns of each pane, which follow them.
+
+    Raises gr.Error where a pane holds what no chat shows.
+    """
+    number = len(fields(OptionControls))
+    try:
+        return rest[:number], [read(each) for each in rest[number:]]
+    except PromptError as error:
+        raise refusal(str(error)) from error
+
+
+def messages_from(history: object) -> list[Message]:
+    """Returns the messages that a client tells of.
+
+    Raises gr.Error where they are none.
+    """
+    try:
+        return [Message(**each) for each in HISTORY.validate_python(history)]
+    except (PromptError, ValidationError) as error:
+        why = str(error) if isinstance(error, PromptError) else HISTORY_SHAPE
+        raise refusal(why) from error
+
+
+def history_key(request: gr.Request) -> str:
+    """Returns the key for what a browser keeps of who is logged in; "" where nobody has to be.
+
+    It is another after the next login, so that what was kept ends at logout.
+    """
+    if request.username is None:
+        return ""
+    secret = read_secret() or os.environ.get(PASSWORD_VARIABLE)
+    # Without one, nobody else may know it either, and it ends with the page.
+    tokens = [each for name, each in sorted(request.cookies.items()) if name.startswith(TOKEN)]
+    return derived(secret or token_hex(), "history", request.username, *tokens)

@@ -1,0 +1,206 @@
+"""What was said in a chat, without a page."""
+
+import json
+from typing import Any
+
+import pytest
+
+from {{ cookiecutter.__package }}.serving.answers import Answer, State
+from {{ cookiecutter.__package }}.serving.pages.conversation import (
+    NO_ANSWER,
+    THOUGHTS,
+    Turn,
+    answered,
+    messages_of,
+    plain,
+    read,
+    read_kept,
+    safe,
+    shown,
+)
+from {{ cookiecutter.__package }}.serving.protocol import (
+    End,
+    EndReason,
+    Message,
+    Piece,
+    PromptError,
+)
+
+TALK = [Turn("Hello", "Hi", complete=True), Turn("And?", "So it", complete=True)]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        [Turn("Hello")],
+        TALK,
+        [*TALK, Turn("More?", "half of", thoughts="Well", complete=False)],
+        [Turn("Hello", failure="busy"), Turn("Hello?", thoughts="hm")],
+        [Turn("  <b>\n    indented\n", "1 < 2 & <i>, ![a](b)", complete=True)],
+    ],
+)
+def test_what_is_shown_is_read_back(turns: list[Turn]) -> None:
+    assert read(shown(turns)) == turns
+
+
+def test_only_the_last_answer_offers_to_go_on_and_only_while_it_is_not_complete() -> None:
+    cut, whole = Turn("a", "b"), Turn("c", "d", complete=True)
+    assert [bool(each.get("options")) for each in shown([cut, cut])] == [False] * 3 + [True]
+    assert [bool(each.get("options")) for each in shown([cut, whole])] == [False] * 4
+
+
+def test_thoughts_are_folded_as_soon_as_there_is_an_answer() -> None:
+    def thought_of(turn: Turn) -> dict[str, Any]:
+        found: dict[str, Any] = shown([turn])[1]["metadata"]
+        return found
+
+    assert thought_of(Turn("a", thoughts="b")) == {"title": THOUGHTS, "status": "pending"}
+    assert thought_of(Turn("a", "c", thoughts="b")) == {"title": THOUGHTS, "status": "done"}
+
+
+def test_a_failure_is_shown_where_no_answer_is() -> None:
+    [_, failure] = shown([Turn("a", failure="too busy")])
+    assert failure["metadata"] == {"title": NO_ANSWER}
+    assert len(shown([Turn("a", "part", failure="lost")])) == 2
+
+
+@pytest.mark.parametrize(
+    ("turns", "read_by_a_model"),
+    [
+        ([Turn("a")], ["user: a"]),
+        ([Turn("a", "b"), Turn("c")], ["user: a", "assistant: b", "user: c"]),
+        ([Turn("a", "b")], ["user: a", "assistant: b"]),
+        ([Turn("a", failure="lost"), Turn("c")], ["user: a\n\nc"]),
+        ([Turn("a", "b", thoughts="hm"), Turn("c")], ["user: a", "assistant: b", "user: c"]),
+        ([Turn("a", "part", failure="lost"), Turn("c")], ["user: a", "assistant: part", "user: c"]),
+    ],
+)
+def test_a_model_reads_questions_and_answers_in_turn(
+    turns: list[Turn], read_by_a_model: list[str]
+) -> None:
+    said = [f"{message.role}: {message.content}" for message in messages_of(turns)]
+    assert said == read_by_a_model
+
+
+def test_a_system_prompt_comes_first_unless_it_is_blank() -> None:
+    assert messages_of([Turn("a")], "Be brief.")[0] == Message("system", "Be brief.")
+    assert messages_of([Turn("a")], " \n") == [Message("user", "a")]
+
+
+def answer_of(*pieces: Piece, state: State = State.DONE, reason: EndReason = "stop") -> Answer:
+    answer = Answer()
+    for piece in pieces:
+        answer.add(piece)
+    answer.add(End(reason))
+    answer.state = state
+    return answer
+
+
+def test_an_answer_goes_on_where_its_first_part_ended() -> None:
+    turn = answered(Turn("a", "one "), answer_of(Piece("two", 1)))
+    assert turn == Turn("a", "one two", complete=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "complete"),
+    [
+        (answer_of(Piece("b", 1)), True),
+        (answer_of(Piece("b", 1), reason="length"), False),
+        (answer_of(Piece("b", 1), state=State.WRITING), False),
+        (answer_of(Piece("b", 1), state=State.FAILED), False),
+    ],
+)
+def test_an_answer_is_complete_when_its_model_says_so(answer: Answer, complete: bool) -> None:
+    assert answered(Turn("a"), answer).complete == complete
+
+
+def test_thoughts_are_no_part_of_the_answer() -> None:
+    turn = answered(Turn("a"), answer_of(Piece("hm ", 1, thought=True), Piece("b", 1)))
+    assert (turn.thoughts, turn.answer) == ("hm ", "b")
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "a</p><script>alert(1)</script>",
+    "<!-- hidden -->",
+    "<?php ?>",
+    "![pixel](https://example.org/p.png)",
+    "![pixel][ref]\n\n[ref]: https://example.org/p.png",
+    "$$<img src=x>$$",
+    r"\[ <b>bold</b> \] and \( ![a](b) \)",
+    "$$ \\[ $$ <b> \\] <i>",
+    "```mermaid\ngraph TD\n```",
+    "~~~~ mermaid\ngraph TD\n~~~~",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_begins_html_an_image_or_a_diagram(text: str) -> None:
+    shown_text = safe(text)
+    for sign in ("<img", "<b", "</", "<script", "<!", "<?", "![", "`mermaid", "~ mermaid"):
+        assert sign not in shown_text
+    assert plain(shown_text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["1 < 2", "a <- b", "x <= y", "f(x) != 0", "`a < b`", "$$a < b$$", "plain", ""]
+)
+def test_what_is_no_html_stays_as_it_is(text: str) -> None:
+    assert safe(text) == text
+
+
+def test_a_formula_says_less_than_in_tex() -> None:
+    assert safe("$$a<b$$") == r"$$a\lt{}b$$"
+
+
+def kept(**talks: list[Turn]) -> str:
+    return json.dumps({name: shown(turns) for name, turns in talks.items()})
+
+
+def test_what_a_browser_keeps_comes_back_to_the_same_models() -> None:
+    other = [Turn("Hello", "Ho"), Turn("And?", "Then", complete=True)]
+    text = kept(first=TALK, second=other)
+    assert read_kept(text, ["second", "first"]) == read_kept(text, ["first", "second"])[::-1]
+    assert read_kept(text, ["first"]) == [TALK]
+
+
+def test_a_model_that_is_new_goes_on_with_the_questions() -> None:
+    assert read_kept(kept(first=TALK), ["new"]) == [[Turn("Hello"), Turn("And?")]]
+
+
+def test_where_nothing_was_kept_nothing_comes_back() -> None:
+    assert read_kept("", ["first", "second"]) == [[], []]
+
+
+FILE = {"role": "user", "content": [{"type": "file", "file": {"path": "/etc/passwd"}}]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "[1]",
+        '{"first": 1}',
+        '{"first": [{"role": "user"}]}',
+        json.dumps({"first": [FILE]}),
+        json.dumps({"first": shown(TALK)[1:]}),
+        json.dumps({"first": [{"role": "system", "content": [{"text": "a"}]}]}),
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_is_no_conversation_is_refused_in_a_line(text: str) -> None:
+    with pytest.raises(PromptError) as refused:
+        read_kept(text, ["first"])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_in_a_pane_is_refused() -> None:
+    with pytest.raises(PromptError, match="text alone"):
+        read([FILE])
+
+
+def test_ten_thousand_turns_are_read_and_shown_in_a_moment() -> None:
+    turns = [Turn(f"question {number}", "answer", complete=True) for number in range(10_000)]
+    assert read(shown(turns)) == turns

@@ -1,0 +1,45 @@
+"""A chat of the machinery's parts alone, whatever a team makes of its own page."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import gradio as gr
+
+from {{ cookiecutter.__package }}.serving import (
+    ChatControls,
+    Model,
+    PageSettings,
+    chat_panes_of,
+    connect_chat,
+    option_controls,
+)
+from {{ cookiecutter.__package }}.serving.http.mount import mount
+
+from .compare_page import LAUNCH
+from .stand_ins import StandIn, in_thread, settings_of
+
+PROMPT_LABEL = "Your message"
+
+
+def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
+    with gr.Blocks(title=settings.title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {settings.title}")
+        with gr.Row():
+            panes = chat_panes_of(models)
+        prompt = gr.Textbox(label=PROMPT_LABEL, max_lines=12, elem_classes="prompt")
+        send, stop = gr.Button("Send", variant="primary"), gr.Button("Stop")
+        clear, share = gr.Button("Clear"), gr.Button("Copy a link")
+        with gr.Accordion("Options", open=False):
+            system = gr.Textbox(label="System prompt")
+            options = option_controls(settings)
+        controls = ChatControls(prompt, system, options, panes, send, stop, clear, share)
+        connect_chat(page, controls, settings, models)
+    return page
+
+
+@contextmanager
+def conversation_with(*models: StandIn, login_user: str | None = None) -> Iterator[str]:
+    """Yields the address of the page before these models, without Ray."""
+    settings = settings_of().model_copy(update={"login_user": login_user})
+    with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
+        yield f"{url}/"

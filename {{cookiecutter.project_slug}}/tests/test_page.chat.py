@@ -1,0 +1,65 @@
+"""The page, before models that answer as a test needs. Change it with `page.py`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gradio_client import Client
+from playwright.sync_api import Browser, expect
+
+from {{ cookiecutter.__package }}.app import Settings
+from {{ cookiecutter.__package }}.page import (
+    BUTTON,
+    EXAMPLES,
+    LAUNCH,
+    PROMPT_LABEL,
+    build_page,
+)
+from {{ cookiecutter.__package }}.serving.http.mount import mount
+
+from .support.accessibility import violations
+from .support.stand_ins import StandIn, broken, fast, in_thread
+
+
+@contextmanager
+def page_of(*models: StandIn) -> Iterator[str]:
+    """Yields the address of the page before these models, without Ray."""
+    settings = Settings()
+    with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
+        yield url
+
+
+def test_a_client_gets_the_answer_of_each_model() -> None:
+    with page_of(fast(), StandIn("other", ["a", "b"])) as url:
+        texts = Client(url, verbose=False).predict("Hello", api_name="/chat")
+    assert texts == ("one two three", "ab")
+
+
+def test_in_the_browser_a_conversation_goes_on_in_each_pane(browser: Browser) -> None:
+    model = fast()
+    with page_of(model, broken()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page).to_have_title(Settings().title)
+        page.get_by_label(PROMPT_LABEL).fill("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(page.locator("#pane-fast")).to_contain_text("one two three")
+        expect(page.locator("#state-fast")).to_contain_text("Done")
+        expect(page.locator("#state-broken")).to_contain_text("Failed")
+        page.get_by_label(PROMPT_LABEL).fill("And then?")
+        page.get_by_label(PROMPT_LABEL).press("Enter")
+        expect(page.locator("#pane-fast").get_by_text("one two three")).to_have_count(2)
+    conversations = [[message.content for message in messages] for messages, _ in model.asked]
+    assert conversations == [["Hello"], ["Hello", "one two three", "And then?"]]
+
+
+def test_in_the_browser_an_example_fills_the_box(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        page.get_by_role("button", name=EXAMPLES[0][:20]).click()
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value(EXAMPLES[0])
+
+
+def test_in_the_browser_everybody_can_read_the_page(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
+        assert violations(page) == []
