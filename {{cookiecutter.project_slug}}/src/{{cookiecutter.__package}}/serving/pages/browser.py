@@ -103,6 +103,14 @@ TAKE_PROMPT = """(prompt, ...others) => {
 }"""
 GIVE_PROMPT_BACK = "prompt => prompt || window.asked"
 
+# Gradio names each message on an element that has no role, and WAI-ARIA allows no such name.
+GIVE_ROLES = """() => {
+    const messages = '.talk :is([data-testid="bot"], [data-testid="user"]):not([role])'
+    const give = () => document.querySelectorAll(messages)
+        .forEach(message => message.setAttribute("role", "group"))
+    new MutationObserver(give).observe(document.body, { childList: true, subtree: true })
+}"""
+
 # What `conversation.safe` put into a text is left out where it is copied.
 _READ = r"""
     const plain = text => text.replaceAll("\u2060", "")

@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 from secrets import token_hex
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..http.login import PASSWORD_VARIABLE, TOKEN, derived, read_secret
 from ..protocol import Message, Model, PromptError
@@ -17,6 +17,7 @@ from .browser import (
     END_OF_MARKING,
     FORGET_CONVERSATION,
     GIVE_PROMPT_BACK,
+    GIVE_ROLES,
     MARK_STOPPED,
     OPEN_CONVERSATION,
     TAKE_PROMPT,
@@ -40,7 +41,15 @@ from .panes import head_of, state_line
 from .prompt import check_prompt, refusal
 from .settings import PageSettings
 
-HISTORY = TypeAdapter(list[dict[Literal["role", "content"], Any]])
+
+class Told(BaseModel, extra="forbid"):
+    """A message of a client's history; `Message` checks what it says."""
+
+    role: Any
+    content: Any
+
+
+HISTORY = TypeAdapter(list[Told])
 HISTORY_SHAPE = 'The history is a list of messages like {"role": "user", "content": "Hello"}.'
 
 Update = dict[Any, Any]
@@ -288,6 +297,7 @@ def connect_chat(
         concurrency_id="answers",
     )
     fill_at_start(page, named, [])
+    page.load(None, js=GIVE_ROLES, **private)
     key = gr.Textbox(visible=False)
     page.load(history_key, None, key, **private).then(
         restore, key, chats, js=OPEN_CONVERSATION, show_progress="hidden", **private
@@ -313,7 +323,7 @@ def messages_from(history: object) -> list[Message]:
     Raises gr.Error where they are none.
     """
     try:
-        return [Message(**each) for each in HISTORY.validate_python(history)]
+        return [Message(each.role, each.content) for each in HISTORY.validate_python(history)]
     except (PromptError, ValidationError) as error:
         why = str(error) if isinstance(error, PromptError) else HISTORY_SHAPE
         raise refusal(why) from error
