@@ -18,8 +18,10 @@ PACKAGE = "src/{{ cookiecutter.__package }}"
 
 OWN = ".own" if ANSWERS["page"] == "own" else ""
 LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
+# Few of the hub's small models have learned to talk.
+TASK = "chat" if (ANSWERS["page"], ANSWERS["models"]) == ("chat", "hub") else ANSWERS["task"]
 # No models.py is chosen for a page of one's own.
-MODELS = f"{PACKAGE}/models.{ANSWERS['models']}.{ANSWERS['task']}.{LAYOUT}.py"
+MODELS = f"{PACKAGE}/models.{ANSWERS['models']}.{TASK}.{LAYOUT}.py"
 
 CHOSEN = {
     f"{PACKAGE}/app.{LAYOUT}.py": f"{PACKAGE}/app.py",

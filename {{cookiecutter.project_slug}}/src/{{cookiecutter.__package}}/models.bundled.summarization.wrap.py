@@ -5,6 +5,7 @@ from .serving import ModelSettings
 MODELS = (
     ModelSettings(
         name="smollm2-focused",
+        about="SmolLM2 135M, which keeps to the likeliest words",
         source="bundled:SmolLM2-135M-Instruct",
         prompt="Summarize this text in one or two sentences:\n\n{prompt}",
         temperature=0.3,

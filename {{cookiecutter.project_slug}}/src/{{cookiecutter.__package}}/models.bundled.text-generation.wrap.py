@@ -5,6 +5,7 @@ from .serving import ModelSettings
 MODELS = (
     ModelSettings(
         name="smollm2-focused",
+        about="SmolLM2 135M, which keeps to the likeliest words",
         source="bundled:SmolLM2-135M-Instruct",
         temperature=0.4,
         top_p=0.9,

@@ -5,12 +5,14 @@ from .serving import ModelSettings
 MODELS = (
     ModelSettings(
         name="t5-small",
+        about="T5 with 60M parameters",
         source="t5-small",
         prompt="summarize: {prompt}",
         temperature=0.5,
     ),
     ModelSettings(
         name="flan-t5-small",
+        about="T5 trained on many more tasks",
         source="google/flan-t5-small",
         prompt="summarize: {prompt}",
         temperature=0.5,

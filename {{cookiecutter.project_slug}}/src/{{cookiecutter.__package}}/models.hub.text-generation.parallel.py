@@ -5,10 +5,12 @@ from .serving import ModelSettings
 MODELS = (
     ModelSettings(
         name="gpt2",
+        about="GPT-2 with 124M parameters",
         source="gpt2",
     ),
     ModelSettings(
         name="distilgpt2",
+        about="GPT-2 distilled to 82M parameters, which is faster",
         source="distilgpt2",
     ),
 )

@@ -5,6 +5,7 @@ from .serving import ModelSettings
 MODELS = (
     ModelSettings(
         name="gpt2",
+        about="GPT-2 with 124M parameters",
         source="gpt2",
     ),
 )

@@ -42,7 +42,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
     with gr.Blocks(title=settings.title, analytics_enabled=False) as page:
         gr.Markdown(f"# {settings.title}\n{settings.description}")
         with gr.Row():
-            panes = chat_panes_of(models)
+            panes = chat_panes_of(models, settings.about)
         with gr.Row():
             prompt = gr.Textbox(
                 label=PROMPT_LABEL,

@@ -80,7 +80,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
         with gr.Accordion("Options", open=False), gr.Row():
             options = option_controls(settings)
         with gr.Row():
-            panes = panes_of(models)
+            panes = panes_of(models, settings.about)
         gr.Examples(EXAMPLES, prompt, label="Examples")
         controls = CompareControls(prompt, options, panes, run, stop, clear, share)
         connect(page, controls, settings, models)

@@ -21,7 +21,10 @@ from urllib.parse import unquote, urlsplit
 from .tiny_models import save_tiny_decoder, save_tiny_encoder_decoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-DECODERS = ["gpt2", "distilgpt2"]
+DECODERS = [
+    *("gpt2", "distilgpt2"),
+    *("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+]
 ENCODER_DECODERS = ["t5-small", "google/flan-t5-small"]
 ROUTE = re.compile(
     r"^(?:/api/models/(?P<api>.+?)/(?P<listing>revision|tree)/(?P<revision>[^/]+)"

@@ -2,11 +2,10 @@
 
 You may rely on the names in `__init__.pyi`. The template's changelog says which one a version changes.
 
-- The application: `GradioServer`, which takes `Launch` options, middleware and routes of yours.
-  You add fields to `PageSettings`, or to `HttpSettings` without models. `main` starts it.
-  `ApiServer` has the models without a page.
-- The models: `ModelSettings` and its `DeploymentSettings`, `deployments_of`, `PageOfModels`. A class of yours is a `Model`: it
-  takes a `Message` for each turn and `GenerationOptions`, and yields `Piece`s and one `End`.
+- The application: `GradioServer`, which takes `Launch` options, middleware and routes of yours,
+  or `ApiServer`, without a page. You add fields to `PageSettings`. `main` starts it.
+- The models: `ModelSettings` with `DeploymentSettings`, `deployments_of`, `PageOfModels`. A class
+  of yours is a `Model`: it takes `Message`s and `GenerationOptions`, and yields `Piece`s and one `End`.
 - The page: `panes_of`, `option_controls`, `connect`; of a chat `chat_panes_of`, `connect_chat`;
   `check_prompt`, `fan_out` for another page.
 """

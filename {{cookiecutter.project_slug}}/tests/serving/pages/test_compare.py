@@ -5,12 +5,16 @@ import subprocess
 import sys
 from typing import Literal
 
+import gradio as gr
 import httpx2
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
+from {{ cookiecutter.__package }}.serving.pages.panes import (
+    panes_of,
+)
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     PromptError,
@@ -35,6 +39,14 @@ def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> N
         job = Client(url, verbose=False).submit("Hello", api_name="/generate")
         assert job.result(timeout=30) == ("ab", "one two three")
         assert ("a", "one two three") in job.outputs()
+
+
+def test_a_visitor_reads_how_the_models_differ_and_nothing_of_it_is_html() -> None:
+    with gr.Blocks() as page:
+        panes_of([fast(), StandIn("plain", [])], {"fast": "Quick & <b>short</b>"})
+    heads = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
+    assert '<h2>fast</h2><p class="about">Quick &amp; &lt;b&gt;short&lt;/b&gt;</p>' in heads
+    assert "<h2>plain</h2>" in heads
 
 
 def test_the_page_has_a_worker_for_each_answer_that_may_run() -> None:

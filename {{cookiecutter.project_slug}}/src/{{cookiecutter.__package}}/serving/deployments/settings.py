@@ -62,6 +62,8 @@ class DeploymentSettings(Strict):
 class ModelSettings(EngineSettings):
     """A model: how it is loaded and asked, and where it runs."""
 
+    about: str = ""
+    """What a visitor reads under the name, say how it differs from the others."""
     base_url: str | None = Field(default=None, pattern="^https?://")
     """Of a server that speaks OpenAI's protocol; the source then names one of its models."""
     api_key_variable: str | None = Field(default=None, min_length=1)
@@ -122,6 +124,11 @@ class ModelsSettings(Strict):
         if model.deployment is None:
             return self.deployment
         return self.deployment.replaced_by(model.deployment)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a visitor reads of each model, by its name."""
+        return {model.name: model.about for model in self.models}
 
     def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:  # noqa: ARG002
         """Returns what answers beside a page, with these models."""

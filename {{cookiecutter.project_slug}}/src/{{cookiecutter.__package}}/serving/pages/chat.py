@@ -76,14 +76,20 @@ class ChatControls:
     share: gr.Button
 
 
-def chat_panes_of(models: Sequence[Model]) -> list[ChatPane]:
-    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say."""
-    return [_pane(model) for model in models]
+def chat_panes_of(
+    models: Sequence[Model], about: Mapping[str, str] | None = None
+) -> list[ChatPane]:
+    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say.
+
+    Args:
+        about: what is said of a model under its name.
+    """
+    return [_pane(model, (about or {}).get(model.name, "")) for model in models]
 
 
-def _pane(model: Model) -> ChatPane:
+def _pane(model: Model, about: str) -> ChatPane:
     with gr.Column(min_width=300, elem_classes="pane"):
-        state = head_of(model)
+        state = head_of(model, about)
         chat = gr.Chatbot(
             elem_id=f"pane-{model.name}",
             elem_classes="talk",

@@ -44,6 +44,7 @@ PANE_STYLES = """
 @media (max-width: 640px) { .talk { height: 38vh !important } }
 /* The one link of the footer needs nothing that divides it from others. */
 footer .divider { display: none }
+.pane .about { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.85em }
 .state { margin: 0; color: var(--body-text-color-subdued); font-size: 0.85em; font-variant-numeric: tabular-nums }
 .state.failed { color: var(--error-text-color) }
 .state.cut { font-weight: 600 }

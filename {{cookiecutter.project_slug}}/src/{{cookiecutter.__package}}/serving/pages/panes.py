@@ -1,7 +1,7 @@
 """A pane for each model: its text, and a line that says how far it is."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -18,14 +18,18 @@ class Pane:
     """Goes on with an answer that was cut off."""
 
 
-def panes_of(models: Sequence[Model]) -> list[Pane]:
-    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say."""
-    return [_pane(model) for model in models]
+def panes_of(models: Sequence[Model], about: Mapping[str, str] | None = None) -> list[Pane]:
+    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say.
+
+    Args:
+        about: what is said of a model under its name.
+    """
+    return [_pane(model, (about or {}).get(model.name, "")) for model in models]
 
 
-def _pane(model: Model) -> Pane:
+def _pane(model: Model, about: str) -> Pane:
     with gr.Column(min_width=300, elem_classes="pane"):
-        state = head_of(model)
+        state = head_of(model, about)
         text = gr.Textbox(
             label=model.name,
             show_label=False,
@@ -38,9 +42,10 @@ def _pane(model: Model) -> Pane:
     return Pane(text, state, more)
 
 
-def head_of(model: Model) -> gr.HTML:
+def head_of(model: Model, about: str) -> gr.HTML:
     """Makes the head of a pane: the model's name, and the line that says how far it is."""
-    gr.HTML(f"<h2>{html.escape(model.name)}</h2>", padding=False)
+    said = f'<p class="about">{html.escape(about)}</p>' if about else ""
+    gr.HTML(f"<h2>{html.escape(model.name)}</h2>{said}", padding=False)
     return gr.HTML(elem_id=f"state-{model.name}", padding=False)
 
 

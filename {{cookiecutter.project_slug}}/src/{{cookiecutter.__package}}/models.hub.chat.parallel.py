@@ -1,0 +1,16 @@
+"""The models, and how each is asked. A Serve config may name others, under `args:`."""
+
+from .serving import ModelSettings
+
+MODELS = (
+    ModelSettings(
+        name="smollm2",
+        about="SmolLM2 with 135M parameters",
+        source="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    ModelSettings(
+        name="qwen",
+        about="Qwen2.5 with 494M parameters, which knows more and is slower",
+        source="Qwen/Qwen2.5-0.5B-Instruct",
+    ),
+)
