@@ -30,10 +30,13 @@ ASKED_BY_PYTHON = ("task", "parallel_models", "models")
 TESTS_OF_ANSWERS = (
     *("test_app.py", "test_models.py", "test_page.py"),
     *("serving/test_config.py", "serving/test_rayservice.py", "serving/test_settings.py"),
-    *("serving/engine/test_bundled.py", "serving/engine/test_weights.py"),
-    "serving/telemetry/test_monitoring.py",
 )
 """What reads the files that the answers choose; the others read what every project has."""
+TESTS_OF_ONE_ANSWER = {
+    "models": ("serving/engine/test_bundled.py", "serving/engine/test_weights.py"),
+    "deploy": ("serving/telemetry/test_monitoring.py",),
+}
+"""What reads files that the answers to one question choose, once for each of its answers."""
 
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
@@ -166,7 +169,11 @@ def which_tests(choice: Answers, tests: Path) -> list[str]:
     """
     if choice["page"] == "own" or choice == compares_models()[0]:
         return []
-    files = [f"tests/{name}" for name in TESTS_OF_ANSWERS if (tests / name).exists()]
+    names = [*TESTS_OF_ANSWERS]
+    for question, of_one_answer in TESTS_OF_ONE_ANSWER.items():
+        if choice in with_every_answer([question]):
+            names += of_one_answer
+    files = [f"tests/{name}" for name in names if (tests / name).exists()]
     chat = next(each for each in every_pair_of_answers() if each["page"] == "chat")
     opens_browser = choice in [*with_every_answer(ASKED_BY_PYTHON), chat]
     return ["-m", "not served" if opens_browser else "not served and not browser", *files]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import httpx2
+import openai
 import pytest
 
 from ..support.servers import config_of, free_port, served
@@ -17,35 +18,56 @@ def build(settings: OurSettings):
     return base(settings.model_copy(update={"title": settings.motto}))
 """
 ELSEWHERE = """
+import json
+
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from ray import serve
 
+web = FastAPI()
+
 @serve.deployment(ray_actor_options={"num_cpus": 0.1})
-class Greeter:
+@serve.ingress(web)
+class Whaler:
     def __init__(self, args):
         self.args = args
 
-    def __call__(self, request):
+    @web.get("/")
+    def read(self):
         return self.args
 
+    @web.post("/v1/chat/completions")
+    def answer(self, asked: dict):
+        choices = [{"delta": {"content": "There she "}}, {"delta": {"content": "blows"}}]
+        choices.append({"delta": {}, "finish_reason": "stop"})
+        chunks = [json.dumps({"choices": [choice]}) for choice in choices]
+        lines = [f"data: {chunk}\\n\\n" for chunk in [*chunks, "[DONE]"]]
+        return StreamingResponse(iter(lines), media_type="text/event-stream")
+
 def build(args: dict):
-    return Greeter.bind(args)
+    return Whaler.bind(args)
 """
+"""Speaks as much of OpenAI's protocol as `ray.serve.llm:build_openai_app` has to."""
 
 
 @pytest.mark.served
 @pytest.mark.timeout(900)
-def test_a_team_s_settings_variables_and_second_application(
+def test_a_team_s_settings_variables_and_second_application_which_is_asked_as_a_model(
     tmp_path: Path, tiny_decoder: Path
 ) -> None:
     for name, text in {"ours": OURS, "elsewhere": ELSEWHERE}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / f"team_{name}.py").write_text(text)
-    config = config_of(tiny_decoder, free_port())
+    port = free_port()
+    config = config_of(tiny_decoder, port)
     [application] = config["applications"]
     application["import_path"] = "team_ours:build"
-    application["args"] |= {"motto": "Ahoy", "login_user": "ada"}
+    application["args"] |= {"motto": "Ahoy", "login_user": "ada", "openai_api": True}
+    whaler = {"name": "whaler", "source": "whale", "base_url": f"http://127.0.0.1:{port}/second/v1"}
+    application["args"]["models"] = [*application["args"]["models"], whaler]
     path = str(tmp_path / "ours")
-    application["runtime_env"] = {"env_vars": {"PAGE_PASSWORD": "whale", "PYTHONPATH": path}}
+    variables = {"PAGE_PASSWORD": "whale", "API_KEYS": "ada:harpoon", "PYTHONPATH": path}
+    application["runtime_env"] = {"env_vars": variables}
     second = {
         "name": "second",
         "route_prefix": "/second",
@@ -61,3 +83,8 @@ def test_a_team_s_settings_variables_and_second_application(
         shown = httpx2.get(page, auth=("ada", "whale"), follow_redirects=True)
         assert "Ahoy" in shown.text
         assert httpx2.get(other, follow_redirects=True).json() == second["args"]
+        client = openai.OpenAI(base_url=f"{page}v1", api_key="harpoon", max_retries=0)
+        asked = client.chat.completions.create(
+            model="whaler", messages=[{"role": "user", "content": "What do you see?"}]
+        )
+        assert asked.choices[0].message.content == "There she blows"
