@@ -40,6 +40,7 @@ ALWAYS = set(
     src/our_app/serving/engine/sampling.py
     src/our_app/serving/engine/settings.py
     src/our_app/serving/engine/text.py
+    src/our_app/serving/engine/thoughts.py
     src/our_app/serving/engine/vocabulary.py
     src/our_app/serving/engine/weights.py
     src/our_app/serving/http/__init__.py src/our_app/serving/http/api_ingress.py
@@ -74,6 +75,7 @@ ALWAYS = set(
     tests/serving/engine/test_prompts.py
     tests/serving/engine/test_room.py
     tests/serving/engine/test_sampling.py
+    tests/serving/engine/test_thoughts.py
     tests/serving/engine/test_vocabulary.py
     tests/serving/engine/test_weights.py
     tests/serving/http/__init__.py tests/serving/http/test_disconnects.py

@@ -18,6 +18,9 @@ from {{ cookiecutter.__package }}.serving.pages.conversation import (
     safe,
     shown,
 )
+from {{ cookiecutter.__package }}.serving.pages.panes import (
+    state_line,
+)
 from {{ cookiecutter.__package }}.serving.protocol import (
     End,
     EndReason,
@@ -95,6 +98,13 @@ def answer_of(*pieces: Piece, state: State = State.DONE, reason: EndReason = "st
     answer.add(End(reason))
     answer.state = state
     return answer
+
+
+def test_an_answer_whose_tokens_all_went_into_thoughts_says_so() -> None:
+    thought = Piece("hm", 9, thought=True)
+    assert "went into thoughts" in state_line(answer_of(thought, reason="length"))
+    assert "thoughts" not in state_line(answer_of(thought, Piece("a", 1), reason="length"))
+    assert "thoughts" not in state_line(answer_of(Piece("a", 1), reason="length"))
 
 
 def test_an_answer_goes_on_where_its_first_part_ended() -> None:

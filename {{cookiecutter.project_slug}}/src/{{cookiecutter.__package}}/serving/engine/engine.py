@@ -36,6 +36,7 @@ from .room import Room, decoder_room, encoder_room, longest_answer
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
+from .thoughts import Thoughts, part_at
 from .vocabulary import load_tokenizer
 from .weights import Weights, in_one_line, locate
 
@@ -91,6 +92,7 @@ class Engine:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
         text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         prompt = self._encode(messages, options)
+        thoughts = Thoughts(part_at(self._tokenizer, prompt))
         rules = self._rules(prompt, options.max_new_tokens)
         request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
         self._requests += 1
@@ -104,9 +106,13 @@ class Engine:
                         # At once, however long the reader takes for what is there.
                         self._batch.cancel(request)
                     if piece := text.take():
-                        yield piece
+                        for told in thoughts.tell(piece):
+                            yield told
             if piece := text.take(last=True):
-                yield piece
+                for told in thoughts.tell(piece):
+                    yield told
+            for told in thoughts.rest():
+                yield told
             yield End("stop" if text.complete else "length", len(request.prompt))
         finally:
             self._requests -= 1

@@ -68,6 +68,8 @@ def state_line(answer: Answer) -> str:
 def _remarks(answer: Answer) -> Iterator[str]:
     if answer.failure:
         yield answer.failure
+    if answer.cut_off and answer.thoughts and not answer.text:
+        yield "all of its tokens went into thoughts; allow more under Options"
     if answer.end is not None and answer.end.reason == "filtered":
         yield "the server held the rest back"
     if answer.end is not None and answer.end.dropped_messages:

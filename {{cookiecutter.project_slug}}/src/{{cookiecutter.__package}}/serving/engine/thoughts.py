@@ -1,0 +1,91 @@
+"""Tells what a reasoning model says to itself from its answer.
+
+Qwen3, DeepSeek-R1 and others write `<think>`, their thoughts and `</think>` before it. Some chat
+templates write the first of these themselves.
+"""
+
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+
+from transformers import PreTrainedTokenizerBase
+
+from ..protocol import Piece
+
+OPEN, CLOSE = "<think>", "</think>"
+TOKENS_OF_OPEN = 8
+"""Enough for the tag and the line that it ends."""
+
+
+class Part(Enum):
+    START = auto()
+    THOUGHTS = auto()
+    BETWEEN = auto()
+    ANSWER = auto()
+
+
+class Thoughts:
+    """Marks the pieces of one answer that are thoughts, and leaves the tags out."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._held = ""
+        """What may yet be part of a tag, or the space around one."""
+        self._tokens = 0
+        self._silent = True
+        """Whether no thought was told yet."""
+
+    def tell(self, piece: Piece) -> Iterator[Piece]:
+        """Yields what is certain with this piece."""
+        self._held += piece.text
+        self._tokens += piece.tokens
+        yield from self._told(last=False)
+
+    def rest(self) -> Iterator[Piece]:
+        yield from self._told(last=True)
+
+    def _told(self, *, last: bool) -> Iterator[Piece]:
+        if self._part is Part.START:
+            bare = self._held.lstrip()
+            if bare.startswith(OPEN):
+                self._part, self._held = Part.THOUGHTS, bare.removeprefix(OPEN)
+            elif last or not OPEN.startswith(bare):
+                self._part = Part.ANSWER
+        if self._part is Part.THOUGHTS:
+            if self._silent:
+                self._held = self._held.lstrip()
+            thought, close, rest = self._held.partition(CLOSE)
+            held = 0 if close or last else _begun(thought)
+            yield from self._out(thought[: len(thought) - held], thought=True)
+            self._held = rest if close else thought[len(thought) - held :]
+            if close:
+                self._part = Part.BETWEEN
+        if self._part is Part.BETWEEN:
+            self._held = self._held.lstrip()
+            if self._held:
+                self._part = Part.ANSWER
+        if self._part is Part.ANSWER or last:
+            text, self._held = self._held, ""
+            thinks = self._part is Part.THOUGHTS
+            yield from self._out(text, thought=thinks, always=last)
+
+    def _out(self, text: str, *, thought: bool, always: bool = False) -> Iterator[Piece]:
+        if text or (always and self._tokens):
+            piece, self._tokens = Piece(text, self._tokens, thought), 0
+            self._silent = self._silent and not thought
+            yield piece
+
+
+def part_at(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
+    """Returns what a model writes first after this prompt."""
+    added = tokenizer.get_added_vocab()
+    if CLOSE not in added:
+        # It was not taught to think, so a tag that it writes is text.
+        return Part.ANSWER
+    end = tokenizer.decode(list(prompt[-TOKENS_OF_OPEN:])).rstrip()
+    return Part.THOUGHTS if end.endswith(OPEN) else Part.START
+
+
+def _begun(text: str) -> int:
+    """Returns how many characters at the end may begin the closing tag."""
+    lengths = range(1, len(CLOSE))
+    return max((length for length in lengths if text.endswith(CLOSE[:length])), default=0)
