@@ -107,6 +107,14 @@ def test_an_answer_whose_tokens_all_went_into_thoughts_says_so() -> None:
     assert "thoughts" not in state_line(answer_of(Piece("a", 1), reason="length"))
 
 
+def test_a_pane_says_that_a_model_thinks_until_its_answer_begins() -> None:
+    answer = Answer()
+    answer.add(Piece("hm", 1, thought=True))
+    assert ">Thinking · " in state_line(answer)
+    answer.add(Piece("a", 1))
+    assert ">Writing · " in state_line(answer)
+
+
 def test_an_answer_goes_on_where_its_first_part_ended() -> None:
     turn = answered(Turn("a", "one "), answer_of(Piece("two", 1)))
     assert turn == Turn("a", "one two", complete=True)

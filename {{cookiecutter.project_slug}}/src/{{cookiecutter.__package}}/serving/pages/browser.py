@@ -63,7 +63,7 @@ def make_link(controls: Mapping[str, Component], models: Sequence[Model] = ()) -
 MARK_STOPPED = """() => {
     const mark = () => document.querySelectorAll(".state.waiting, .state.writing").forEach(line => {
         line.className = "state stopped"
-        line.textContent = line.textContent.replace(/Waiting|Writing/, "Stopped")
+        line.textContent = line.textContent.replace(/Waiting|Thinking|Writing/, "Stopped")
     })
     mark()
     window.marking ??= new MutationObserver(mark)

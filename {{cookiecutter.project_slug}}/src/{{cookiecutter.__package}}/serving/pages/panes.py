@@ -53,7 +53,8 @@ def state_line(answer: Answer) -> str:
     """Says how far an answer is: `Writing · first text after 0.4 s · 23 tokens · 31 tokens/s`."""
     # Of both, the first class is the state, and the second adds a color or a way on.
     kind = f"{answer.state} cut" if answer.cut_off else f"{answer.state}"
-    said = ["Cut off" if answer.cut_off else answer.state.capitalize()]
+    thinks = answer.state is State.WRITING and answer.thoughts and not answer.text
+    said = ["Cut off" if answer.cut_off else "Thinking" if thinks else answer.state.capitalize()]
     if answer.first_text_seconds is not None:
         said += [f"first text after {answer.first_text_seconds:.1f} s", f"{answer.tokens} tokens"]
     if answer.tokens_per_second is not None:
