@@ -84,6 +84,7 @@ class OnRay:
     """The application of `on_ray.py`, as the project starts it."""
 
     def __init__(self, apps: str, folder: Path) -> None:
+        self.folder = folder
         self._uploads = folder / "ray"
         self._log = folder / "ray.log"
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -7,6 +7,7 @@ import gradio as gr
 from playwright.sync_api import Page, expect
 
 from .app import File, app, ask
+from .components import same
 
 
 def greet(name: str, loudly: bool) -> str:
@@ -168,3 +169,39 @@ def nested() -> gr.Blocks:
 @app(ask("/predict", "Ada", True))
 def deep_queue() -> gr.Blocks:
     return interface().queue(default_concurrency_limit=3, max_size=5, api_open=False)
+
+
+@app(ask("/same", "whale " * 900_000), ask("/sing", 900_000))
+def large() -> gr.Blocks:
+    """More than the 4 MB that a message of gRPC holds by default, each way."""
+    with gr.Blocks() as page:
+        text, times = gr.Textbox("whale " * 900_000), gr.Number(precision=0)
+        gr.Button().click(same, text, text, api_name="same")
+        gr.Button().click(lambda count: "whale " * count, times, text, api_name="sing")
+    return page
+
+
+@app(ask("/same", "a"))
+def launched_before_its_end() -> gr.Blocks:
+    """As one that calls `launch()` inside of its `with` block."""
+    page = gr.Blocks().__enter__()
+    text = gr.Textbox()
+    gr.Textbox()
+    gr.Button().click(same, text, text, api_name="same")
+    return page
+
+
+@app(ask("/predict", "Ada"), ask("/load_example", 0), ask("/load_example", 1))
+def flagged() -> gr.Blocks:
+    def greet(name: str) -> str:
+        return f"Hello {name}"
+
+    return gr.Interface(
+        greet,
+        "text",
+        "text",
+        examples=[["Ada"], ["Bo"]],
+        cache_examples=True,
+        flagging_mode="manual",
+        api_name="predict",
+    )

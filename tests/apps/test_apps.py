@@ -1,9 +1,11 @@
 """Each app gives on Ray what it gives when it is launched plainly."""
 
+import csv
 import re
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
@@ -42,6 +44,35 @@ def test_a_browser_shows_the_same_and_complains_of_nothing_more(
     shown_on_ray, complaints_on_ray = visit(browser, on_ray.app(name), APPS[name])
     assert shown_on_ray == shown
     assert complaints_on_ray - complaints == set()
+
+
+def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_started(
+    on_ray: OnRay,
+) -> None:
+    """Which is where the user of a container may write."""
+    served = on_ray.app("flagged")
+    names = [f"whale {number}" for number in range(8)]
+    replicas = set[str]()
+    for name in names:
+        # Each is a visitor of its own.
+        with httpx2.Client(base_url=served.url, headers=dict(served.headers), timeout=60) as page:
+            called = page.post("gradio_api/call/Flag", json={"data": [name, f"Hello {name}"]})
+            event = called.raise_for_status().json()["event_id"]
+            assert "event: complete" in page.get(f"gradio_api/call/Flag/{event}").text
+            [cookie] = page.cookies.values()
+            replicas.add(cookie.partition(".")[0])
+    assert len(replicas) == 2
+    kept = on_ray.folder / ".gradio" / "flagged"
+    rows = [row for each in kept.iterdir() for row in csv.DictReader(each.open())]
+    assert sorted(row["name"] for row in rows) == names
+    assert {row["output"] for row in rows} == {f"Hello {name}" for name in names}
+    cached = served.uploads / "examples"
+    assert {
+        row["output"] for each in cached.rglob("log.csv") for row in csv.DictReader(each.open())
+    } == {
+        "Hello Ada",
+        "Hello Bo",
+    }
 
 
 def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:

@@ -157,6 +157,7 @@ def ready_for_a_cluster(project: Project) -> Project:
         RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
         RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
         RAY_SERVE_PROXY_USE_GRPC="1",
+        RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH="2147483647",
         RAY_health_check_period_ms="1000",
     )
 

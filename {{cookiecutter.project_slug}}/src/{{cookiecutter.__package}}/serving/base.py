@@ -3,8 +3,16 @@
 Knows neither Ray nor Gradio.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from traceback import walk_stack
+from types import ModuleType
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,3 +49,54 @@ def explained() -> Iterator[None]:
             "page cannot: import it inside of the function that you bind, as in "
             "def build_page(): from .my_demo import demo; return demo"
         ) from error
+
+
+def refuse_launch_on_import(package: str) -> None:
+    """Has Gradio's `launch()` fail where a module of the package calls it on import.
+
+    It would start a server and wait for ever. `serve run` imports the application by itself, so
+    nothing else of the package is there to say so. Gradio need not be imported for this.
+    """
+    if blocks := sys.modules.get("gradio.blocks"):
+        _refuse_launch(blocks, package)
+    else:
+        sys.meta_path.insert(0, _ImportOfGradio(package))
+
+
+class _ImportOfGradio(MetaPathFinder):
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None, /
+    ) -> ModuleSpec | None:
+        if name != "gradio.blocks":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _refuse_launch(module, self._package)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _refuse_launch(blocks: ModuleType, package: str) -> None:
+    launch = blocks.Blocks.launch
+
+    @wraps(launch)
+    def launch_unless_imported(*args: Any, **options: Any) -> Any:
+        for frame, _ in walk_stack(sys._getframe()):
+            module = frame.f_globals.get("__name__", "")
+            if frame.f_code.co_name == "<module>" and module.startswith(f"{package}."):
+                raise StartError(
+                    f"{module} calls launch() when it is imported, and Serve does that. Put the "
+                    'call under `if __name__ == "__main__":`. What launch() takes, give to Launch.'
+                )
+        return launch(*args, **options)
+
+    blocks.Blocks.launch = launch_unless_imported

@@ -196,6 +196,8 @@ def run(
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_MIDDLEWARE)
     # Quicker than calls of actors from the proxy to a page.
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
+    # Serve's own 4 MB would refuse a page, or an answer, with a large table or picture in it.
+    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(2**31 - 1))
     print("Starting Ray", flush=True)
     cluster = start_ray(alone, metrics_port, bounds.ray)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)

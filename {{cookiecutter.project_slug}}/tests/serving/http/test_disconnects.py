@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
@@ -404,6 +405,133 @@ async def test_the_page_asks_again_where_it_is_to(seconds: float | None) -> None
     start, sent = reader.received
     assert sent["body"] == (page.replace(CONFIG, ASK_AGAIN + CONFIG) if seconds else page)
     assert Headers(scope=start)["content-length"] == str(len(sent["body"]))
+
+
+class Sessions:
+    """Streams to each session what it is told, and refuses who is not known."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.ended: list[str] = []
+        self.told = asyncio.Queue[bytes]()
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        is_known = (b"cookie", b"ada") in scope["headers"]
+        media_type = b"text/event-stream" if is_known else b"application/json"
+        start = {"status": 200 if is_known else 401, "headers": [(b"content-type", media_type)]}
+        await send({"type": "http.response.start", **start})
+        if not is_known:
+            await send({"type": "http.response.body"})
+            return
+        asked = f"{scope['path']} {scope['query_string'].decode()}"
+        self.begun.append(asked)
+        try:
+            while body := await self.told.get():
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            await send({"type": "http.response.body"})
+        except asyncio.CancelledError:
+            self.ended.append(asked)
+            raise
+
+
+STREAMS = [
+    {**SCOPE, "query_string": b"session_hash=whale"},
+    {**SCOPE, "path": "/gradio_api/call/speak/whale", "query_string": b""},
+    {**TAB, "query_string": b""},
+]
+
+
+@pytest.mark.parametrize("scope", STREAMS)
+@pytest.mark.parametrize("seconds", [None, 0.05])
+async def test_who_asks_for_a_stream_that_goes_on_takes_it_over(
+    scope: Scope, seconds: float | None
+) -> None:
+    sessions, old, new = Sessions(), Reader(), Reader()
+    app = LeftStreams(sessions, seconds)
+    known = {**scope, "headers": [(b"cookie", b"ada"), (b"x-stream", b"new")]}
+    before = asyncio.create_task(app(known, old.receive, old.send))
+    sessions.told.put_nowait(b"old")
+    await asyncio.sleep(0.1)
+    # From another network, and the end of the old connection is not noticed yet.
+    again = {**known, "headers": known["headers"][:1]}
+    after = asyncio.create_task(app(again, new.receive, new.send))
+    await asyncio.wait_for(before, 10)
+    old.leaves.set()
+    sessions.told.put_nowait(b"new")
+    await asyncio.sleep(0.1)
+    assert not sessions.ended
+    assert len(sessions.begun) == 1
+    assert [each["body"] for each in old.received[1:] if each.get("body")][:1] == [b"old"]
+    assert new.received[0]["status"] == 200
+    assert Headers(scope=new.received[0]).get("content-type") == "text/event-stream"
+    assert [each["body"] for each in new.received[1:]] == [b"new"]
+    # Its end is that of the one who reads now.
+    new.leaves.set()
+    await asyncio.wait_for(after, 10)
+    await asyncio.sleep(0.01)
+    assert len(sessions.ended) == 1
+
+
+@pytest.mark.parametrize("scope", STREAMS)
+async def test_nobody_takes_over_a_stream_of_another_or_without_a_login(scope: Scope) -> None:
+    sessions, ada, stranger = Sessions(), Reader(), Reader()
+    app = LeftStreams(sessions)
+    known = {**scope, "headers": [(b"cookie", b"ada")]}
+    request = asyncio.create_task(app(known, ada.receive, ada.send))
+    await asyncio.sleep(0.01)
+    await asyncio.wait_for(app({**scope, "headers": []}, stranger.receive, stranger.send), 10)
+    assert [each.get("status") for each in stranger.received] == [401, None]
+    renamed = {
+        "path": scope["path"].replace("whale", "other"),
+        "query_string": scope["query_string"].replace(b"whale", b"other"),
+    }
+    other = asyncio.create_task(app({**known, **renamed}, Reader().receive, Reader().send))
+    await asyncio.sleep(0.01)
+    assert len(sessions.begun) == 2
+    assert not sessions.ended
+    for each in (request, other):
+        each.cancel()
+    await asyncio.wait({request, other})
+
+
+def test_a_client_that_is_back_before_its_old_stream_ends_gets_its_answers() -> None:
+    ends = threading.Event()
+    with gr.Blocks() as blocks:
+        asked = gr.Textbox()
+        gr.Button().click(lambda text: f"said {text}", asked, gr.Textbox(), api_name="say")
+        gr.Button().click(lambda: ends.wait(30), concurrency_limit=2, api_name="wait")
+    web = mount(blocks, HttpSettings())
+    numbers = {function.api_name: number for number, function in blocks.fns.items()}
+
+    with (
+        in_thread(LeftStreams(web)) as url,
+        httpx2.Client(base_url=f"{url}/gradio_api/", timeout=10) as client,
+    ):
+
+        def join(name: str, *values: str) -> str:
+            body = {"data": values, "fn_index": numbers[name], "session_hash": "whale"}
+            event: str = client.post("queue/join", json=body).json()["event_id"]
+            return event
+
+        def answer(lines: Iterator[str], event: str) -> list[str]:
+            messages = (json.loads(line.removeprefix("data: ")) for line in lines if line)
+            of_event = (each for each in messages if each.get("event_id") == event)
+            done = next(each for each in of_event if each["msg"] == "process_completed")
+            values: list[str] = done["output"]["data"]
+            return values
+
+        data = "queue/data?session_hash=whale"
+        join("wait")
+        with client.stream("GET", data) as lost:
+            heard = lost.iter_lines()
+            next(heard)
+            with client.stream("GET", data) as stream:
+                lines = stream.iter_lines()
+                assert answer(lines, join("say", "one")) == ["said one"]
+                lost.close()
+                time.sleep(0.5)
+                assert answer(lines, join("say", "two")) == ["said two"]
+        ends.set()
 
 
 class Platform:

@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from {{ cookiecutter.__package }}.serving.start import main
 from ...support.stand_ins import in_thread
 
 HERE = "http://localhost"
+PACKAGE = "{{ cookiecutter.__package }}"
 SECRET = "the whales sing in the deep blue sea"  # noqa: S105
 LAUNCH_ONLY_INSIDE = {"app", "blocks", "self", "_app", "_frontend"}
 """Of `mount_gradio_app`, what is mounted where, and of `launch()`, what only Gradio gives."""
@@ -550,6 +552,35 @@ def test_the_start_refuses_what_launches_where_it_is_imported(
     assert said.startswith("error: ")
     assert "calls launch(), and Serve does that" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("before", ["", "import gradio"])
+def test_below_serve_run_launch_fails_where_a_module_is_imported(
+    before: str, tmp_path: Path
+) -> None:
+    """Serve's own command imports the application, and would wait for what it launches."""
+    top = "import gradio as gr\nwith gr.Blocks() as demo:\n    gr.Textbox()\n"
+    (tmp_path / "my_demo.py").write_text(f"{top}demo.launch()\n")
+    run = python(
+        f"""{before}
+import {PACKAGE}
+{PACKAGE}.__path__.append({str(tmp_path)!r})
+from {PACKAGE}.my_demo import demo
+"""
+    )
+    assert run.returncode == 1
+    [*_, line] = run.stderr.splitlines()
+    assert f": {PACKAGE}.my_demo calls launch() when it is imported, and Serve does that." in line
+    # What is run itself may launch.
+    run = python(f"import {PACKAGE}\n{top}demo.launch(prevent_thread_lock=True)\ndemo.close()\n")
+    assert run.returncode == 0, run.stderr
+    assert "Running on local URL" in run.stdout
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_a_call_of_launch_is_let_be_where_the_module_is_run_itself(app: Callable[..., str]) -> None:

@@ -109,7 +109,8 @@ def wait_for_sample(metrics: str, name: str, value: float | None = None, **label
             if wanted and sample.name == name and labels.items() <= sample.labels.items():
                 return sample
         time.sleep(1)
-    raise TimeoutError(f"{metrics} has no {name} of {value} with {labels}")
+    of_value = "" if value is None else f" of {value}"
+    raise TimeoutError(f"{metrics} has no {name}{of_value} with {labels}")
 
 
 def ask(url: str, **options: int) -> str:

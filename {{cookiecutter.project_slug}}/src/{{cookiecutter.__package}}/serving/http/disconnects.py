@@ -3,9 +3,10 @@
 import asyncio
 import re
 from secrets import token_hex
+from urllib.parse import urlencode
 
 from ray.exceptions import RayActorError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +19,7 @@ RETURN_SECONDS = 30.0
 STREAM = "x-stream"
 """The header of a reader who asks again, `new` at first, and of what it is to ask for next."""
 NEW = "new"
+EVENTS = "text/event-stream"
 AGAIN = b":again\n\n"
 """The last of a request whose stream goes on. Among events it is a comment."""
 CONFIG = b"<script>window.gradio_config"
@@ -73,6 +75,10 @@ class LeftStreams:
     running to their end, and a task for ever. The functions that a page runs when a tab is closed
     are run in the same way, by the stream that lives as long as the tab does.
 
+    Who asks for a stream that goes on takes it over: a client whose connection broke is back
+    before the server notices. With two streams of one session, Gradio gives each message to one
+    of them, and the end of the old one removes what the client has asked for since.
+
     Args:
         seconds: after which a request for a stream ends, and its reader asks again. The stream
             goes on, and holds back what comes meanwhile. Only the page's own script asks again,
@@ -87,6 +93,7 @@ class LeftStreams:
         self._seconds = seconds
         self._return_seconds = return_seconds
         self._waiting: dict[str, _Stream] = {}
+        self._begun: dict[tuple[str, str], _Stream] = {}
         self._ending = set[asyncio.Task[None]]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,14 +108,19 @@ class LeftStreams:
         if stream is None and not tab and name not in (None, NEW):
             await JSONResponse({"detail": "This stream has ended."}, 410)(scope, receive, send)
             return
+        asks_again = name is not None
+        stream = stream or await self._taken_over(scope, asks_again=asks_again)
         leaving = asyncio.create_task(_disconnected(receive))
+        begun = stream is not None
+        if stream is None:
+            stream = _Stream(self._app, scope, send, tab=tab, asks_again=asks_again)
+            self._keep(stream, _session(scope))
+        turn = stream.next_turn()
         waits = False
         try:
-            if stream is None:
-                stream = _Stream(self._app, scope, send, tab=tab, asks_again=name is not None)
-            else:
+            if begun:
                 await stream.resume(send)
-            ends = {stream.task, leaving}
+            ends = {stream.task, leaving, turn}
             while not waits:
                 ended, _ = await asyncio.wait(
                     ends, timeout=self._seconds, return_when="FIRST_COMPLETED"
@@ -122,12 +134,67 @@ class LeftStreams:
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._return_seconds, self._give_up, stream.name)
                 await send({"type": "http.response.body", "body": AGAIN})
+            elif turn.done():
+                await send({"type": "http.response.body"})
         finally:
             leaving.cancel()
-            if stream is not None and not waits and not stream.task.done():
+            if not waits and not turn.done() and not stream.task.done():
                 self._leave(stream)
-        if not waits and stream.task.done():
+        if not waits and not turn.done() and stream.task.done():
             stream.task.result()
+
+    def _keep(self, stream: "_Stream", session: tuple[str, str]) -> None:
+        self._begun[session] = stream
+
+        def forget(_: asyncio.Task[None]) -> None:
+            if self._begun.get(session) is stream:
+                del self._begun[session]
+
+        stream.task.add_done_callback(forget)
+
+    async def _taken_over(self, scope: Scope, *, asks_again: bool) -> "_Stream | None":
+        """Returns the stream that is asked for, if it goes on and the page lets its reader in."""
+        session = _session(scope)
+        if session not in self._begun or not await self._lets_in(scope):
+            return None
+        # It may have ended meanwhile.
+        stream = self._begun.get(session)
+        if stream is None or not stream.may_be_taken_over:
+            return None
+        self._waiting.pop(stream.name, None)
+        stream.asks_again = asks_again
+        return stream
+
+    async def _lets_in(self, scope: Scope) -> bool:
+        """Asks the page what it says to this reader, by the name of a session that nobody has."""
+        _, session = _session(scope)
+        if session:
+            query = QueryParams(scope["query_string"])
+            nobody = urlencode({**query, "session_hash": token_hex(16)})
+            asked = {**scope, "query_string": nobody.encode()}
+        else:
+            asked = {**scope, "path": f"{scope['path'].rpartition('/')[0]}/{token_hex(16)}"}
+        lets_in: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        async def wait_for_ever() -> Message:
+            await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        def say(it_does: bool) -> None:
+            if not lets_in.done():
+                lets_in.set_result(it_does)
+
+        async def hear(message: Message) -> None:
+            say(_is_of(message, EVENTS))
+            await wait_for_ever()
+
+        asking = asyncio.ensure_future(self._app(_in_one_task(asked), wait_for_ever, hear))
+        asking.add_done_callback(lambda _: say(False))
+        try:
+            return await lets_in
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     def _give_up(self, name: str) -> None:
         if stream := self._waiting.pop(name, None):
@@ -153,25 +220,35 @@ class _Stream:
         self.name = token_hex(16)
         self._send = send
         self._tab = tab
-        self._asks_again = asks_again
+        self.asks_again = asks_again
+        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._start: Message | None = None
         self._left = self._sending = False
         self._is_read = asyncio.Event()
         self._is_read.set()
         self._has_sent = asyncio.Event()
         self._has_sent.set()
-        # From this version on Starlette streams in this task, not in one that it cancels itself.
-        asgi = {**scope["asgi"], "spec_version": "2.4"}
         self.task = asyncio.ensure_future(
-            app({**scope, "asgi": asgi}, self._receive_when_left, self._send_unless_left)
+            app(_in_one_task(scope), self._receive_when_left, self._send_unless_left)
         )
+
+    @property
+    def may_be_taken_over(self) -> bool:
+        return self._start is not None and not self._left and not self.task.done()
+
+    def next_turn(self) -> asyncio.Future[None]:
+        """Ends the turn of who reads. Returns the next reader's, which another will end."""
+        if not self._turn.done():
+            self._turn.set_result(None)
+        self._turn = asyncio.get_running_loop().create_future()
+        return self._turn
 
     async def pause(self, leaving: asyncio.Task[None]) -> bool:
         """Holds back what comes, and says whether the reader has got all that came before.
 
         What its reader does not ask for again goes on as it is.
         """
-        if self._start is None:
+        if self._start is None or not self.asks_again:
             return False
         self._is_read.clear()
         sent = asyncio.create_task(self._has_sent.wait())
@@ -184,7 +261,7 @@ class _Stream:
     async def resume(self, send: Send) -> None:
         """Goes on with the request that has asked again."""
         self.name = token_hex(16)
-        await send(_named(self._start or {}, self.name))
+        await send(self._named(self._start or {}))
         self._send = send
         self._is_read.set()
 
@@ -205,10 +282,10 @@ class _Stream:
         self._sending = True
         await self._is_read.wait()
         if not self._left:
-            if self._asks_again and _is_of(message, "text/event-stream"):
+            if _is_of(message, EVENTS):
                 kept = [each for each in message["headers"] if each[0] != b"set-cookie"]
                 self._start = {**message, "headers": kept}
-                message = _named(message, self.name)
+                message = self._named(message)
             self._has_sent.clear()
             await self._send(message)
             self._has_sent.set()
@@ -217,9 +294,22 @@ class _Stream:
             # It never asks whether its reader is there. By then it waits for its next beat.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
+    def _named(self, start: Message) -> Message:
+        if not self.asks_again:
+            return start
+        return {**start, "headers": [*start["headers"], (STREAM.encode(), self.name.encode())]}
 
-def _named(start: Message, name: str) -> Message:
-    return {**start, "headers": [*start["headers"], (STREAM.encode(), name.encode())]}
+
+def _session(scope: Scope) -> tuple[str, str]:
+    """Returns what tells a session's stream from every other one."""
+    path = scope["path"]
+    query = QueryParams(scope.get("query_string", b""))
+    return path[path.index("/gradio_api/") :], query.get("session_hash", "")
+
+
+def _in_one_task(scope: Scope) -> Scope:
+    """From this version on Starlette streams in its task, not in one that it cancels itself."""
+    return {**scope, "asgi": {**scope["asgi"], "spec_version": "2.4"}}
 
 
 def _is_of(message: Message, media_type: str) -> bool:

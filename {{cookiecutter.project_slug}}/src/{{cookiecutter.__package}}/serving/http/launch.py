@@ -180,6 +180,9 @@ def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, di
     with launching(remember):
         page.launch(**launch.options(), inbrowser=False, prevent_thread_lock=True, quiet=True)
     [(blocks, options)] = started
+    if not getattr(blocks, "exited", True):
+        # It was made and not left: launch() does that.
+        blocks.__exit__()
     # What launch() itself would do: what it is given counts more than what Blocks() was given.
     for name in ("theme", "css", "css_paths", "js", "head", "head_paths"):
         if options.get(name) is None:
