@@ -163,6 +163,9 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
     ) -> torch.Tensor:
         """Leaves one token of each row, because transformers takes the best score."""
         rows = len(self._requests)
+        if not rows:
+            # A step that reads a part of a long prompt alone, which no token follows yet.
+            return scores
         picked = pick(self._requests, scores[:rows], self._end)
         for request, token in zip(self._requests, picked, strict=True):
             if token is None:
