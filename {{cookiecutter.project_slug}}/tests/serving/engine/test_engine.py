@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from {{ cookiecutter.__package }}.serving.engine import attention, groups
+from {{ cookiecutter.__package }}.serving.engine import attention, decoders, groups
 from {{ cookiecutter.__package }}.serving.engine.decoders import DecoderBatch
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
@@ -32,7 +32,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 )
 
 from ...support.stand_ins import pieces_of, user
-from ...support.tiny_models import save_tiny_bart
+from ...support.tiny_models import CORPUS, save_tiny_bart
 from .conftest import EngineOf
 
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
@@ -82,6 +82,17 @@ async def test_requests_that_run_together_each_get_the_text_of_generate(
     assert texts == expected
     # Else the rows could be mixed up and nobody would see it.
     assert len(set(expected)) >= len(PROMPTS) - 1
+
+
+async def test_a_prompt_that_takes_several_steps_is_read_alone_and_beside_others(
+    tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "STEP_TOKENS", 16)
+    engine = engine_of(tiny_decoder, Limits(update_seconds=0, running_requests=4))
+    prompts = [f"{word} {CORPUS}" for word in ("Dawn", "Silver", "Lamp")]
+    expected = [generated(tiny_decoder, prompt, decoder=True) for prompt in prompts]
+    assert await answer(engine, prompts[0]) == expected[0]
+    assert await asyncio.gather(*(answer(engine, prompt) for prompt in prompts)) == expected
 
 
 @EVERY_KIND

@@ -1,9 +1,10 @@
 """Batches of requests for decoders: Llama, Qwen, GPT-2 and their like."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from itertools import count
+from itertools import count, islice
 
 import torch
 from transformers import (
@@ -19,6 +20,10 @@ from transformers.generation.continuous_batching.continuous_api import OutputRou
 from transformers.generation.continuous_batching.requests import (
     FutureRequestState,
     GenerationOutput,
+)
+from transformers.generation.continuous_batching.scheduler import (
+    SCHEDULER_MAPPING,
+    FIFOScheduler,
 )
 
 from ..protocol import GenerationError
@@ -36,7 +41,8 @@ class DecoderBatch:
     """transformers' continuous batching: a request joins while others run.
 
     Keys and values lie in pages of one cache of `cache_tokens` tokens, which all running
-    requests share; where it is full, the youngest wait.
+    requests share; where it is full, the youngest wait. What is left of it holds the pages of
+    requests that have ended, and one that begins as they do goes on from there.
 
     Raises:
         GenerationError: the model cannot be batched in this way.
@@ -56,6 +62,7 @@ class DecoderBatch:
                 max_batch_tokens=max(STEP_TOKENS, running_requests),
                 max_requests_per_batch=running_requests,
                 per_request_processors=True,
+                scheduler_type=_Keeping.NAME,
                 # Each token is chosen by what its request says, outside of a graph.
                 use_cuda_graph=False,
                 use_async_batching=False,
@@ -127,6 +134,32 @@ class _Router(OutputRouter):
             self.deliver(output)
 
 
+class _Keeping(FIFOScheduler):
+    """Gives up no more of what ended requests have computed than is needed, the oldest first.
+
+    transformers would give up all of it.
+    """
+
+    NAME = "keeping"
+
+    def _try_to_meet_safety_margin(self) -> bool:
+        cache = self.cache
+        lacking = self.safety_margin - cache.compute_free_capacity()
+        pages = max(math.ceil(lacking * cache.num_blocks), 0)
+        for allocator in cache.cache_allocators.values():
+            ledger = allocator.ledger
+            oldest = list(islice(ledger.cached_blocks, pages))
+            for page in oldest:
+                del ledger.cached_blocks[page]
+                del ledger.hash_to_block[ledger.block_to_hash.pop(page)]
+            cache.pool.free_blocks(allocator.index, oldest)
+        met: bool = super()._try_to_meet_safety_margin()
+        return met
+
+
+SCHEDULER_MAPPING[_Keeping.NAME] = _Keeping
+
+
 class _Sampler(ContinuousBatchingLogitsProcessorList):
     """Draws the next token of each request by numbers of its own.
 
@@ -163,6 +196,9 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
     ) -> torch.Tensor:
         """Leaves one token of each row, because transformers takes the best score."""
         rows = len(self._requests)
+        if not rows:
+            # A step that reads a part of a long prompt alone, which no token follows yet.
+            return scores
         picked = pick(self._requests, scores[:rows], self._end)
         for request, token in zip(self._requests, picked, strict=True):
             if token is None:

@@ -31,6 +31,7 @@ from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
 from .generation import Batch, Processor, StreamedRequest
 from .groups import GroupedBatch, Joining, first_token
+from .history import Written, fitting
 from .prompts import PromptEncoder
 from .room import Room, decoder_room, encoder_room, longest_answer
 from .sampling import Sampling
@@ -81,7 +82,8 @@ class Engine:
     ) -> AsyncGenerator[Piece | End, None]:
         """Yields the answer piece by piece, in whole characters.
 
-        Leaving the loop, or closing the iterator, ends the generation.
+        Leaving the loop, or closing the iterator, ends the generation. A conversation that has
+        outgrown the context is read without its oldest messages, and the end says so.
 
         Raises:
             PromptError: the conversation cannot be read, or does not fit the model's context.
@@ -91,10 +93,11 @@ class Engine:
         if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
             raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
         text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
-        prompt = self._encode(messages, options)
+        prompt, dropped = self._encode(messages, options)
         thoughts = Thoughts(part_at(self._tokenizer, prompt))
         rules = self._rules(prompt, options.max_new_tokens)
         request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
+        said = ""
         self._requests += 1
         self._batch.start(request)
         try:
@@ -107,13 +110,14 @@ class Engine:
                         self._batch.cancel(request)
                     if piece := text.take():
                         for told in thoughts.tell(piece):
+                            said += "" if told.thought else told.text
                             yield told
-            if piece := text.take(last=True):
-                for told in thoughts.tell(piece):
-                    yield told
-            for told in thoughts.rest():
+            rest = [*(thoughts.tell(piece) if (piece := text.take(last=True)) else ())]
+            for told in [*rest, *thoughts.rest()]:
+                said += "" if told.thought else told.text
                 yield told
-            yield End("stop" if text.complete else "length", len(request.prompt))
+            self._keep(messages[-1], said, request.text)
+            yield End("stop" if text.complete else "length", len(request.prompt), dropped)
         finally:
             self._requests -= 1
             self._batch.cancel(request)
@@ -154,6 +158,7 @@ class Engine:
             logger.warning("%s: %s", self.name, line)
         self._longest_answer = longest_answer(self._model)
         self._room, self._cache_tokens = self._rooms()
+        self._written = Written(self._cache_tokens or 0)
 
     def _rooms(self) -> tuple[Room, int | None]:
         """Returns the room for one text, and for a decoder how many tokens its cache holds."""
@@ -212,8 +217,16 @@ class Engine:
                 partial(GroupedBatch, self._model, self._end, running, joining, cache_tokens),
             )
 
-    def _encode(self, messages: Sequence[Message], options: GenerationOptions) -> list[int]:
-        tokens = self._prompts.encode(messages)
+    def _encode(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> tuple[list[int], int]:
+        """Returns the prompt, and how many messages it goes without."""
+        tokens, dropped = fitting(
+            messages,
+            self._room.beside(options.max_new_tokens),
+            encode=lambda messages: self._prompts.encode(messages, self._written),
+            count=lambda text: len(self._prompts.vocabulary.encode(text)),
+        )
         if not tokens:
             raise PromptError(f"{self.name} reads nothing in this text. Write another.")
         self._room.check(self.name, len(tokens), options.max_new_tokens)
@@ -221,7 +234,17 @@ class Engine:
             raise PromptError(
                 f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
             )
-        return tokens
+        return tokens, dropped
+
+    def _keep(self, last: Message, said: str, tokens: Sequence[int]) -> None:
+        """Keeps with which tokens an answer was written, for the turns that follow it."""
+        text, tokens = said, [token for token in tokens if token not in self._end]
+        if last.role == "assistant":
+            text = last.content + said
+            tokens = [*(self._written.tokens_of(last.content) or ()), *tokens]
+        # The prompt's own spaces stand around an answer.
+        if text == text.strip() and self._prompts.is_plain(tokens, text):
+            self._written.keep(text, tokens)
 
     def _rules(self, prompt: list[int], most: int) -> Processor | None:
         begin = [first_token(self._model)] if self._encodes else prompt

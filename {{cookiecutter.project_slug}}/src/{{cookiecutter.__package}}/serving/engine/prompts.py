@@ -6,10 +6,12 @@ A control token is one that was added to the tokenizer's vocabulary: `<|im_end|>
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from transformers import PreTrainedTokenizerBase
 
 from ..protocol import Message, ModelError, PromptError
+from .history import Written
 from .settings import EngineSettings
 from .vocabulary import vocabulary_of
 
@@ -47,10 +49,11 @@ class PromptEncoder:
         self._template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
         self._check_settings()
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
+    def encode(self, messages: Sequence[Message], written: Written | None = None) -> list[int]:
         """Returns the tokens that the template, or else the tokenizer, gives.
 
-        They differ from those only where a text holds a control token, which is read as text.
+        They differ from those where a text holds a control token, which is read as text, and where
+        it is known with which tokens an answer was written.
 
         Raises:
             PromptError: the conversation cannot be read; the message says what to change.
@@ -64,6 +67,18 @@ class PromptEncoder:
         with_marks = self._rendered(turns)
         parts = re.split(f"([{''.join(texts)}])", with_marks) if texts else [with_marks]
         careful = self._encode_parts(parts, texts)
+        tokens = self._encode_whole(turns, texts, careful)
+        own = _own_tokens(marked, texts, written) if written else {}
+        return self._encode_parts(parts, texts, own) if own and tokens == careful else tokens
+
+    def is_plain(self, tokens: Sequence[int], text: str) -> bool:
+        """Whether the tokens say this text, and nothing beside it."""
+        return self._control.isdisjoint(tokens) and self.vocabulary.decode(tokens) == text
+
+    def _encode_whole(
+        self, turns: Sequence[Message], texts: Mapping[str, str], careful: list[int]
+    ) -> list[int]:
+        """Encodes what the template gives, or returns `careful` if a text makes that unsafe."""
         usual, bare = self.vocabulary.encode, self.vocabulary.encode_bare
         if any(
             self._controls(usual(text)) != self._controls(bare(text)) for text in texts.values()
@@ -119,11 +134,21 @@ class PromptEncoder:
         asked = next(turn.content for turn in reversed(turns) if turn.role == "user")
         return asked + turns[-1].content if continued else asked
 
-    def _encode_parts(self, parts: Sequence[str], texts: Mapping[str, str]) -> list[int]:
-        """Encodes the template's parts as usual, and between them the texts without controls."""
+    def _encode_parts(
+        self,
+        parts: Sequence[str],
+        texts: Mapping[str, str],
+        own: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> list[int]:
+        """Encodes the template's parts as usual, and between them the texts without controls.
+
+        `own` are the tokens of those that are known.
+        """
         tokens: list[int] = []
         for part in parts:
-            if part in texts:
+            if part in own:
+                tokens += own[part]
+            elif part in texts:
                 tokens += self._encode_text(texts[part], follows=bool(tokens))
             elif part:
                 tokens += self._encode(part, self.vocabulary.encode, follows=bool(tokens))
@@ -203,6 +228,15 @@ def _filled(turns: Sequence[Message], texts: Mapping[str, str]) -> list[Message]
     """Puts the texts in the place of their marks."""
     marks = str.maketrans(dict(texts))
     return [Message(turn.role, turn.content.translate(marks)) for turn in turns]
+
+
+def _own_tokens(
+    marked: Sequence[Message], texts: Mapping[str, str], written: Written
+) -> dict[str, Sequence[int]]:
+    """Returns the tokens, by their marks, of answers that the model itself wrote."""
+    marks = [turn.content.strip() for turn in marked if turn.role == "assistant"]
+    found = {mark: written.tokens_of(texts[mark]) for mark in marks if mark in texts}
+    return {mark: tokens for mark, tokens in found.items() if tokens is not None}
 
 
 def _first_line(error: Exception) -> str:

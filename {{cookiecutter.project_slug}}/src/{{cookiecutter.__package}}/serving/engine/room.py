@@ -44,9 +44,13 @@ class Room:
     writes_into_it: bool = True
     """Whether the answer takes its part of it, as a decoder's does."""
 
+    def beside(self, new_tokens: int) -> int:
+        """Returns how many tokens a prompt may have, beside so many new ones."""
+        return self.tokens - new_tokens * self.writes_into_it
+
     def check(self, name: str, prompt_tokens: int, new_tokens: int) -> None:
         """Raises a PromptError that names what binds, and what helps."""
-        room = self.tokens - new_tokens * self.writes_into_it
+        room = self.beside(new_tokens)
         if prompt_tokens <= room:
             return
         place = "cache" if self.limit == CACHE else "context"

@@ -1,0 +1,88 @@
+"""What a model reads of a long conversation, and what it has written of it."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from ..protocol import Message
+
+STEPS = 4
+"""Into how many parts the room is divided for what is dropped."""
+
+
+def fitting(
+    messages: Sequence[Message],
+    room: int,
+    encode: Callable[[Sequence[Message]], list[int]],
+    count: Callable[[str], int],
+) -> tuple[list[int], int]:
+    """Returns the tokens of a conversation, and of how many of its oldest messages they say nothing.
+
+    What the system says stays, and so does the last question. Where these alone are too long,
+    their tokens are returned.
+
+    A part of the room is dropped at once, so that the next turns begin like this one, and need not
+    be computed from their beginning.
+    """
+    tokens, dropped = encode(messages), 0
+    if len(tokens) <= room:
+        return tokens, 0
+    for cut in reversed(_cuts(messages, max(room // STEPS, 1), count)):
+        kept = [
+            message
+            for number, message in enumerate(messages)
+            if number >= cut or message.role == "system"
+        ]
+        shorter = encode(kept)
+        if dropped and len(shorter) > room:
+            break
+        tokens, dropped = shorter, len(messages) - len(kept)
+        if len(shorter) > room:
+            break
+    return tokens, dropped
+
+
+def _cuts(messages: Sequence[Message], step: int, count: Callable[[str], int]) -> list[int]:
+    """Returns the questions from which on a conversation may be read.
+
+    They depend on what comes before them alone, and so are the same in the next turn.
+    """
+    cuts: list[int] = []
+    before, reached, last = 0, 0, None
+    for number, message in enumerate(messages):
+        if message.role == "user" and before:
+            last = number
+            if before // step > reached:
+                reached = before // step
+                cuts.append(number)
+        if message.role != "system":
+            before += count(message.content)
+    if last is not None and last not in cuts:
+        cuts.append(last)
+    return cuts
+
+
+class Written:
+    """The tokens of a model's answers, of which its tokenizer may make others.
+
+    With these the next turn begins with what is in the cache.
+
+    Args:
+        most_tokens: that are kept, those that nobody read for the longest time the shortest.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_tokens = most_tokens
+        self._tokens: OrderedDict[str, Sequence[int]] = OrderedDict()
+        self._kept = 0
+
+    def keep(self, text: str, tokens: Sequence[int]) -> None:
+        self._kept += len(tokens) - len(self._tokens.pop(text, ()))
+        self._tokens[text] = tokens
+        while self._kept > self._most_tokens:
+            _, oldest = self._tokens.popitem(last=False)
+            self._kept -= len(oldest)
+
+    def tokens_of(self, text: str) -> Sequence[int] | None:
+        if text in self._tokens:
+            self._tokens.move_to_end(text)
+        return self._tokens.get(text)
