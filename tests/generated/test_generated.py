@@ -32,6 +32,7 @@ TESTS_OF_ANSWERS = (
     *("serving/test_config.py", "serving/test_rayservice.py", "serving/test_settings.py"),
     *("serving/engine/test_bundled.py", "serving/engine/test_weights.py"),
     "serving/telemetry/test_monitoring.py",
+    *(f"serving/votes/test_{name}.py" for name in ("command", "page", "rating", "replicas", "store")),
 )
 """What reads the files that the answers choose; the others read what every project has."""
 
