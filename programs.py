@@ -40,6 +40,8 @@ PROGRAMS = (
     Program("libatomic", ("libatomic.so.1",), "libatomic1", BROWSER),
     Program("HAProxy", ("haproxy",), "haproxy", FAULTS, makes_networks=True),
     Program("nginx", ("nginx",), "nginx", FAULTS, makes_networks=True),
+    # Nobody starts it by this name, but Debian puts no other one of its server's into the path.
+    Program("PostgreSQL", ("pg_ctlcluster", "pg_ctl"), "postgresql", GENERATED),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
     Program("Prometheus", ("prometheus",), "prometheus", ("dashboard",)),
 )

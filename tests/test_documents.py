@@ -143,6 +143,8 @@ def test_the_yaml_in_a_document_names_settings_that_there_are(
             "pages/settings.py": "PageSettings",
             "deployments/settings.py": "ModelsSettings",
         }
+        if answers["votes"]:
+            classes["args"] |= {"votes/settings.py": "PageSettings"}
         classes["limits"] |= {"pages/settings.py": "Limits", "engine/settings.py": "ModelLimits"}
         classes["models"] = {
             "deployments/settings.py": "ModelSettings",

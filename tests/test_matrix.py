@@ -74,7 +74,7 @@ def test_every_graph_is_in_a_combination_and_answers_without_effect_are_not() ->
     assert [each for each in every_answer_to(*GRAPH) if each not in graphs] == []
     own = [row for row in MATRIX.rows() if row["page"] == "own"]
     assert own
-    for question in ("task", "parallel_models", "models"):
+    for question in ("task", "parallel_models", "models", "votes"):
         assert {row[question] for row in own} == {CHOICES[question][0]}
 
 

@@ -20,6 +20,7 @@ for word in "$@"; do
     case $word in
         chromium | haproxy | nginx | prometheus) command=$word ;;
         iproute2) command=ip ;;
+        postgresql) command=pg_ctlcluster ;;
         *) continue ;;
     esac
     echo "#!/bin/sh" > "$MACHINE/$command"
@@ -93,7 +94,7 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_everything_is_there_nothing_runs(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("google-chrome", "haproxy", "nginx", "ip", "apt-get", "sudo", "uv"):
+    for command in ("google-chrome", "haproxy", "nginx", "pg_ctl", "ip", "apt-get", "sudo", "uv"):
         machine.has(command)
 
     programs.bring("tests", "faults", "generated")
@@ -121,9 +122,9 @@ def test_root_installs_what_is_missing_at_once(
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends chromium haproxy nginx iproute2",
+        "apt-get install --no-install-recommends chromium haproxy nginx postgresql iproute2",
     ]
-    assert "chromium, haproxy, nginx, iproute2" in capfd.readouterr().out
+    assert "chromium, haproxy, nginx, postgresql, iproute2" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("root")

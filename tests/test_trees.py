@@ -101,10 +101,27 @@ IMAGE = {
     *("deploy/monitoring/alerts.yaml", "deploy/monitoring/grafana-dashboard.json"),
 }
 
+VOTES = set(
+    """
+    src/our_app/serving/votes/__init__.py src/our_app/serving/votes/ballots.py
+    src/our_app/serving/votes/blind.py src/our_app/serving/votes/command.py
+    src/our_app/serving/votes/page.py src/our_app/serving/votes/rating.py
+    src/our_app/serving/votes/rounds.py src/our_app/serving/votes/settings.py
+    src/our_app/serving/votes/store.py src/our_app/serving/votes/tables.py
+    src/our_app/serving/votes/migrations/env.py
+    src/our_app/serving/votes/migrations/versions/first.py
+    tests/serving/votes/__init__.py tests/serving/votes/conftest.py
+    tests/serving/votes/test_command.py tests/serving/votes/test_page.py
+    tests/serving/votes/test_rating.py tests/serving/votes/test_replicas.py
+    tests/serving/votes/test_store.py tests/support/databases.py
+    """.split()  # noqa: SIM905 - as above
+)
+
 MODELS = tuple(
     """
     src/our_app/models.py src/our_app/serving/answers.py src/our_app/serving/protocol.py
     src/our_app/serving/deployments/ src/our_app/serving/engine/ src/our_app/serving/pages/
+    src/our_app/serving/votes/
     src/our_app/serving/http/api_ingress.py src/our_app/serving/http/openai_api.py
     src/our_app/serving/telemetry/metrics.py
     tests/__init__.py tests/serving/ tests/support/ tests/test_models.py
@@ -123,6 +140,7 @@ BROUGHT: dict[str, dict[str | bool, set[str]]] = {
         },
         "hub": set(),
     },
+    "votes": {True: VOTES, False: set()},
     "accelerator": {"cpu": set(), "gpu": set()},
     "deploy": {
         "local": set(),
@@ -162,7 +180,7 @@ def test_a_page_of_ones_own_and_enter_for_all_else_makes_few_files(rendered: Ren
     assert len(files_of(rendered(page="own"))) <= 45
 
 
-@pytest.mark.parametrize("answers", every_answer_to("task", "parallel_models", "models"))
+@pytest.mark.parametrize("answers", every_answer_to("task", "parallel_models", "models", "votes"))
 def test_with_a_page_of_ones_own_the_answers_about_models_change_nothing(
     answers: Answers, rendered: Render
 ) -> None:
@@ -192,6 +210,16 @@ def test_the_door_of_a_page_of_ones_own_offers_what_is_left_of_the_other(rendere
 
     left = [line for line in whole if line.split()[1].removeprefix(".") in modules]
     assert door.read_text("utf-8").splitlines() == left
+
+
+def test_the_door_with_votes_offers_the_names_of_the_other(rendered: Render) -> None:
+    """A team's files are the same with and without votes."""
+    names = []
+    for votes in (True, False):
+        project = rendered(votes=votes)
+        [door] = project.glob("src/*/serving/__init__.pyi")
+        names.append({line.split()[-1] for line in door.read_text("utf-8").splitlines()})
+    assert names[0] == names[1]
 
 
 def files_of(project: Path) -> set[str]:

@@ -35,6 +35,10 @@ TESTS_OF_ANSWERS = (
 TESTS_OF_ONE_ANSWER = {
     "models": ("serving/engine/test_bundled.py", "serving/engine/test_weights.py"),
     "deploy": ("serving/telemetry/test_monitoring.py",),
+    "votes": tuple(
+        f"serving/votes/test_{name}.py"
+        for name in ("command", "page", "rating", "replicas", "store")
+    ),
 }
 """What reads files that the answers to one question choose, once for each of its answers."""
 

@@ -1,6 +1,9 @@
 import inspect
 import os
 import shutil
+{% if cookiecutter.__votes %}
+import tempfile
+{% endif %}
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,10 @@ for library in (httpx, httpx2):
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+{% if cookiecutter.__votes %}
+# Where votes are kept unless a test names a database.
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="votes-")
+{% endif %}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

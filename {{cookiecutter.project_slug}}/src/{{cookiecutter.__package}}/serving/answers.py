@@ -59,6 +59,11 @@ class Answer:
         return (self.tokens - self._first[1]) / (self._last - self._first[0])
 
     @property
+    def seconds(self) -> float:
+        """Until the last piece came."""
+        return max(self._last - self._asked, 0)
+
+    @property
     def cut_off(self) -> bool:
         """Whether the most tokens were written before the model was done."""
         return self.end is not None and self.end.reason == "length"

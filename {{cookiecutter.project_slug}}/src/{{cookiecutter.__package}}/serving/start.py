@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,6 @@ POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
 CLUSTER_SECONDS = 10
 LOOK_SECONDS = 2
-COMMANDS = ("serve", "preview")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Bounds:
 
 
 def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
-    """Serves a config, or previews the page, as the command line says.
+    """Serves a config, previews the page, or does what else the command line says.
 
     Args:
         import_path: of `build`, which returns the application: `package.app:build`. By name,
@@ -90,6 +90,8 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             from .preview import preview
 
             preview(import_path, engine=arguments.engine, port=arguments.port)
+        elif arguments.command != "serve":
+            arguments.run(arguments)
         else:
             bounds = Bounds(arguments.ray_wait, arguments.wait)
             # Here, because the preview's first process does without Gradio.
@@ -141,8 +143,10 @@ def _arguments(package: str) -> argparse.Namespace:
             "--engine", action="store_true", help="with the engine, not with what stands in for it"
         )
     preview.add_argument("--port", type=int, default=7860, help="another than 7860")
+    if find_spec(".votes", __package__):
+        import_module(".votes.command", __package__).offer(commands)
     given = sys.argv[1:]
-    if not given or given[0] not in (*COMMANDS, "-h", "--help"):
+    if not given or given[0] not in (*commands.choices, "-h", "--help"):
         given = ["serve", *given]
     return parser.parse_args(given)
 

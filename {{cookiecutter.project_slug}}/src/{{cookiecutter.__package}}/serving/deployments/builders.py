@@ -93,7 +93,7 @@ class PageOfModels(Generic[S, P]):
 
     def _built(self, models: Sequence[Model]) -> P:
         self._models = models
-        return self.build_page(self.settings, models)
+        return self.build_page(self.settings, self.settings.on_page(models))
 
     def _own(self, model: ModelSettings) -> Model:
         served: Model

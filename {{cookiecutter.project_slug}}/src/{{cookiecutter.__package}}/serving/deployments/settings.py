@@ -134,6 +134,10 @@ class ModelsSettings(Strict):
         """Returns what answers beside a page, with these models."""
         return ()
 
+    def on_page(self, models: Sequence[Model]) -> Sequence[Model]:
+        """Returns the models as a page is to name them."""
+        return models
+
     @property
     def resources_said(self) -> str:
         return "of all models under args: deployment:, of one in its settings"

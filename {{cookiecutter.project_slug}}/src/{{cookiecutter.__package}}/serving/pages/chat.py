@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..http.login import PASSWORD_VARIABLE, TOKEN, derived, read_secret
 from ..protocol import Message, Model, PromptError
-from .asking import asking, take_turns, texts_of
+from .asking import Ask, asking, take_turns, texts_of
 from .browser import (
     END_OF_MARKING,
     FORGET_CONVERSATION,
@@ -106,14 +106,22 @@ def _pane(model: Model, about: str) -> ChatPane:
 
 
 def connect_chat(
-    page: gr.Blocks, controls: ChatControls, settings: PageSettings, models: Sequence[Model]
+    page: gr.Blocks,
+    controls: ChatControls,
+    settings: PageSettings,
+    models: Sequence[Model],
+    following: Callable[[Ask], Ask] | None = None,
 ) -> None:
     """Lets the controls do what they say, and offers the function `chat` in the page's API.
 
     Call it once, inside of the page's `with`, when all controls are there.
+
+    Args:
+        following: returns what asks for the panes, and so learns what they are answered.
     """
     limits, defaults = settings.limits, settings.options
     ask = asking(settings)
+    ask_for_panes = following(ask) if following else ask
     chats = [pane.chat for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
 
@@ -134,7 +142,8 @@ def connect_chat(
         options = read_options(defaults, *said)
         conversations = [messages_of(turns, system) for turns in asked.values()]
         seen: dict[int, object] = {}
-        answers = ask([models[number] for number in asked], conversations, options, request)
+        asked_models = [models[number] for number in asked]
+        answers = ask_for_panes(asked_models, conversations, options, request)
         async with aclosing(answers) as updates:
             async for update in updates:
                 changed: Update = {}

@@ -10,7 +10,7 @@ import gradio as gr
 from ..answers import Answer
 from ..base import SESSION_LOST
 from ..protocol import Message, Model
-from .asking import asking, take_turns, texts_of
+from .asking import Ask, asking, take_turns, texts_of
 from .browser import GO_ON, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
 from .options import OptionControls, option_text, read_options
 from .panes import Pane, state_line
@@ -36,17 +36,26 @@ class CompareControls:
 
 
 def connect(
-    page: gr.Blocks, controls: CompareControls, settings: PageSettings, models: Sequence[Model]
+    page: gr.Blocks,
+    controls: CompareControls,
+    settings: PageSettings,
+    models: Sequence[Model],
+    following: Callable[[Ask], Ask] | None = None,
 ) -> None:
     """Lets the controls do what they say, and offers the function `generate` in the page's API.
 
     Call it once, inside of the page's `with`, when all controls are there.
+
+    Args:
+        following: returns what asks for the panes, and so learns what they are answered.
     """
     limits = settings.limits
     defaults = settings.options
     ask = asking(settings)
+    ask_for_panes = following(ask) if following else ask
 
     def answer(
+        ask: Ask,
         asked: Sequence[Model],
         prompt: str,
         said: Sequence[Any],
@@ -72,13 +81,13 @@ def connect(
     ) -> AsyncGenerator[list[str] | str, None]:
         """Asks every model, and streams each one's text so far, in the order of the settings."""
         said = (min_new_tokens, max_new_tokens, temperature, top_p)
-        answers = answer(models, prompt, said, request)
+        answers = answer(ask, models, prompt, said, request)
         async with aclosing(texts_of(answers)) as texts:
             async for text in texts:
                 yield text
 
     async def show(request: gr.Request, prompt: str, *said: Any) -> AsyncGenerator[list[str], None]:
-        answers = answer(models, prompt, said, request)
+        answers = answer(ask_for_panes, models, prompt, said, request)
         async with aclosing(answers) as updates:
             async for update in updates:
                 yield [each.text for each in update] + [state_line(each) for each in update]
@@ -88,7 +97,8 @@ def connect(
             request: gr.Request, prompt: str, *rest: Any
         ) -> AsyncGenerator[tuple[str, str], None]:
             *said, text = rest
-            async with aclosing(answer([model], prompt, said, request, text)) as updates:
+            answers = answer(ask_for_panes, [model], prompt, said, request, text)
+            async with aclosing(answers) as updates:
                 async for [update] in updates:
                     yield text + update.text, state_line(update)
 

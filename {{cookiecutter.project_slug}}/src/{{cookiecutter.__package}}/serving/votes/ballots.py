@@ -1,0 +1,58 @@
+"""A vote, and what it is about."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+
+class Vote(NamedTuple):
+    """What was said of one answer, or of two beside each other."""
+
+    left: int
+    right: int | None
+    """Positions of the answers. A single one has nothing on its right."""
+    vote: Literal["good", "bad", "left", "right", "tie", "both bad"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One model's answer."""
+
+    model: str
+    options: Mapping[str, Any]
+    conversation: Sequence[Mapping[str, str]]
+    """What was said before the prompt, in the same pane."""
+    text: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ballot:
+    id: str
+    time: datetime
+    username: str | None
+    blind: bool
+    prompt: str
+    replies: Sequence[Reply]
+    votes: Sequence[Vote]
+
+
+def choices_of(names: Sequence[str]) -> dict[str, list[Vote]]:
+    """Returns what can be said of answers side by side, and the votes that it makes."""
+    if len(names) == 1:
+        return {"Good": [Vote(0, None, "good")], "Bad": [Vote(0, None, "bad")]}
+    if len(names) == 2:
+        left, right = names
+        return {
+            f"{left} is better": [Vote(0, 1, "left")],
+            f"{right} is better": [Vote(0, 1, "right")],
+            "Tie": [Vote(0, 1, "tie")],
+            "Both are bad": [Vote(0, 1, "both bad")],
+        }
+    every = range(len(names))
+    return {
+        f"{name} is best": [Vote(best, other, "left") for other in every if other != best]
+        for best, name in enumerate(names)
+    }

@@ -1,0 +1,36 @@
+"""Models without their names, on sides that nobody can foresee."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from string import ascii_uppercase
+
+from ..protocol import End, GenerationOptions, Message, Model, Piece
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Answers as its model does, by another name."""
+
+    name: str
+    model: Model
+
+    def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        return self.model.stream(messages, options)
+
+
+def hidden(models: Sequence[Model]) -> list[Model]:
+    """Returns the models as A, B, C."""
+    return [Hidden(_letter(number), model) for number, model in enumerate(models)]
+
+
+def _letter(number: int) -> str:
+    rest, letter = divmod(number, len(ascii_uppercase))
+    return ascii_uppercase[letter] + (str(rest) if rest else "")
+
+
+def sides(number: int, seed: str) -> list[int]:
+    """Returns which model is on which side. The same seed gives the same ones on every replica."""
+    return sorted(range(number), key=lambda each: sha256(f"{seed}\0{each}".encode()).digest())

@@ -1,0 +1,175 @@
+"""What a visitor sees and clicks to vote, on the page that compares and on that of a chat."""
+
+import asyncio
+import html
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block, BlockContext
+
+from ..base import StartError
+from ..pages import chat, compare, looks
+from ..pages.prompt import refusal
+from ..protocol import Model, PromptError
+from .ballots import Vote, choices_of
+from .rounds import REPEATED, SIDES_COOKIE, Rounds
+from .settings import PageSettings
+from .store import LostError, RepeatedError, Store
+
+VOTES_AT_ONCE = 8
+VOTE_SECONDS = 15
+"""Then a vote counts as lost, whatever the database is at."""
+
+KEPT = "Your vote is kept."
+LOST = (
+    "Your vote was not kept, because the database does not answer. The answers stay: vote again in "
+    "a moment."
+)
+
+PANE_STYLES = f"""{looks.PANE_STYLES}
+/* In the row of the panes, below all of them. Its place is there before there is a vote. */
+.votes {{ position: relative; flex: 1 0 100% !important; align-items: center; min-height: 44px; visibility: hidden }}
+.votes button {{ flex: 1 1 auto; min-width: 7em }}
+:root:has(.state.done):not(:has(.state:is(.waiting, .writing, .stopped, .failed))) .votes {{ visibility: visible }}
+.votes .block:not(:has(.said)) {{ display: none }}
+/* What was said stands where the buttons are, so that nothing moves. */
+.votes:has(.kept) button {{ visibility: hidden }}
+.votes:has(.kept) .block {{ position: absolute; inset: 0; display: grid; place-content: center }}
+.votes .said {{ margin: 0; text-align: center }}
+.votes .lost {{ color: var(--error-text-color) }}
+"""
+
+NEW_SIDES = f"""() => {{
+    const seed = crypto.getRandomValues(new Uint32Array(2)).join("-")
+    document.cookie = `{SIDES_COOKIE}=${{seed}}; Path=${{location.pathname}}; Max-Age=31536000; SameSite=Lax`
+}}"""
+FIRST_SIDES = f"""() => {{
+    if (!document.cookie.split("; ").some(each => each.startsWith("{SIDES_COOKIE}="))) ({NEW_SIDES})()
+}}"""
+
+Say = Callable[[gr.Request], Coroutine[Any, Any, str]]
+
+
+def connect(
+    page: gr.Blocks,
+    controls: compare.CompareControls,
+    settings: PageSettings,
+    models: Sequence[Model],
+) -> None:
+    """Lets the controls do what they say, adds those of a vote below the panes, and offers `/generate`.
+
+    Call it once, inside of the page's `with`, when all controls are there.
+    """
+    rounds = Rounds(models)
+    compare.connect(page, controls, settings, models, rounds.remembering)
+    panes = controls.panes
+    bar = add_votes([each.text for each in panes], [each.state for each in panes], settings, rounds)
+    if rounds.blind:
+        page.load(None, js=FIRST_SIDES, api_visibility="private")
+        # Else the same prompt would show the models where they were seen.
+        bar.change(None, js=NEW_SIDES, api_visibility="private")
+
+
+def connect_chat(
+    page: gr.Blocks,
+    controls: chat.ChatControls,
+    settings: PageSettings,
+    models: Sequence[Model],
+) -> None:
+    """Lets the controls do what they say, adds those of a vote below the panes, and offers `/chat`.
+
+    Call it once, inside of the page's `with`, when all controls are there.
+    """
+    rounds = Rounds(models)
+    chat.connect_chat(page, controls, settings, models, rounds.remembering)
+    panes = controls.panes
+    add_votes([each.chat for each in panes], [each.state for each in panes], settings, rounds)
+    if rounds.blind:
+        page.load(None, js=FIRST_SIDES, api_visibility="private")
+        controls.clear.click(None, js=NEW_SIDES, api_visibility="private")
+
+
+def add_votes(
+    panes: Sequence[Block], states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds
+) -> gr.HTML:
+    """Adds a button for each vote below the panes; returns where it says what became of it."""
+    store = Store(settings.database, keep_texts=settings.keep_texts)
+    if settings.keep_days is not None:
+        store.remove_again_and_again(settings.keep_days)
+    place = _around(panes[0])
+    parent = place.parent
+    with place, gr.Row(elem_classes="votes"):
+        buttons = {
+            label: (gr.Button(label, size="sm", min_width=100), votes)
+            for label, votes in choices_of(rounds.names).items()
+        }
+        said = gr.HTML(padding=False)
+    # Entering it again has put it below what was around it just now.
+    place.parent = parent
+    voting = voter(store, rounds)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    for button, votes in buttons.values():
+        button.click(
+            voting(votes),
+            None,
+            said,
+            concurrency_limit=VOTES_AT_ONCE,
+            concurrency_id="votes",
+            **private,
+        )
+    # What was said is about the answers before.
+    gr.on([state.change for state in states], None, None, said, js="() => ''", **private)
+    return said
+
+
+def _around(pane: Block) -> BlockContext:
+    """Returns what stands around the columns of the panes."""
+    column = pane.parent
+    if column is None or column.parent is None:
+        raise StartError("panes_of and chat_panes_of are called in a gr.Row, inside of the page.")
+    return column.parent
+
+
+def voter(store: Store, rounds: Rounds) -> Callable[[Sequence[Vote]], Say]:
+    """Returns what makes the function of a button, which votes so."""
+    # Of its own, so that a database that hangs holds up nothing else.
+    threads = ThreadPoolExecutor(VOTES_AT_ONCE, thread_name_prefix="votes")
+
+    def voting(votes: Sequence[Vote]) -> Say:
+        async def vote(request: gr.Request) -> str:
+            try:
+                now, ballot = rounds.claim(request.session_hash, votes)
+            except PromptError as error:
+                raise refusal(str(error)) from error
+            kept = False
+            keep = partial(store.keep, ballot, again=now.lost)
+            try:
+                async with asyncio.timeout(VOTE_SECONDS):
+                    await asyncio.get_running_loop().run_in_executor(threads, keep)
+                kept = True
+            except RepeatedError as error:
+                kept = True
+                raise refusal(REPEATED) from error
+            except (LostError, TimeoutError):
+                return _said("lost", LOST)
+            finally:
+                rounds.settle(now, ballot, kept=kept)
+            return _said("kept", f"{KEPT}{names_of(rounds, now.models)}")
+
+        return vote
+
+    return voting
+
+
+def names_of(rounds: Rounds, models: Sequence[Model]) -> str:
+    if not rounds.blind:
+        return ""
+    pairs = zip(rounds.names, models, strict=True)
+    return f" {', '.join(f'{name} is {model.name}' for name, model in pairs)}."
+
+
+def _said(kind: str, text: str) -> str:
+    return f'<p role="status" class="said {kind}">{html.escape(text)}</p>'
