@@ -179,7 +179,11 @@ def which_tests(choice: Answers, tests: Path) -> list[str]:
             names += of_one_answer
     files = [f"tests/{name}" for name in names if (tests / name).exists()]
     chat = next(each for each in every_pair_of_answers() if each["page"] == "chat")
-    opens_browser = choice in [*with_every_answer(ASKED_BY_PYTHON), chat]
+    opens_browser = choice in [
+        *with_every_answer(ASKED_BY_PYTHON),
+        *with_every_answer(["votes"]),
+        chat,
+    ]
     return ["-m", "not served" if opens_browser else "not served and not browser", *files]
 
 
