@@ -334,6 +334,39 @@ def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
         expect(pane(page, "fast")).not_to_contain_text("Hello")
 
 
+def test_in_the_browser_nothing_is_kept_after_a_logout(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", LOGIN["password"])
+    with (
+        conversation_with(fast(), login_user=LOGIN["username"]) as url,
+        browser.new_context(http_credentials=LOGIN) as context,
+    ):
+        page = context.new_page()
+        page.goto(url)
+        ask(page, "Hello")
+        expect(state(page, "fast")).to_contain_text("Done")
+        page.wait_for_function("localStorage.length && sessionStorage.length")
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<a href=/logout>Leave</a>')")
+        page.evaluate("addEventListener('click', event => event.preventDefault())")
+        page.get_by_text("Leave", exact=True).click()
+        page.wait_for_timeout(500)
+        assert stored(page) == []
+
+
+def test_in_the_browser_an_image_from_elsewhere_is_not_loaded(browser: Browser) -> None:
+    with conversation_with(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
+        blocked = page.evaluate(
+            """() => new Promise(resolve => {
+                addEventListener("securitypolicyviolation", event => resolve(event.blockedURI))
+                document.body.append(Object.assign(new Image(), { src: "http://127.0.0.1:9/a.png" }))
+            })"""
+        )
+        assert blocked == "http://127.0.0.1:9/a.png"
+
+
 def test_the_key_of_what_is_kept_belongs_to_a_user_and_to_a_login(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

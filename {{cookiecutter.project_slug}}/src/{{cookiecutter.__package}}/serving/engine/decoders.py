@@ -144,8 +144,10 @@ class _Keeping(FIFOScheduler):
 
     def _try_to_meet_safety_margin(self) -> bool:
         cache = self.cache
-        lacking = self.safety_margin - cache.compute_free_capacity()
-        pages = max(math.ceil(lacking * cache.num_blocks), 0)
+        # What a step may need at once: where it lacks that, transformers gives up all.
+        step = math.ceil(cache.max_batch_tokens / PAGE_TOKENS) + self.max_requests_per_batch
+        wanted = max(math.ceil(self.safety_margin * cache.num_blocks), step)
+        pages = max(wanted - math.floor(cache.compute_free_capacity() * cache.num_blocks), 0)
         for allocator in cache.cache_allocators.values():
             ledger = allocator.ledger
             oldest = list(islice(ledger.cached_blocks, pages))

@@ -159,6 +159,13 @@ OPEN_CONVERSATION = (
         kept.lock = await crypto.subtle.importKey("raw", bytes, "AES-GCM", false, uses)
     }
     window.conversation = kept
+    if (key) document.addEventListener("click", event => {
+        const link = event.target.closest("a[href]")
+        if (!link || !new URL(link.href).pathname.endsWith("/logout")) return
+        clearTimeout(kept.timer)
+        window.conversation = null
+        kept.stores.forEach(store => store.removeItem(place))
+    }, true)
     kept.link = new URLSearchParams(location.hash.slice(1)).get("conversation")
     if (kept.link) return kept.link
     const text = kept.stores.map(store => store.getItem(place)).find(each => each)

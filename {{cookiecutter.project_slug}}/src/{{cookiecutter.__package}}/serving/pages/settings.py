@@ -36,7 +36,9 @@ class PageSettings(HttpSettings, ModelsSettings):
     openai_api: bool | Literal["without-keys"] = False
     """Whether programs find the models at `/v1`, by OpenAI's protocol, with a key out of
     `API_KEYS`. `without-keys` asks for none, where the page is reached from its machine alone."""
-    content_policy: Policy = "base-uri 'self'; form-action 'self'; object-src 'none'"
+    content_policy: Policy = (
+        "base-uri 'self'; form-action 'self'; img-src 'self' blob: data:; object-src 'none'"
+    )
     limits: Limits = Limits()
 
     @model_validator(mode="after")
