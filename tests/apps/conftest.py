@@ -121,6 +121,11 @@ class OnRay:
     def app(self, name: str) -> Served:
         return Served(self._url, {"x-app": name}, self._uploads)
 
+    def replicas(self) -> list[psutil.Process]:
+        """Returns their processes, to which Ray gives names."""
+        started = psutil.Process(self._process.pid).children(recursive=True)
+        return [each for each in started if "ServeReplica" in " ".join(each.cmdline())]
+
     def stop(self) -> None:
         alive = self._process.poll() is None
         started = psutil.Process(self._process.pid).children(recursive=True) if alive else []

@@ -5,9 +5,11 @@ import re
 import time
 from pathlib import Path
 
+import grpc
 import httpx2
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page
+from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 from .app import App, all_apps
 from .compare import Served, differences, readable, transcript
@@ -73,6 +75,30 @@ def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_start
         "Hello Ada",
         "Hello Bo",
     }
+
+
+def test_the_port_of_a_replica_refuses_who_does_not_know_the_clusters_token(on_ray: OnRay) -> None:
+    """Serve's proxy calls a page there past its guards."""
+    replicas = on_ray.replicas()
+    assert len(replicas) == 2
+    for replica in replicas:
+        ports = [each for each in replica.net_connections("tcp") if each.status == "LISTEN"]
+        # One is Ray's own, which knows no such call.
+        assert {asked_for_a_page(each.laddr.port) for each in ports} == {
+            grpc.StatusCode.UNAUTHENTICATED,
+            grpc.StatusCode.UNIMPLEMENTED,
+        }
+
+
+def asked_for_a_page(port: int) -> grpc.StatusCode:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        ask = serve_pb2_grpc.ASGIServiceStub(channel).HandleRequestWithRejectionStreaming
+        try:
+            list(ask(serve_pb2.ASGIRequest(), timeout=30))
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()
+            return code
+        return grpc.StatusCode.OK
 
 
 def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:
