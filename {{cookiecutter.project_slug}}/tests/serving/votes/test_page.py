@@ -344,5 +344,10 @@ def test_in_the_browser_everybody_can_vote(
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         after = page.locator(".votes").bounding_box()
+        last = page.locator(".pane").last.bounding_box()
+        assert before
+        assert last
         assert before == after
+        # Below all panes, and not in one.
+        assert before["y"] >= last["y"] + last["height"]
         page.close()
