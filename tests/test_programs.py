@@ -138,6 +138,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
     assert machine.calls() == [
         "apt-get update",
         "apt-get install --no-install-recommends haproxy nginx iproute2",
+        "apt-get install --no-install-recommends postgresql",
     ]
 
 
@@ -218,7 +219,7 @@ def test_any_other_user_gets_the_chromium_of_playwright(sudo: str, machine: Mach
     if sudo == "asks":
         machine.has("sudo", "exit 1")
 
-    programs.bring("tests", "faults", "generated")
+    programs.bring("tests", "faults")
 
     [installed] = [call for call in machine.calls() if "playwright install" in call]
     assert re.fullmatch(

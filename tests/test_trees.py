@@ -141,7 +141,7 @@ BROUGHT: dict[str, dict[str | bool, set[str]]] = {
         },
         "hub": set(),
     },
-    "votes": {True: VOTES, False: set()},
+    "votes": {False: set(), True: VOTES},
     "accelerator": {"cpu": set(), "gpu": set()},
     "deploy": {
         "local": set(),

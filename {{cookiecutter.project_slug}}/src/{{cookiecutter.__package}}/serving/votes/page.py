@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from gradio.blocks import Block, BlockContext
+from gradio.blocks import BlockContext
 
 from ..base import StartError
 from ..pages import chat, compare, looks
@@ -36,7 +36,7 @@ PANE_STYLES = f"""{looks.PANE_STYLES}
 :root:has(.state.done):not(:has(.state:is(.waiting, .writing, .stopped, .failed))) .votes {{ visibility: visible }}
 .votes .block:not(:has(.said)) {{ display: none }}
 /* What was said stands where the buttons are, so that nothing moves. */
-.votes:has(.kept) button {{ visibility: hidden }}
+.votes:has(.kept) button {{ visibility: hidden; transition: none }}
 .votes:has(.kept) .block {{ position: absolute; inset: 0; display: grid; place-content: center }}
 .votes .said {{ margin: 0; text-align: center }}
 .votes .lost {{ color: var(--error-text-color) }}
@@ -66,7 +66,7 @@ def connect(
     rounds = Rounds(models)
     compare.connect(page, controls, settings, models, rounds.remembering)
     panes = controls.panes
-    bar = add_votes([each.text for each in panes], [each.state for each in panes], settings, rounds)
+    bar = add_votes([each.state for each in panes], settings, rounds)
     if rounds.blind:
         page.load(None, js=FIRST_SIDES, api_visibility="private")
         # Else the same prompt would show the models where they were seen.
@@ -86,20 +86,18 @@ def connect_chat(
     rounds = Rounds(models)
     chat.connect_chat(page, controls, settings, models, rounds.remembering)
     panes = controls.panes
-    add_votes([each.chat for each in panes], [each.state for each in panes], settings, rounds)
+    add_votes([each.state for each in panes], settings, rounds)
     if rounds.blind:
         page.load(None, js=FIRST_SIDES, api_visibility="private")
         controls.clear.click(None, js=NEW_SIDES, api_visibility="private")
 
 
-def add_votes(
-    panes: Sequence[Block], states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds
-) -> gr.HTML:
+def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds) -> gr.HTML:
     """Adds a button for each vote below the panes; returns where it says what became of it."""
     store = Store(settings.database, keep_texts=settings.keep_texts)
     if settings.keep_days is not None:
         store.remove_again_and_again(settings.keep_days)
-    place = _around(panes[0])
+    place = _around(states[0])
     parent = place.parent
     with place, gr.Row(elem_classes="votes"):
         buttons = {
@@ -125,9 +123,9 @@ def add_votes(
     return said
 
 
-def _around(pane: Block) -> BlockContext:
+def _around(state: gr.HTML) -> BlockContext:
     """Returns what stands around the columns of the panes."""
-    column = pane.parent
+    column = state.parent
     if column is None or column.parent is None:
         raise StartError("panes_of and chat_panes_of are called in a gr.Row, inside of the page.")
     return column.parent

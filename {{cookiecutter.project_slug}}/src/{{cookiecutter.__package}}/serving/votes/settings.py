@@ -58,7 +58,7 @@ class PageSettings(pages.PageSettings):
         # Here, so that the settings alone load no database.
         from .store import check_database
 
-        return [partial(check_database, self.database), *super().start_checks()]
+        return [*super().start_checks(), partial(check_database, self.database)]
 
     def on_page(self, models: Sequence[Model]) -> Sequence[Model]:
         return hidden(models) if self.blind else models
