@@ -473,6 +473,19 @@ async def test_a_cache_for_one_request_serves_them_one_after_another(
     assert together == [alone] * 4
 
 
+@pytest.mark.parametrize("cache_tokens", [128, 160, 256])
+async def test_requests_that_outgrow_the_cache_together_wait_and_go_on_where_they_were(
+    tiny_decoder: Path, engine_of: EngineOf, cache_tokens: int
+) -> None:
+    engine = engine_of(tiny_decoder, Limits(update_seconds=0, cache_tokens=cache_tokens))
+    options = GREEDY.model_copy(update={"min_new_tokens": 45, "max_new_tokens": 45})
+    prompts = [f"The whale {number}" for number in range(8)]
+    alone = [await answer(engine, prompt, options) for prompt in prompts]
+    together = await asyncio.gather(*(answer(engine, prompt, options) for prompt in prompts))
+    assert together == alone
+    engine.check_health()
+
+
 async def test_a_prompt_longer_than_the_context_is_refused(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:

@@ -28,6 +28,10 @@ class Request:
         """Whether the reader has left, so that the rest is not wanted."""
         self.text: list[int] = []
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Request":
+        # transformers copies what it begins again, because the cache had no room for it.
+        return self
+
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:  # noqa: ARG002
         """Adds tokens, and ends the request where nothing follows."""
         self.text += tokens
