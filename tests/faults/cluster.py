@@ -22,6 +22,7 @@ WORDS = "words"
 MODEL = "stand-in"
 PAGE = "GradioServer"
 COUNTING = "counting"
+TALK = "talk"
 
 
 @dataclass(frozen=True)
@@ -202,5 +203,32 @@ def applications(
                     }
                 ],
             },
+        ],
+    }
+
+
+def conversation(cluster: Cluster, *, pages: int) -> dict[str, Any]:
+    """A Serve config: a chat with a stand-in that says how many messages it has read."""
+    return {
+        "http_options": {"host": cluster.host, "port": cluster.port},
+        "applications": [
+            {
+                "name": TALK,
+                "route_prefix": f"/{TALK}",
+                "import_path": "tests.support.conversation_page:build",
+                "runtime_env": {"env_vars": {"PYTHONPATH": str(cluster.project.root)}},
+                "args": {
+                    "title": "Talk",
+                    "description": "",
+                    "models": [{"name": "reader", "source": "unused"}],
+                },
+                "deployments": [
+                    {
+                        "name": PAGE,
+                        "num_replicas": pages,
+                        "ray_actor_options": {"num_cpus": 0.1},
+                    }
+                ],
+            }
         ],
     }

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,10 @@ class Tab:
         self._stream: asyncio.Task[bool] | None = None
         self._received = asyncio.Queue[Message | None]()
 
-    async def ask(self) -> Outcome:
+    async def ask(self, data: list[Any] | None = None) -> Outcome:
+        """Asks what the call says, or something else."""
+        if data is not None:
+            self._call = replace(self._call, data=data)
         began = time.time()
         try:
             async with asyncio.timeout(HANGS_SECONDS):

@@ -1,14 +1,22 @@
 """A chat of the machinery's parts alone, whatever a team makes of its own page."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import gradio as gr
+from ray.serve import Application
 
 from {{ cookiecutter.__package }}.serving import (
     ChatControls,
+    End,
+    GenerationOptions,
+    GradioServer,
+    Message,
     Model,
     PageSettings,
+    Piece,
     chat_panes_of,
     connect_chat,
     option_controls,
@@ -19,6 +27,28 @@ from .compare_page import LAUNCH
 from .stand_ins import StandIn, in_thread, settings_of
 
 PROMPT_LABEL = "Your message"
+WORD_SECONDS = 0.1
+
+
+class Reader:
+    """Says how many messages it has read."""
+
+    name = "reader"
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        options: GenerationOptions,  # noqa: ARG002
+    ) -> AsyncGenerator[Piece | End, None]:
+        for text in ("I ", "have ", "read ", f"{len(messages)} ", "messages."):
+            await asyncio.sleep(WORD_SECONDS)
+            yield Piece(text, 1)
+        yield End("stop")
+
+
+def build(settings: PageSettings) -> Application:
+    page = partial(build_page, settings, [Reader()])
+    return GradioServer.bind(settings, page, launch=LAUNCH)
 
 
 def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
