@@ -221,12 +221,15 @@ def test_files_are_removed_for_exactly_the_answers_that_there_are(load_hook: Loa
 def test_each_file_of_which_there_are_several_is_one_for_some_answers(load_hook: LoadHook) -> None:
     chosen = {
         name
-        for answers in every_answer_to("page", "task", "parallel_models", "models", "license")
+        for answers in every_answer_to(
+            "page", "task", "parallel_models", "models", "votes", "license"
+        )
         for name in load_hook("post_gen_project", **answers).CHOSEN
     }
     package = "src/{{cookiecutter.__package}}"
     there = {*(PROJECT / package).glob("*.*.py"), *PROJECT.glob("LICENSE.*")}
-    there |= set(PROJECT.rglob("*.own.*"))
+    there |= {*PROJECT.rglob("*.own.*"), *PROJECT.rglob("*.votes.*")}
+    there |= set(PROJECT.glob("tests/*.*.py"))
     # What stands beside a page of one's own without an answer in its name.
     there |= {path for each in there if (path := without_answer(each)).exists()}
 

@@ -8,8 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from {{ cookiecutter.__package }}.serving.engine import attention, decoders, groups
-from {{ cookiecutter.__package }}.serving.engine.decoders import DecoderBatch
+from {{ cookiecutter.__package }}.serving.engine import (
+    attention,
+    decoders,
+    groups,
+)
+from {{ cookiecutter.__package }}.serving.engine.decoders import (
+    DecoderBatch,
+)
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import Request
 from {{ cookiecutter.__package }}.serving.engine.groups import (

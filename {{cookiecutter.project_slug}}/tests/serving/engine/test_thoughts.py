@@ -18,7 +18,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 from ...support.stand_ins import pieces_of, user
 from .conftest import EngineOf
 
-TEMPLATE = "{% raw %}{% for message in messages %}{{ message.content }}{% endfor %}{% endraw %}<think>\n"
+TEMPLATE = "Answer the question. <think>\n"
 
 
 def told(text: str, part: Part, size: int) -> list[tuple[bool, str]]:

@@ -29,26 +29,29 @@ LOST = (
     "a moment."
 )
 
-PANE_STYLES = f"""{looks.PANE_STYLES}
+PANE_STYLES = (
+    looks.PANE_STYLES
+    + """
 /* In the row of the panes, below all of them. Its place is there before there is a vote. */
-.votes {{ position: relative; flex: 1 0 100% !important; align-items: center; min-height: 44px; visibility: hidden }}
-.votes button {{ flex: 1 1 auto; min-width: 7em }}
-:root:has(.state.done):not(:has(.state:is(.waiting, .writing, .stopped, .failed))) .votes {{ visibility: visible }}
-.votes .block:not(:has(.said)) {{ display: none }}
+.votes { position: relative; flex: 1 0 100% !important; align-items: center; min-height: 44px; visibility: hidden }
+.votes button { flex: 1 1 auto; min-width: 7em }
+:root:has(.state.done):not(:has(.state:is(.waiting, .writing, .stopped, .failed))) .votes { visibility: visible }
+.votes .block:not(:has(.said)) { display: none }
 /* What was said stands where the buttons are, so that nothing moves. */
-.votes:has(.kept) button {{ visibility: hidden; transition: none }}
-.votes:has(.kept) .block {{ position: absolute; inset: 0; display: grid; place-content: center }}
-.votes .said {{ margin: 0; text-align: center }}
-.votes .lost {{ color: var(--error-text-color) }}
+.votes:has(.kept) button { visibility: hidden; transition: none }
+.votes:has(.kept) .block { position: absolute; inset: 0; display: grid; place-content: center }
+.votes .said { margin: 0; text-align: center }
+.votes .lost { color: var(--error-text-color) }
 """
+)
 
-NEW_SIDES = f"""() => {{
+NEW_SIDES = """() => {
     const seed = crypto.getRandomValues(new Uint32Array(2)).join("-")
-    document.cookie = `{SIDES_COOKIE}=${{seed}}; Path=${{location.pathname}}; Max-Age=31536000; SameSite=Lax`
-}}"""
-FIRST_SIDES = f"""() => {{
-    if (!document.cookie.split("; ").some(each => each.startsWith("{SIDES_COOKIE}="))) ({NEW_SIDES})()
-}}"""
+    document.cookie = `SIDES=${seed}; Path=${location.pathname}; Max-Age=31536000; SameSite=Lax`
+}""".replace("SIDES", SIDES_COOKIE)
+FIRST_SIDES = """() => {
+    if (!document.cookie.split("; ").some(each => each.startsWith("SIDES="))) (NEW)()
+}""".replace("SIDES", SIDES_COOKIE).replace("NEW", NEW_SIDES)
 
 Say = Callable[[gr.Request], Coroutine[Any, Any, str]]
 
