@@ -260,7 +260,9 @@ class Numbered:
 
 def ask(url: str, api: str = "/generate") -> Answered:
     """Completes a queued call, and takes the likeliest tokens: a sample may be in any language."""
-    job = Client(url, verbose=False).submit(PROMPT, temperature="0", api_name=api)
+    # A tiny model has room for few.
+    options = {"max_new_tokens": 100, "temperature": "0"}
+    job = Client(url, verbose=False).submit(PROMPT, **options, api_name=api)
     last = job.result(timeout=ANSWER_SECONDS)
     texts = [last] if isinstance(last, str) else list(last)
     return Answered(texts, len(job.outputs()))
