@@ -28,7 +28,8 @@ from ..support.servers import config_of, free_port
 
 # Before anything else: what an import does there is not ours.
 ON_WINDOWS = """
-import runpy, sys
+# What imports on Windows too, and would look here for what Windows has.
+import pydantic, runpy, sys, zoneinfo
 sys.platform = "win32"
 sys.modules["ray"] = None
 runpy.run_module("{{ cookiecutter.__package }}", run_name="__main__")

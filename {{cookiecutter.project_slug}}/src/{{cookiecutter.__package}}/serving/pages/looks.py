@@ -62,4 +62,5 @@ def readable(theme: gr.Theme) -> gr.Theme:
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_hover_dark="*primary_700",
+        button_secondary_background_fill_hover_dark="*primary_600",
     )
