@@ -14,7 +14,7 @@ pytestmark = pytest.mark.served
 
 def test_a_call_after_the_only_replica_of_a_model_died_waits_for_the_next(words: str) -> None:
     client = Client(words, verbose=False)
-    [replica] = replicas_of(MODELS[0])
+    [replica] = replicas_of(f"compare:{MODELS[0]}")
     replica.kill()
     texts = client.submit("The whale", 5, 10, api_name="/generate").result(timeout=60)
     assert len(texts) == len(MODELS)
@@ -26,7 +26,7 @@ def test_a_model_that_is_refused_when_it_starts_anew_says_why_and_the_other_goes
 ) -> None:
     client = Client(words, verbose=False)
     config, gone = second_model / "config.json", second_model / "gone"
-    [replica] = replicas_of(MODELS[1])
+    [replica] = replicas_of(f"compare:{MODELS[1]}")
     config.rename(gone)
     try:
         replica.kill()
