@@ -74,7 +74,7 @@ def test_an_option_out_of_range_is_refused_with_its_range(
 @pytest.mark.parametrize(
     ("role", "content", "reason"),
     [
-        ("tool", "Hi", "by system, user, assistant, not by 'tool'"),
+        ("tool", "Hi", "roles system, user, assistant, not 'tool'"),
         ("user", [{"type": "image_url"}], "holds text alone. Leave out images"),
         ("user", None, "holds text alone"),
         ("user", "half \ud83d", "half a character. Leave it out"),

@@ -32,7 +32,8 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
-            raise PromptError(f"A message is by {', '.join(get_args(Role))}, not by {self.role!r}.")
+            roles = ", ".join(get_args(Role))
+            raise PromptError(f"A message has one of the roles {roles}, not {self.role!r}.")
         if not isinstance(self.content, str):
             raise PromptError("A message holds text alone. Leave out images, files and the like.")
         try:

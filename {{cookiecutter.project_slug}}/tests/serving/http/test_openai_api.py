@@ -127,7 +127,7 @@ def test_the_models_are_listed_and_told() -> None:
     with client_of(fast(), Thinking()) as client:
         assert [model.id for model in client.models.list()] == ["fast", "thinking"]
         assert client.models.retrieve("fast").object == "model"
-        with pytest.raises(openai.NotFoundError, match="There is: fast, thinking") as caught:
+        with pytest.raises(openai.NotFoundError, match="Choose one of: fast, thinking") as caught:
             client.models.retrieve("slow")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
@@ -224,7 +224,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"messages": "Hello"}, "messages", "valid list"),
         ({"messages": None}, "messages", "valid list"),
         ({"messages": [{"content": "Hello"}]}, "messages[0].role", "required"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "not by 'tool'"),
+        ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "not 'tool'"),
         ({"messages": [{"role": "user"}]}, "messages", "holds text alone"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages", "Leave out images"),
         ({"messages": [{"role": "user", "content": 4}]}, "messages[0].content", "valid list"),

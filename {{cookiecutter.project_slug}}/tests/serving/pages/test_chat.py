@@ -67,7 +67,7 @@ def test_the_api_goes_on_with_the_history_that_it_is_given() -> None:
     [
         (" ", [], "Write a text first"),
         ("a" * 1001, [], "shorten it to 1,000"),
-        ("Hi", [{"role": "wizard", "content": "a"}], "not by 'wizard'"),
+        ("Hi", [{"role": "wizard", "content": "a"}], "not 'wizard'"),
         ("Hi", [{"role": "user"}], "The history is a list of messages"),
         ("Hi", {"role": "user"}, "The history is a list of messages"),
         ("Hi", [{"role": "user", "content": [{"type": "image_url"}]}], "text alone"),
@@ -297,7 +297,7 @@ def test_in_the_browser_a_link_brings_the_conversation_and_no_server_sees_it(
 def test_in_the_browser_a_broken_link_is_said_and_the_page_works(browser: Browser) -> None:
     with conversation_with(fast()) as url, browser.new_page() as page:
         page.goto(f"{url}#conversation={json.dumps({'fast': 1})}")
-        expect(page.get_by_text("no conversation of this page")).to_be_visible()
+        expect(page.get_by_text("does not hold a conversation of this page")).to_be_visible()
         ask(page, "Hello")
         expect(pane(page, "fast")).to_contain_text("one two three")
 

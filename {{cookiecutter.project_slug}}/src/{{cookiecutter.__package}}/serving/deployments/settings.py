@@ -63,7 +63,7 @@ class ModelSettings(EngineSettings):
     """A model: how it is loaded and asked, and where it runs."""
 
     about: str = ""
-    """What a visitor reads under the name, say how it differs from the others."""
+    """What a visitor reads under the name: how the model differs from the others, for example."""
     base_url: str | None = Field(default=None, pattern="^https?://")
     """Of a server that speaks OpenAI's protocol; the source then names one of its models."""
     api_key_variable: str | None = Field(default=None, min_length=1)

@@ -191,7 +191,10 @@ class LeftStreams:
         asking = asyncio.ensure_future(self._app(_in_one_task(asked), wait_for_ever, hear))
         asking.add_done_callback(lambda _: say(False))
         try:
-            return await lets_in
+            async with asyncio.timeout(self._return_seconds):
+                return await lets_in
+        except TimeoutError:
+            return False
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)

@@ -308,7 +308,7 @@ class Api:
 
     def _model(self, name: str) -> Model:
         if name not in self._models:
-            reason = f"There is no model {name[:100]!r} here. There is: {', '.join(self._models)}."
+            reason = f"There is no model {name[:100]!r}. Choose one of: {', '.join(self._models)}."
             raise ApiError(404, reason, "model", "model_not_found")
         return self._models[name]
 
@@ -343,9 +343,9 @@ async def _read(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
-        raise ApiError(400, "The body is no JSON. Send an object of it.") from None
+        raise ApiError(400, "The body is not JSON. Send a JSON object.") from None
     if not isinstance(body, dict):
-        raise ApiError(400, "The body is no object of JSON. Send one.")
+        raise ApiError(400, "The body is not a JSON object. Send one.")
     return body
 
 

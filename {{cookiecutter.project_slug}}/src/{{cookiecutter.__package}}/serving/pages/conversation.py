@@ -16,6 +16,7 @@ from ..protocol import Message, PromptError
 THOUGHTS = "Thoughts"
 NO_ANSWER = "No answer"
 CONTINUE = "Continue"
+NOT_OURS = "The link, or what your browser kept, does not hold a conversation of this page."
 
 JOINER = "\u2060"
 """Shows nothing. After the sign that begins HTML or an image, the sign is text to Markdown."""
@@ -134,7 +135,7 @@ def read_kept(text: str, names: Sequence[str]) -> list[list[Turn]]:
     try:
         kept = KEPT.validate_json(text)
     except ValidationError as error:
-        raise PromptError("What was kept, or the link, is no conversation of this page.") from error
+        raise PromptError(NOT_OURS) from error
     turns = {
         name: read([message.model_dump() for message in messages])
         for name, messages in kept.items()
