@@ -494,6 +494,26 @@ async def test_nobody_takes_over_a_stream_of_another_or_without_a_login(scope: S
     await asyncio.wait({request, other})
 
 
+async def test_who_comes_back_waits_no_longer_than_a_bound_for_a_page_that_says_nothing() -> None:
+    sessions = Sessions()
+
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        if b"whale" not in scope["query_string"]:
+            await asyncio.Event().wait()
+        await sessions(scope, receive, send)
+
+    app = LeftStreams(page, return_seconds=0.05)
+    known = {**STREAMS[0], "headers": [(b"cookie", b"ada")]}
+    before = asyncio.create_task(app(known, Reader().receive, Reader().send))
+    await asyncio.sleep(0.01)
+    after = asyncio.create_task(app(known, Reader().receive, Reader().send))
+    await asyncio.sleep(0.5)
+    assert len(sessions.begun) == 2
+    for each in (before, after):
+        each.cancel()
+    await asyncio.wait({before, after})
+
+
 def test_a_client_that_is_back_before_its_old_stream_ends_gets_its_answers() -> None:
     ends = threading.Event()
     with gr.Blocks() as blocks:

@@ -69,6 +69,7 @@ def test_the_api_goes_on_with_the_history_that_it_is_given() -> None:
         ("a" * 1001, [], "shorten it to 1,000"),
         ("Hi", [{"role": "wizard", "content": "a"}], "not 'wizard'"),
         ("Hi", [{"role": "user"}], "The history is a list of messages"),
+        ("Hi", [{"role": "user", "content": "a", "name": "b"}], "The history is a list"),
         ("Hi", {"role": "user"}, "The history is a list of messages"),
         ("Hi", [{"role": "user", "content": [{"type": "image_url"}]}], "text alone"),
     ],
