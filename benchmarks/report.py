@@ -247,7 +247,7 @@ def machine() -> str:
 
 def _who(call: ShortCall) -> str:
     when = "in the same instant" if call.pause is None else f"each every {call.pause:g} s"
-    return f"{call.users} users, {when}"
+    return f"{call.users} {'user' if call.users == 1 else 'users'}, {when}"
 
 
 def _speed(ours: Load, theirs: Load) -> float:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from ..answers import CHOICES, Answers, every_pair_of_answers, in_words, name_of
+from ..answers import CHOICES, TEMPLATE, Answers, every_pair_of_answers, in_words, name_of
 from ..conftest import LoadHook, Render
 from .newest import lift_bounds, versions_beyond
 from .project import (
@@ -66,6 +66,9 @@ def test_a_project_is_installed_checked_tested_and_served(
         check_as_a_commit(project)
         if choice == compares_models()[0]:
             check_a_page_without_types(project)
+            # Where there is a GPU, it has to work at the first try.
+            script = TEMPLATE / "benchmarks" / "gpu.py"
+            project.run("uv", "run", "python", str(script), str(project.root), "--small")
         project.run(
             "uv",
             "run",
