@@ -29,6 +29,7 @@ ALWAYS = set(
     src/our_app/serving/deployments/__init__.py src/our_app/serving/deployments/builders.py
     src/our_app/serving/deployments/deployment.py src/our_app/serving/deployments/handles.py
     src/our_app/serving/deployments/openai_client.py src/our_app/serving/deployments/pinning.py
+    src/our_app/serving/deployments/routing.py
     src/our_app/serving/deployments/settings.py
     src/our_app/serving/engine/__init__.py src/our_app/serving/engine/attention.py
     src/our_app/serving/engine/caches.py src/our_app/serving/engine/checks.py
@@ -66,7 +67,7 @@ ALWAYS = set(
     tests/serving/test_start.py
     tests/serving/deployments/__init__.py tests/serving/deployments/test_deployments.py
     tests/serving/deployments/test_faults.py tests/serving/deployments/test_openai_client.py
-    tests/serving/deployments/test_pinning.py
+    tests/serving/deployments/test_pinning.py tests/serving/deployments/test_routing.py
     tests/serving/engine/__init__.py tests/serving/engine/conftest.py
     tests/serving/engine/test_any_model.py
     tests/serving/engine/test_configured.py
@@ -93,7 +94,8 @@ ALWAYS = set(
     tests/support/compare_page.py tests/support/conversation_page.py
     tests/support/counting_page.py tests/support/file_page.py
     tests/support/leaving_page.py tests/support/loopback_hub.py tests/support/pictures.py tests/support/processes.py
-    tests/support/servers.py tests/support/stand_ins.py tests/support/tiny_models.py
+    tests/support/routers.py tests/support/servers.py tests/support/speakers.py
+    tests/support/stand_ins.py tests/support/tiny_models.py
     """.split()  # noqa: SIM905 - a line for each would bury the rest
 )
 

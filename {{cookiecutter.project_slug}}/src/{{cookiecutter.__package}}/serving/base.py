@@ -4,9 +4,10 @@ Knows neither Ray nor Gradio.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from hashlib import blake2b
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -34,6 +35,11 @@ class StartError(RuntimeError):
 
 class LoginError(StartError):
     """The login cannot be offered; the message says why and what to do."""
+
+
+def chosen_by_hash(key: str, names: Iterable[str]) -> str:
+    """Rendezvous hashing: every process chooses the same name, and few keys change it with one."""
+    return max(names, key=lambda name: blake2b(f"{key} {name}".encode()).digest())
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """The cookie that names a page replica. `test_sessions.py` sees the router honour it."""
 
+import asyncio
 import pickle
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from ray.serve._private.common import RequestProtocol
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
@@ -18,6 +20,8 @@ from {{ cookiecutter.__package }}.serving.http.sessions import (
     SessionRouter,
     session_cookie,
 )
+
+from ...support.routers import KnownReplica, request_of, route, router_of
 
 WIKI = "https://wiki.example.org"
 
@@ -179,7 +183,7 @@ async def test_the_router_keeps_no_cookie_that_the_page_never_set() -> None:
         headers = [(b"cookie", b"replica-my-app=" + cookie)]
         sent = pickle.dumps(Sent({"type": "http", "path": "/", "headers": headers}))
         metadata = SimpleNamespace(is_http_request=True)
-        request = SimpleNamespace(metadata=metadata, args=[sent])
+        request = SimpleNamespace(metadata=metadata, args=[sent], routing_context=SimpleNamespace())
         assert await router.choose_replicas([first], request) == [[first]]
 
     for number in range(300):
@@ -202,7 +206,7 @@ async def test_what_needs_no_session_goes_to_any_replica_whatever_its_cookie(roo
         scope = {"type": "http", "path": f"{root}{path}", "root_path": root}
         sent = pickle.dumps(Sent({**scope, "headers": [(b"cookie", b"replica-my-app=first.1")]}))
         metadata = SimpleNamespace(is_http_request=True)
-        request = SimpleNamespace(metadata=metadata, args=[sent])
+        request = SimpleNamespace(metadata=metadata, args=[sent], routing_context=SimpleNamespace())
         [[replica]] = await router.choose_replicas(replicas, request)
         return [replica.replica_id.unique_id]
 
@@ -211,6 +215,22 @@ async def test_what_needs_no_session_goes_to_any_replica_whatever_its_cookie(roo
     assert router._began == {}
     for path in ("/v1", "/x/v1/models", "/gradio_api/queue/join", "/"):
         assert await chosen(path) + await chosen(path) == ["first", "first"]
+
+
+@pytest.mark.timeout(60)  # What it guards against lets no bound of its own pass.
+async def test_who_comes_while_every_replica_leaves_waits_for_the_next_and_holds_nobody_up() -> (
+    None
+):
+    router = router_of(SessionRouter, [KnownReplica("first")])
+    router.update_replicas([])
+    sent = pickle.dumps(Sent({"type": "http", "path": "/", "headers": []}))
+    newcomer = asyncio.create_task(route(router, request_of(sent, protocol=RequestProtocol.HTTP)))
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+    assert not newcomer.done()
+    second = KnownReplica("second")
+    router.update_replicas([second])
+    assert await newcomer == second
 
 
 @pytest.mark.parametrize("prefix", ["", "/behind/a/prefix"])

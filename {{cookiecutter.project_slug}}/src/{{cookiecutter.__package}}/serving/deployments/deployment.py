@@ -5,12 +5,14 @@ from contextlib import aclosing
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import End, GenerationOptions, Message, Piece
 from ..telemetry.logs import clean_request_ids, request_id
 from ..telemetry.metrics import Metered
 from .pinning import pinned
+from .routing import ConversationRouter
 from .settings import ModelsSettings
 
 
@@ -42,6 +44,7 @@ class ModelReplica:
 
 TextGenerationModel = serve.deployment(
     ModelReplica,
+    request_router_config=RequestRouterConfig(request_router_class=ConversationRouter),
     # A model that cannot be loaded is no different the second time.
     max_constructor_retry_count=1,
 )

@@ -8,7 +8,6 @@ import pickle
 import re
 import time
 from collections.abc import Callable
-from hashlib import blake2b
 from itertools import count
 from secrets import token_hex
 from typing import Protocol
@@ -24,7 +23,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..base import SESSION_LOST
+from ..base import SESSION_LOST, chosen_by_hash
 from .hosts import SESSION_PATH
 
 ABOUT_AS_FEW = 3
@@ -84,6 +83,10 @@ class SessionRouter(RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
+        if pending_request is not None:
+            # Else Serve asks again without a pause, where nothing is left to choose: its proxy
+            # would do nothing else from then on.
+            pending_request.routing_context.should_backoff = True
         request = _http_request(pending_request)
         cookie = None if request is None else session_cookie(request, self.app_name)
         staying = [
@@ -141,12 +144,8 @@ def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None
 
 
 def _hashed(cookie: str, replicas: list[RunningReplica]) -> RunningReplica:
-    """Rendezvous hashing: every proxy finds the same replica, and few change with another."""
-
-    def weight(replica: RunningReplica) -> bytes:
-        return blake2b(f"{cookie} {replica.replica_id.unique_id}".encode()).digest()
-
-    return max(replicas, key=weight)
+    named = {replica.replica_id.unique_id: replica for replica in replicas}
+    return named[chosen_by_hash(cookie, named)]
 
 
 def cookie_name(application: str) -> str:
