@@ -19,7 +19,7 @@ from playwright.sync_api import (
     expect,
 )
 
-from {{ cookiecutter.__package }}.serving.pages.browser import keep_conversation
+from {{ cookiecutter.__package }}.serving.pages.browser import NOT_KEPT, keep_conversation
 from {{ cookiecutter.__package }}.serving.pages.chat import history_key
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
@@ -287,6 +287,36 @@ def test_in_the_browser_an_answer_is_kept_while_it_is_being_written(browser: Bro
         # More often than the page writes, on a busy machine too.
         page.evaluate(f"setInterval({keep_conversation([model])}, 20, ['Hi'])")
         page.wait_for_function(f"{STORED}.length")
+
+
+REFUSED = """
+    const refuse = { get: () => { throw new DOMException("Access is denied", "SecurityError") } }
+    for (const name of ["localStorage", "sessionStorage"]) Object.defineProperty(window, name, refuse)
+"""
+FULL = """
+    const most = [..."x".repeat(23)].map((_, power) => 2 ** (22 - power))
+    for (const size of most)
+        try { localStorage.setItem("other", (localStorage.other ?? "") + "x".repeat(size)) } catch {}
+"""
+
+
+@pytest.mark.parametrize("storage", [REFUSED, FULL], ids=["refused", "full"])
+def test_in_the_browser_a_conversation_that_is_not_kept_says_so_and_goes_on(
+    storage: str, browser: Browser
+) -> None:
+    with conversation_with(fast()) as url, browser.new_page() as page:
+        page.add_init_script(storage)
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
+        expect(page.get_by_text(NOT_KEPT)).to_have_count(0)
+        for turns in (1, 2):
+            ask(page, "Hello")
+            expect(pane(page, "fast").get_by_text("one two three")).to_have_count(turns)
+            expect(state(page, "fast")).to_contain_text("Done")
+        expect(page.get_by_text(NOT_KEPT)).to_be_visible()
+        assert violations(page) == []
+        page.get_by_role("button", name="Clear", exact=True).click()
+        expect(page.get_by_text(NOT_KEPT)).to_have_count(0)
 
 
 def test_in_the_browser_a_link_brings_the_conversation_and_no_server_sees_it(

@@ -281,6 +281,18 @@ def test_in_the_browser_a_link_brings_the_prompt_and_the_options(browser: Browse
         expect(other.get_by_label("number input for At most, tokens")).to_have_value("77")
 
 
+def test_in_the_browser_the_page_works_where_nothing_may_be_stored(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.add_init_script(
+            "Object.defineProperty(window, 'sessionStorage', { get() { throw Error('denied') } })"
+        )
+        page.goto(f"{url}#prompt=Hello")
+        expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+        page.get_by_role("button", name=BUTTON, exact=True).click()
+        expect(pane(page, "fast")).to_have_value("one two three")
+        expect(state(page, "fast")).to_contain_text("Done")
+
+
 VIEWS = [
     pytest.param(width, scheme, id=f"{width} pixels, {scheme}")
     for width in (1280, 390)

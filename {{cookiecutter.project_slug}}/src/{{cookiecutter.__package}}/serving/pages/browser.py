@@ -231,7 +231,7 @@ def keep_conversation(models: Sequence[Model]) -> str:
         kept.timer ??= setTimeout(async () => {
             kept.timer = null
             const write = ++kept.writes
-            const say = text => document.querySelectorAll(".unkept")
+            const say = text => document.querySelectorAll(".unkept p")
                 .forEach(line => { if (line.textContent !== text) line.textContent = text })
             const said = Object.fromEntries(NAMES.map((name, i) => [name, kept.chats[i]]))
             let text = JSON.stringify(said)
