@@ -14,8 +14,9 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from .support.tiny_models import save_tiny_decoder
 
-# A browser beside other work may take longer than Playwright's five seconds.
-expect.set_options(timeout=60_000)
+# A browser beside other work may take longer than Playwright's five seconds, or thirty.
+BROWSER_MILLISECONDS = 60_000
+expect.set_options(timeout=BROWSER_MILLISECONDS)
 for library in (httpx, httpx2):
     # Every call that names none has this one: five seconds, unless it is changed.
     bound = inspect.signature(library.get).parameters["timeout"].default
@@ -49,5 +50,6 @@ def browser() -> Iterator[Browser]:
             executable_path=installed,
             args=["--disable-gpu", "--disable-background-networking", "--disable-component-update"],
         )
+        browser.on("context", lambda each: each.set_default_timeout(BROWSER_MILLISECONDS))
         yield browser
         browser.close()

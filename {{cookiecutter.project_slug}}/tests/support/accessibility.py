@@ -1,7 +1,22 @@
-"""Looks for what keeps somebody from using a page."""
+"""Looks for what keeps somebody from using a page, and waits until it is at rest."""
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
+
+QUIET = """() => new Promise(resolve => {
+    let rest
+    const begin = () => { clearTimeout(rest); rest = setTimeout(resolve, 500) }
+    new MutationObserver(begin).observe(document, { attributes: true, childList: true, subtree: true })
+    begin()
+})"""
+
+
+def wait_for_rest(page: Page) -> None:
+    """Waits until nothing of the page has changed for half a second.
+
+    The page counts it, so that a browser which gets no time counts none.
+    """
+    page.evaluate(QUIET)
 
 
 def violations(page: Page) -> list[str]:

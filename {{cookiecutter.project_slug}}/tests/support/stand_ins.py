@@ -79,7 +79,8 @@ def fast() -> StandIn:
 
 
 def slow() -> StandIn:
-    return StandIn("slow", [f"{number} " for number in range(300)], pause=0.1)
+    """Is still writing when a test on a busy machine has looked at it."""
+    return StandIn("slow", [f"{number} " for number in range(3000)], pause=0.1)
 
 
 def broken() -> StandIn:

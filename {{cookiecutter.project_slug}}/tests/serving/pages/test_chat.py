@@ -19,6 +19,7 @@ from playwright.sync_api import (
     expect,
 )
 
+from {{ cookiecutter.__package }}.serving.pages.browser import NOT_KEPT, keep_conversation
 from {{ cookiecutter.__package }}.serving.pages.chat import history_key
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
@@ -246,8 +247,14 @@ def test_in_the_browser_markdown_is_shown_without_html_and_images_and_copied_as_
     assert [each for each in requested if not each.startswith((url, "data:", "blob:"))] == []
 
 
+STORED = "Object.entries(localStorage).filter(each => /^conversation/.test(each[0]))"
+AT_REST = "!window.conversation?.timer"
+
+
 def stored(page: Page) -> Any:
-    return page.evaluate("Object.entries(localStorage).filter(each => /^conv/.test(each[0]))")
+    """What the browser keeps, once nothing is to be written any more."""
+    page.wait_for_function(AT_REST)
+    return page.evaluate(STORED)
 
 
 def test_in_the_browser_a_new_tab_goes_on_with_the_conversation_until_it_is_cleared(
@@ -259,7 +266,7 @@ def test_in_the_browser_a_new_tab_goes_on_with_the_conversation_until_it_is_clea
         page.goto(url)
         ask(page, "Hello")
         expect(state(page, "fast")).to_contain_text("Done")
-        page.wait_for_function("localStorage.length && /three/.test(JSON.stringify(localStorage))")
+        assert "three" in json.dumps(stored(page))
         page.close()
         other = context.new_page()
         other.goto(url)
@@ -268,9 +275,48 @@ def test_in_the_browser_a_new_tab_goes_on_with_the_conversation_until_it_is_clea
         expect(state(other, "fast")).to_contain_text("Done")
         other.get_by_role("button", name="Clear", exact=True).click()
         expect(pane(other, "fast")).not_to_contain_text("Hello")
-        other.wait_for_timeout(500)
         assert stored(other) == []
     assert said(model)[-1] == ["Hello", "one two three", "And?"]
+
+
+def test_in_the_browser_an_answer_is_kept_while_it_is_being_written(browser: Browser) -> None:
+    model = fast()
+    with conversation_with(model) as url, browser.new_page() as page:
+        page.goto(url)
+        page.wait_for_function("!!window.conversation")
+        # More often than the page writes, on a busy machine too.
+        page.evaluate(f"setInterval({keep_conversation([model])}, 20, ['Hi'])")
+        page.wait_for_function(f"{STORED}.length")
+
+
+REFUSED = """
+    const refuse = { get: () => { throw new DOMException("Access is denied", "SecurityError") } }
+    for (const name of ["localStorage", "sessionStorage"]) Object.defineProperty(window, name, refuse)
+"""
+FULL = """
+    const most = [..."x".repeat(23)].map((_, power) => 2 ** (22 - power))
+    for (const size of most)
+        try { localStorage.setItem("other", (localStorage.other ?? "") + "x".repeat(size)) } catch {}
+"""
+
+
+@pytest.mark.parametrize("storage", [REFUSED, FULL], ids=["refused", "full"])
+def test_in_the_browser_a_conversation_that_is_not_kept_says_so_and_goes_on(
+    storage: str, browser: Browser
+) -> None:
+    with conversation_with(fast()) as url, browser.new_page() as page:
+        page.add_init_script(storage)
+        page.goto(url)
+        expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
+        expect(page.get_by_text(NOT_KEPT)).to_have_count(0)
+        for turns in (1, 2):
+            ask(page, "Hello")
+            expect(pane(page, "fast").get_by_text("one two three")).to_have_count(turns)
+            expect(state(page, "fast")).to_contain_text("Done")
+        expect(page.get_by_text(NOT_KEPT)).to_be_visible()
+        assert violations(page) == []
+        page.get_by_role("button", name="Clear", exact=True).click()
+        expect(page.get_by_text(NOT_KEPT)).to_have_count(0)
 
 
 def test_in_the_browser_a_link_brings_the_conversation_and_no_server_sees_it(
@@ -318,21 +364,37 @@ def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
         page.goto(url)
         ask(page, "Hello")
         expect(state(page, "fast")).to_contain_text("Done")
-        page.wait_for_function("localStorage.length && sessionStorage.length")
-        page.wait_for_timeout(500)
+        page.wait_for_function(f"{STORED}.length")
         [(place, text)] = stored(page)
         assert "three" not in text
-        page.reload()
-        expect(pane(page, "fast")).to_contain_text("one two three")
-        # As it would be after another's login.
-        page.evaluate(
-            "([place, text]) => { localStorage[place] = sessionStorage[place] = text }",
-            [place, text[:-8] + "AAAAAAA="],
+        # As it would be after another's login, here and then everywhere.
+        another = [place, text[:-8] + "AAAAAAA="]
+        away_from(page, url).evaluate(
+            "([place, text]) => { sessionStorage[place] = text }", another
         )
-        page.reload()
+        page.goto(url)
+        expect(pane(page, "fast")).to_contain_text("one two three")
+        away_from(page, url).evaluate(
+            "([place, text]) => { localStorage[place] = sessionStorage[place] = text }", another
+        )
+        page.goto(url)
+        page.wait_for_function(f"!{STORED}.length && !sessionStorage[{json.dumps(place)}]")
         expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
-        page.wait_for_function("!localStorage.length")
         expect(pane(page, "fast")).not_to_contain_text("Hello")
+        assert stored(page) == []
+
+
+def away_from(page: Page, url: str) -> Page:
+    """Leaves the page, which would write what it shows, for one that shares its storage."""
+    page.goto(f"{url}theme.css")
+    return page
+
+
+SLOW_LOCK = """
+    const encrypt = crypto.subtle.encrypt.bind(crypto.subtle)
+    crypto.subtle.encrypt = (...all) =>
+        window.locked = new Promise(go => window.unlock = go).then(() => encrypt(...all))
+"""
 
 
 def test_in_the_browser_nothing_is_kept_after_a_logout(
@@ -344,14 +406,15 @@ def test_in_the_browser_nothing_is_kept_after_a_logout(
         browser.new_context(http_credentials=LOGIN) as context,
     ):
         page = context.new_page()
+        page.add_init_script(SLOW_LOCK)
         page.goto(url)
         ask(page, "Hello")
         expect(state(page, "fast")).to_contain_text("Done")
-        page.wait_for_function("localStorage.length && sessionStorage.length")
+        page.wait_for_function("!!window.locked")
         page.evaluate("document.body.insertAdjacentHTML('beforeend', '<a href=/logout>Leave</a>')")
         page.evaluate("addEventListener('click', event => event.preventDefault())")
         page.get_by_text("Leave", exact=True).click()
-        page.wait_for_timeout(500)
+        page.evaluate("async () => { unlock(); await locked }")
         assert stored(page) == []
 
 

@@ -8,6 +8,11 @@ from gradio.components import Component
 
 from ..protocol import Model
 
+# Browsers refuse it altogether where somebody allows no cookies.
+_STORAGE = """
+    const storage = name => { try { return window[name] } catch { return null } }
+"""
+
 
 def fill_at_start(
     page: gr.Blocks, controls: Mapping[str, Component], panes: Sequence[gr.Textbox]
@@ -20,8 +25,11 @@ def fill_at_start(
     boxes = [*controls.values(), *panes]
     for position, box in enumerate(boxes):
         if isinstance(box, gr.Textbox):
-            remember = f"text => sessionStorage.setItem(location.pathname + {position}, text)"
-            box.change(None, box, js=remember, api_visibility="private")
+            remember = """text => {
+                const put = store => store?.setItem(location.pathname + POSITION, text)
+                try { put(storage("sessionStorage")) } catch (error) { console.warn(error) }
+            }""".replace("POSITION", str(position))
+            box.change(None, box, js=_with(_STORAGE, remember), api_visibility="private")
     # Undefined leaves a box as it is: somebody may write in it before the page is ready.
     fill = """(...values) => {
         const said = new URLSearchParams(location.hash.slice(1))
@@ -30,10 +38,11 @@ def fill_at_start(
             if (typeof value === "number")
                 return Number.isFinite(Number(text)) ? Number(text) : undefined
             if (text !== undefined || value) return text
-            return sessionStorage.getItem(location.pathname + position) ?? undefined
+            return storage("sessionStorage")?.getItem(location.pathname + position) ?? undefined
         })
     }"""
-    page.load(None, boxes, boxes, js=_named(fill, controls), api_visibility="private")
+    fill = _with(_STORAGE, _named(fill, controls))
+    page.load(None, boxes, boxes, js=fill, api_visibility="private")
 
 
 def make_link(controls: Mapping[str, Component], models: Sequence[Model] = ()) -> str:
@@ -88,6 +97,12 @@ def _named(script: str, controls: Mapping[str, Component]) -> str:
     return script.replace("NAMES", json.dumps(list(controls)))
 
 
+def _with(part: str, script: str) -> str:
+    """Puts a part at the start of what a function does."""
+    start, brace, rest = script.partition("=> {")
+    return start + brace + part + rest
+
+
 # A question leaves its box as it is sent, and not by an answer of the server, which may come when
 # the next one is being typed.
 TAKE_PROMPT = """(prompt, ...others) => {
@@ -126,7 +141,7 @@ def take_turn_back(states: int) -> str:
         const left = chats.map(chat => chat.slice(0, Math.max(start(chat), 0)))
         return [prompt || plain(asked ?? ""), ...left, ...Array(STATES).fill("")]
     }"""
-    return take.replace("{", "{" + _READ, 1).replace("STATES", str(states))
+    return _with(_READ, take).replace("STATES", str(states))
 
 
 # Copies get what a text says, without what makes it safe to show.
@@ -145,61 +160,81 @@ _COPY = """
 """
 
 # A link comes first, then what the tab has kept, then what the last tab has.
-OPEN_CONVERSATION = (
-    """async key => {"""
-    + _READ
-    + _COPY
-    + r"""
+OPEN_CONVERSATION = _with(
+    _STORAGE + _READ + _COPY,
+    r"""async key => {
     const place = "conversation " + location.pathname
-    const kept = { place, asked: "", lock: null, stores: [sessionStorage, localStorage] }
-    if (key && !window.isSecureContext) kept.stores = []
-    else if (key) {
+    const kept = { place, writes: 0, lock: null, stores: [], lasting: null }
+    if (!key || window.isSecureContext) {
+        kept.lasting = storage("localStorage")
+        kept.stores = [storage("sessionStorage"), kept.lasting].filter(store => store)
+    }
+    if (key && window.isSecureContext) {
         const bytes = Uint8Array.from(key.match(/../g), pair => parseInt(pair, 16))
         const uses = ["encrypt", "decrypt"]
         kept.lock = await crypto.subtle.importKey("raw", bytes, "AES-GCM", false, uses)
+    }
+    kept.forget = () => {
+        clearTimeout(kept.timer)
+        kept.timer = null
+        // One that is being encrypted is not written any more.
+        kept.writes += 1
+        kept.stores.forEach(store => store.removeItem(place))
     }
     window.conversation = kept
     if (key) document.addEventListener("click", event => {
         const link = event.target.closest("a[href]")
         if (!link || !new URL(link.href).pathname.endsWith("/logout")) return
-        clearTimeout(kept.timer)
         window.conversation = null
-        kept.stores.forEach(store => store.removeItem(place))
+        kept.forget()
     }, true)
     kept.link = new URLSearchParams(location.hash.slice(1)).get("conversation")
     if (kept.link) return kept.link
-    const text = kept.stores.map(store => store.getItem(place)).find(each => each)
-    if (!text) return ""
-    try {
+    const opened = async text => {
         if (!kept.lock) return JSON.stringify(JSON.parse(text))
         const [iv, data] = text.split(" ").map(part => Uint8Array.from(atob(part), each => each.charCodeAt(0)))
         return new TextDecoder().decode(await crypto.subtle.decrypt({ name: "AES-GCM", iv }, kept.lock, data))
-    } catch {
-        // It is somebody else's, or from before a logout.
-        kept.stores.forEach(store => store.removeItem(place))
-        return ""
     }
-}"""
+    for (const store of kept.stores) {
+        const text = store.getItem(place)
+        if (!text) continue
+        try {
+            return await opened(text)
+        } catch {
+            // It is somebody else's, or from before a logout.
+            store.removeItem(place)
+        }
+    }
+    return ""
+}""",
 )
 
 FORGET_CONVERSATION = """() => {
-    const kept = window.conversation
-    clearTimeout(kept?.timer)
-    kept?.stores.forEach(store => store.removeItem(kept.place))
+    window.conversation?.forget()
     history.replaceState(null, "", location.pathname + location.search)
     return []
 }"""
 
+NOT_KEPT = "Your browser cannot keep this conversation. Close this tab, and it is lost."
+
 
 def keep_conversation(models: Sequence[Model]) -> str:
-    """Keeps what the panes show, a moment after a change of it."""
+    """Keeps what the panes show, a moment after a change of it.
+
+    An answer that is being written puts it off no further. Where the browser has no room, the
+    element `.unkept` says so.
+    """
     keep = """(...chats) => {
         const kept = window.conversation
         if (!kept) return
-        clearTimeout(kept.timer)
-        kept.timer = setTimeout(async () => {
-            const empty = chats.every(chat => !chat.length)
-            let text = JSON.stringify(Object.fromEntries(NAMES.map((name, i) => [name, chats[i]])))
+        kept.chats = chats
+        kept.timer ??= setTimeout(async () => {
+            kept.timer = null
+            const write = ++kept.writes
+            const say = text => document.querySelectorAll(".unkept p")
+                .forEach(line => { if (line.textContent !== text) line.textContent = text })
+            const said = Object.fromEntries(NAMES.map((name, i) => [name, kept.chats[i]]))
+            let text = JSON.stringify(said)
             if (kept.link) {
                 // What a link brought is its reader's as soon as they go on with it.
                 kept.brought ??= text
@@ -207,8 +242,9 @@ def keep_conversation(models: Sequence[Model]) -> str:
                 kept.link = null
                 history.replaceState(null, "", location.pathname + location.search)
             }
-            if (empty) {
-                if (kept.some) kept.stores.forEach(store => store.removeItem(kept.place))
+            if (kept.chats.every(chat => !chat.length)) {
+                if (kept.some) kept.forget()
+                say("")
                 return
             }
             kept.some = true
@@ -216,15 +252,22 @@ def keep_conversation(models: Sequence[Model]) -> str:
                 const iv = crypto.getRandomValues(new Uint8Array(12))
                 const data = new TextEncoder().encode(text)
                 const locked = await crypto.subtle.encrypt({ name: "AES-GCM", iv }, kept.lock, data)
+                if (write !== kept.writes) return
                 const written = bytes => btoa(Array.from(bytes, each => String.fromCharCode(each)).join(""))
                 text = written(iv) + " " + written(new Uint8Array(locked))
             }
-            try {
-                kept.stores.forEach(store => store.setItem(kept.place, text))
-            } catch (error) {
-                // A browser keeps some megabytes.
-                console.warn("This conversation is too long to be kept.", error)
-            }
+            const stored = kept.stores.filter(store => {
+                try {
+                    store.setItem(kept.place, text)
+                    return true
+                } catch (error) {
+                    // A browser keeps some megabytes, and in a private window perhaps nothing.
+                    console.warn(error)
+                    return false
+                }
+            })
+            say(stored.includes(kept.lasting) ? "" : NOT_KEPT)
         }, 200)
     }"""
-    return keep.replace("NAMES", json.dumps([model.name for model in models]))
+    names = json.dumps([model.name for model in models])
+    return keep.replace("NAMES", names).replace("NOT_KEPT", json.dumps(NOT_KEPT))

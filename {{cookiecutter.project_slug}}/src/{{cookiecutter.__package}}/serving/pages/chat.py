@@ -81,10 +81,14 @@ def chat_panes_of(
 ) -> list[ChatPane]:
     """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say.
 
+    Below them is a place for a line, should the browser not keep what they show.
+
     Args:
         about: what is said of a model under its name.
     """
-    return [_pane(model, (about or {}).get(model.name, "")) for model in models]
+    panes = [_pane(model, (about or {}).get(model.name, "")) for model in models]
+    gr.HTML('<p role="status"></p>', elem_classes="unkept", padding=False)
+    return panes
 
 
 def _pane(model: Model, about: str) -> ChatPane:

@@ -42,6 +42,9 @@ PANE_STYLES = """
 .talk .prose code .token:is(.string, .number, .boolean, .attr-value) { color: var(--code-value) }
 .talk .prose code .token.comment { color: var(--code-aside) }
 @media (max-width: 640px) { .talk { height: 38vh !important } }
+.unkept { flex: 1 0 100% !important }
+.unkept:has(p:empty) { display: none }
+.unkept p { margin: 0; font-size: 0.85em; font-weight: 600 }
 /* The one link of the footer needs nothing that divides it from others. */
 footer .divider { display: none }
 .pane .about { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.85em }
