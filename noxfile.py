@@ -21,8 +21,9 @@ nox.options.sessions = ["prepare", "lint", "tests", "update", "faults", "generat
 
 CODE = ["noxfile.py", "programs.py", "benchmarks", "docs", "hooks", "tests"]
 GRACE_SECONDS = 90
-# A project mostly waits for Ray to start, so two cores carry two at a time.
 WORKERS = "2"
+# One runs all tests of a project, beside the others, and each mostly waits.
+PROJECTS_AT_ONCE = "3"
 WITHOUT_DEMO = "--ignore=tests/test_demo.py"
 # Each of many processes would compile the libraries again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -81,7 +82,7 @@ def generated(session: nox.Session) -> None:
     `nox -s generated -- --collect-only -q` lists the combinations and `-- -k NAME` runs one.
     """
     install(session, "tests")
-    session.run("pytest", "tests/generated", "-n", WORKERS, *session.posargs)
+    session.run("pytest", "tests/generated", "-n", PROJECTS_AT_ONCE, *session.posargs)
 
 
 @nox.session
@@ -155,7 +156,8 @@ def apps(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """Does what `generated` does on the newest releases, beyond the bounds that are declared."""
     install(session, "tests")
-    session.run("pytest", "-rP", "tests/generated", "--newest", "-n", WORKERS, *session.posargs)
+    options = ("-rP", "--newest", "-n", PROJECTS_AT_ONCE)
+    session.run("pytest", "tests/generated", *options, *session.posargs)
 
 
 @nox.session

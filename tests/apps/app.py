@@ -1,8 +1,10 @@
 """What an app of these tests is, and what is asked of it."""
 
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gradio.context import Context
@@ -45,8 +47,10 @@ class App:
     launch: Mapping[str, Any] | None = None
 
     def build(self) -> Any:
-        # Components are numbered as in a process of their own.
+        # Components are numbered as in a process of their own, and so are the folders of examples.
         Context.id = 0
+        examples = Path(os.environ["GRADIO_TEMP_DIR"]) / "examples" / self.make.__name__
+        os.environ["GRADIO_EXAMPLES_CACHE"] = str(examples)
         return self.make()
 
 

@@ -142,7 +142,6 @@ def environment(uploads: Path) -> dict[str, str]:
     return {
         **os.environ,
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_EXAMPLES_CACHE": str(uploads / "examples"),
         "GRADIO_TEMP_DIR": str(uploads),
         "PYTHONPATH": str(TEMPLATE),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -68,7 +68,7 @@ def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_start
     rows = [row for each in kept.iterdir() for row in csv.DictReader(each.open())]
     assert sorted(row["name"] for row in rows) == names
     assert {row["output"] for row in rows} == {f"Hello {name}" for name in names}
-    cached = served.uploads / "examples"
+    cached = served.uploads / "examples" / "flagged"
     assert {
         row["output"] for each in cached.rglob("log.csv") for row in csv.DictReader(each.open())
     } == {
