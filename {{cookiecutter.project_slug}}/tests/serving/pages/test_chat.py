@@ -19,7 +19,10 @@ from playwright.sync_api import (
     expect,
 )
 
-from {{ cookiecutter.__package }}.serving.pages.browser import NOT_KEPT, keep_conversation
+from {{ cookiecutter.__package }}.serving.pages.browser import (
+    NOT_KEPT,
+    keep_conversation,
+)
 from {{ cookiecutter.__package }}.serving.pages.chat import history_key
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
