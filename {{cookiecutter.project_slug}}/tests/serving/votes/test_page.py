@@ -21,7 +21,10 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 from {{ cookiecutter.__package }}.serving.votes.ballots import Vote, choices_of
 from {{ cookiecutter.__package }}.serving.votes.blind import hidden, sides
 from {{ cookiecutter.__package }}.serving.votes.page import terms_of
-from {{ cookiecutter.__package }}.serving.votes.rounds import SIDES_COOKIE, Rounds
+from {{ cookiecutter.__package }}.serving.votes.rounds import (
+    SIDES_COOKIE,
+    Rounds,
+)
 from {{ cookiecutter.__package }}.serving.votes.store import Store
 from {{ cookiecutter.__package }}.serving.votes.tables import VOTES, beside
 
