@@ -147,7 +147,7 @@ async def test_an_answer_that_went_on_is_kept_whole() -> None:
 
 
 async def test_only_the_last_sessions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("{{ cookiecutter.__package }}.serving.votes.rounds.SESSIONS", 2)
+    monkeypatch.setattr(f"{Rounds.__module__}.SESSIONS", 2)
     rounds = Rounds([first()])
     for name in ("one", "two", "three"):
         await ask(rounds, rounds._panes, user("Why?"), session(name))

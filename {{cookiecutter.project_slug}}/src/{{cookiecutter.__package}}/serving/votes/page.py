@@ -42,7 +42,8 @@ PANE_STYLES = (
 .votes:has(.kept) .block:has(.said) { position: absolute; inset: 0; display: grid; place-content: center }
 .votes .said { margin: 0; text-align: center }
 .votes .lost { color: var(--error-text-color) }
-.votes { row-gap: 4px }
+.votes { row-gap: 8px }
+.votes .html-container { padding: 0 }
 .votes .block { flex: 1 0 100% }
 .votes .terms { margin: 0; text-align: center; color: var(--body-text-color-subdued); font-size: 0.85em }
 /* A vote that was lost says so in their place. */
