@@ -14,6 +14,7 @@ from {{ cookiecutter.__package }}.page import (
     PROMPT_LABEL,
     build_page,
 )
+from {{ cookiecutter.__package }}.serving import ModelSettings
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 
 from .support.accessibility import violations
@@ -51,6 +52,20 @@ def test_in_the_browser_enter_runs(browser: Browser) -> None:
         page.get_by_label(PROMPT_LABEL).fill("Hello")
         page.get_by_label(PROMPT_LABEL).press("Enter")
         expect(page.locator("#pane-fast textarea")).to_have_value("one two three")
+
+
+def test_in_the_browser_each_pane_says_what_its_model_is(browser: Browser) -> None:
+    models = [
+        ModelSettings(name="fast", source="unused", about="Knows three words"),
+        ModelSettings(name="broken", source="unused", about="Fails half way"),
+    ]
+    settings = Settings().model_copy(update={"models": models})
+    web = mount(build_page(settings, [fast(), broken()]), settings, LAUNCH)
+    with in_thread(web) as url, browser.new_page() as page:
+        page.goto(url)
+        for model in models:
+            pane = page.locator(".pane").filter(has=page.locator(f"#pane-{model.name}"))
+            expect(pane.get_by_text(model.about)).to_be_visible()
 
 
 def test_in_the_browser_an_example_fills_the_prompt(browser: Browser) -> None:

@@ -25,7 +25,7 @@ PROMPT_PLACEHOLDER = "Ask something"
 BUTTON = "Send"
 EXAMPLES = [
     "Why is the sky blue?",
-    "Write a Python function that says whether a year is a leap year.",
+    "Write a Python function that finds leap years.",
     "Give me three tips for a good night's sleep.",
 ]
 OPTIONS = GenerationOptions(max_new_tokens=512)

@@ -19,7 +19,10 @@ from playwright.sync_api import (
     expect,
 )
 
-from {{ cookiecutter.__package }}.serving.pages.browser import NOT_KEPT, keep_conversation
+from {{ cookiecutter.__package }}.serving.pages.browser import (
+    NOT_KEPT,
+    keep_conversation,
+)
 from {{ cookiecutter.__package }}.serving.pages.chat import history_key
 from {{ cookiecutter.__package }}.serving.protocol import (
     BusyError,
@@ -382,6 +385,32 @@ def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
         expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
         expect(pane(page, "fast")).not_to_contain_text("Hello")
         assert stored(page) == []
+
+
+SLOW_KEY = """
+    const importKey = crypto.subtle.importKey.bind(crypto.subtle)
+    crypto.subtle.importKey = (...all) =>
+        new Promise(go => window.give = go).then(() => importKey(...all))
+"""
+
+
+def test_in_the_browser_an_answer_that_came_before_the_page_had_its_key_is_kept(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAGE_PASSWORD", LOGIN["password"])
+    with (
+        conversation_with(fast(), login_user=LOGIN["username"]) as url,
+        browser.new_context(http_credentials=LOGIN) as context,
+    ):
+        page = context.new_page()
+        page.add_init_script(SLOW_KEY)
+        page.goto(url)
+        ask(page, "Hello")
+        expect(state(page, "fast")).to_contain_text("Done")
+        page.wait_for_function("!!window.give")
+        page.evaluate("give()")
+        page.wait_for_function(f"{STORED}.length")
+        expect(pane(page, "fast")).to_contain_text("one two three")
 
 
 def away_from(page: Page, url: str) -> Page:

@@ -192,6 +192,16 @@ def test_in_the_browser_each_pane_says_how_far_it_is(browser: Browser) -> None:
         expect(state(page, "slow")).to_have_count(0)
 
 
+def test_in_the_browser_a_state_that_wraps_moves_nothing(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "fast")).to_contain_text("Done")
+        before = pane(page, "fast").bounding_box()
+        state(page, "fast").evaluate("line => { line.innerHTML = 'Failed<br>for a long reason' }")
+        assert pane(page, "fast").bounding_box() == before
+
+
 def test_in_the_browser_who_waits_sees_the_place_in_the_queue(browser: Browser) -> None:
     with (
         page_of(slow(), running_requests=1) as url,

@@ -12,7 +12,11 @@ import yaml
 from pyarrow import csv
 
 from {{ cookiecutter.__package }}.serving.base import StartError
-from {{ cookiecutter.__package }}.serving.votes.ballots import Ballot, Reply, Vote
+from {{ cookiecutter.__package }}.serving.votes.ballots import (
+    Ballot,
+    Reply,
+    Vote,
+)
 from {{ cookiecutter.__package }}.serving.votes.command import export, run
 from {{ cookiecutter.__package }}.serving.votes.store import Store
 

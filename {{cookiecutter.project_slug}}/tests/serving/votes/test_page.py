@@ -20,7 +20,11 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 )
 from {{ cookiecutter.__package }}.serving.votes.ballots import Vote, choices_of
 from {{ cookiecutter.__package }}.serving.votes.blind import hidden, sides
-from {{ cookiecutter.__package }}.serving.votes.rounds import SIDES_COOKIE, Rounds
+from {{ cookiecutter.__package }}.serving.votes.page import terms_of
+from {{ cookiecutter.__package }}.serving.votes.rounds import (
+    SIDES_COOKIE,
+    Rounds,
+)
 from {{ cookiecutter.__package }}.serving.votes.store import Store
 from {{ cookiecutter.__package }}.serving.votes.tables import VOTES, beside
 
@@ -143,7 +147,7 @@ async def test_an_answer_that_went_on_is_kept_whole() -> None:
 
 
 async def test_only_the_last_sessions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("{{ cookiecutter.__package }}.serving.votes.rounds.SESSIONS", 2)
+    monkeypatch.setattr(f"{Rounds.__module__}.SESSIONS", 2)
     rounds = Rounds([first()])
     for name in ("one", "two", "three"):
         await ask(rounds, rounds._panes, user("Why?"), session(name))
@@ -318,12 +322,56 @@ def test_in_the_browser_a_database_that_is_away_costs_no_answer(
         put(page, "Why?")
         page.get_by_role("button", name="Tie").click()
         expect(page.get_by_text("Your vote was not kept")).to_be_visible()
+        expect(page.get_by_text("A vote is kept")).to_be_hidden()
         expect(page.locator("#pane-first textarea")).to_have_value("one")
         postgresql.start()
         page.get_by_role("button", name="first is better").click()
         expect(page.get_by_text("Your vote is kept.")).to_be_visible()
         assert votes_in(postgresql.url) == [("first", "second", "left")]
         page.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "terms"),
+    [
+        ({}, "A vote is kept with the texts above, with no time limit."),
+        ({"keep_days": 1}, "A vote is kept with the texts above, for 1 day."),
+        ({"keep_days": 90.0}, "A vote is kept with the texts above, for 90 days."),
+        ({"keep_days": 0.5}, "A vote is kept with the texts above, for 0.5 days."),
+        (
+            {"keep_texts": False, "keep_days": 30},
+            "A vote is kept without the texts above, for 30 days.",
+        ),
+        (
+            {"login_user": "ada"},
+            "A vote is kept with the texts above and your name, with no time limit.",
+        ),
+        (
+            {"login_user": "ada", "keep_texts": False},
+            "A vote is kept without the texts above but with your name, with no time limit.",
+        ),
+    ],
+)
+def test_what_is_kept_of_a_vote_follows_the_settings(
+    changes: dict[str, object], terms: str
+) -> None:
+    assert terms_of(settings_of().model_copy(update=changes)) == terms
+
+
+@pytest.mark.parametrize("build_page", PAGES)
+def test_in_the_browser_a_visitor_reads_what_is_kept_before_voting(
+    build_page: BuildPage, browser: Browser, file: str
+) -> None:
+    changes = {"database_url": file, "keep_texts": False, "keep_days": 30}
+    with page_with(build_page, first(), second(), **changes) as url, browser.new_page() as page:
+        page.goto(url)
+        put(page, "Why?")
+        expect(page.get_by_role("button", name="Tie")).to_be_visible()
+        terms = page.get_by_text("A vote is kept without the texts above, for 30 days.")
+        expect(terms).to_be_visible()
+        page.get_by_role("button", name="Tie").click()
+        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(terms).to_be_hidden()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

@@ -7,7 +7,10 @@ import gradio as gr
 from sqlalchemy import select
 
 from {{ cookiecutter.__package }}.serving.pages.asking import asking
-from {{ cookiecutter.__package }}.serving.protocol import GenerationOptions, Model
+from {{ cookiecutter.__package }}.serving.protocol import (
+    GenerationOptions,
+    Model,
+)
 from {{ cookiecutter.__package }}.serving.votes.ballots import Vote
 from {{ cookiecutter.__package }}.serving.votes.page import voter
 from {{ cookiecutter.__package }}.serving.votes.rounds import Rounds

@@ -17,7 +17,11 @@ from sqlalchemy import select
 
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.votes import store as stores
-from {{ cookiecutter.__package }}.serving.votes.ballots import Ballot, Reply, Vote
+from {{ cookiecutter.__package }}.serving.votes.ballots import (
+    Ballot,
+    Reply,
+    Vote,
+)
 from {{ cookiecutter.__package }}.serving.votes.settings import PageSettings
 from {{ cookiecutter.__package }}.serving.votes.store import (
     LostError,

@@ -182,6 +182,8 @@ OPEN_CONVERSATION = _with(
         kept.stores.forEach(store => store.removeItem(place))
     }
     window.conversation = kept
+    // Somebody has asked before this was there, and goes on with that.
+    const early = window.early
     if (key) document.addEventListener("click", event => {
         const link = event.target.closest("a[href]")
         if (!link || !new URL(link.href).pathname.endsWith("/logout")) return
@@ -189,6 +191,12 @@ OPEN_CONVERSATION = _with(
         kept.forget()
     }, true)
     kept.link = new URLSearchParams(location.hash.slice(1)).get("conversation")
+    if (early) {
+        kept.link = null
+        history.replaceState(null, "", location.pathname + location.search)
+        early()
+        return ""
+    }
     if (kept.link) return kept.link
     const opened = async text => {
         if (!kept.lock) return JSON.stringify(JSON.parse(text))
@@ -224,8 +232,10 @@ def keep_conversation(models: Sequence[Model]) -> str:
     An answer that is being written puts it off no further. Where the browser has no room, the
     element `.unkept` says so.
     """
-    keep = """(...chats) => {
+    keep = """function keep(...chats) {
         const kept = window.conversation
+        if (kept === undefined)
+            window.early = chats.some(chat => chat.length) ? () => keep(...chats) : null
         if (!kept) return
         kept.chats = chats
         kept.timer ??= setTimeout(async () => {

@@ -16,6 +16,8 @@ PANE_STYLES = """
     background: var(--block-background-fill);
 }
 .pane > .block { padding: 0 !important; border-width: 0; border-radius: 0; background: none; box-shadow: none }
+.pane .html-container { padding: 0 }
+.pane .bubble-wrap { background: none }
 .pane h2 { margin: 0; font-size: 1em }
 /* Room for two lines, so that what is below stays where it is. */
 .pane [id^="state-"] { min-height: 2.8em }

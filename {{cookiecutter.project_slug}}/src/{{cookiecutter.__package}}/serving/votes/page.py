@@ -36,12 +36,19 @@ PANE_STYLES = (
 .votes { position: relative; flex: 1 0 100% !important; align-items: center; min-height: 44px; visibility: hidden }
 .votes button { flex: 1 1 auto; min-width: 7em }
 :root:has(.state.done):not(:has(.state:is(.waiting, .writing, .stopped, .failed))) .votes { visibility: visible }
-.votes .block:not(:has(.said)) { display: none }
+.votes .block:not(:has(p)) { display: none }
 /* What was said stands where the buttons are, so that nothing moves. */
-.votes:has(.kept) button { visibility: hidden; transition: none }
-.votes:has(.kept) .block { position: absolute; inset: 0; display: grid; place-content: center }
+.votes:has(.kept) button, .votes:has(.kept) .terms { visibility: hidden; transition: none }
+.votes:has(.kept) .block:has(.said) { position: absolute; inset: 0; display: grid; place-content: center }
 .votes .said { margin: 0; text-align: center }
 .votes .lost { color: var(--error-text-color) }
+.votes { row-gap: 8px }
+.votes .html-container { padding: 0 }
+.votes .block { flex: 1 0 100% }
+.votes .terms { margin: 0; text-align: center; color: var(--body-text-color-subdued); font-size: 0.85em }
+/* A vote that was lost says so in their place. */
+.votes .block:has(.lost) { order: -1 }
+.votes:has(.lost) .block:has(.terms) { display: none }
 """
 )
 
@@ -103,6 +110,8 @@ def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds)
     place = _around(states[0])
     parent = place.parent
     with place, gr.Row(elem_classes="votes"):
+        # Before the buttons, for who has the page read aloud.
+        gr.HTML(f'<p class="terms">{terms_of(settings)}</p>', padding=False)
         buttons = {
             label: (gr.Button(label, size="sm", min_width=100), votes)
             for label, votes in choices_of(rounds.names).items()
@@ -124,6 +133,18 @@ def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds)
     # What was said is about the answers before.
     gr.on([state.change for state in states], None, None, said, js="() => ''", **private)
     return said
+
+
+def terms_of(settings: PageSettings) -> str:
+    """Says what is kept of who votes, and for how long."""
+    kept = "with the texts above" if settings.keep_texts else "without the texts above"
+    if settings.login_user is not None:
+        kept += " and your name" if settings.keep_texts else " but with your name"
+    days = settings.keep_days
+    time = "with no time limit" if days is None else f"for {days:g} days"
+    if days == 1:
+        time = "for 1 day"
+    return f"A vote is kept {kept}, {time}."
 
 
 def _around(state: gr.HTML) -> BlockContext:
