@@ -66,8 +66,8 @@ class Engine:
         self._model: PreTrainedModel
         weights = locate(model)
         try:
-            self._load(weights)
-            self._batch = self._checked_batch()
+            self._batch = self._batch_in_8_bits(weights) or self._batch_as_saved(weights)
+            self._written = Written(self._cache_tokens or 0)
         except ModelError:
             raise
         except Exception as error:
@@ -75,7 +75,7 @@ class Engine:
                 f"Model {model.name!r}: {model.source!r} cannot be loaded ({in_one_line(error)}). "
                 "It must be a text model for transformers with safetensors weights."
             ) from error
-        logger.info("%s: in %s; %s", model.name, self._model.dtype, self._room)
+        logger.info("%s: %s", model.name, self._room)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -130,9 +130,61 @@ class Engine:
     def stop(self) -> None:
         self._batch.stop()
 
-    def _load(self, weights: Weights) -> None:
-        directory = weights.directory
-        options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
+    def _batch_as_saved(self, weights: Weights) -> Batch:
+        self._load(weights, _dtype(self._settings.dtype))
+        self._room, self._cache_tokens = self._rooms()
+        batch = self._checked_batch()
+        logger.info("%s: in %s", self.name, self._model.dtype)
+        return batch
+
+    def _batch_in_8_bits(self, weights: Weights) -> Batch | None:
+        """Returns None where the settings do not ask for it.
+
+        Raises:
+            ModelError: the settings ask for it, and this model or machine does not allow it.
+        """
+        if self._settings.dtype != "int8":
+            return None
+        made = self._paged(weights)
+        if not isinstance(made, str):
+            return made
+        raise ModelError(
+            f"Model {self.name!r}: {self._settings.source!r} does not run in int8: {made}. "
+            "Leave `dtype` out, or choose another."
+        )
+
+    def _paged(self, weights: Weights) -> Batch | str:
+        """Returns the batch with weights in 8 bits, or why there is none."""
+        if torch.cuda.is_available():
+            return "it is for a CPU, and there is a GPU"
+        # They import the runtime, which other models do without.
+        from .graphs import graph_of, refusal
+        from .paged import PagedBatch
+        from .runtime import Decoder
+
+        refused = refusal(AutoConfig.from_pretrained(weights.directory, **_options(weights)))
+        if refused is not None:
+            return refused
+        # As they were saved, so that nothing is rounded twice.
+        self._load(weights, "auto")
+        decoder = Decoder(graph_of(self._model))
+        self._room, self._cache_tokens = self._rooms(decoder.token_bytes)
+        running, cache_tokens = self._limits.running_requests, self._cache_tokens or 0
+        batch = PagedBatch(decoder, self._end, running, cache_tokens)
+        # The plain model has the weights that the graph has.
+        attention: str = self._model.config._attn_implementation
+        found = self._found(batch, attention, torch.bfloat16)
+        if found is not None:
+            batch.stop()
+            return found
+        # Only its configuration is needed from here on.
+        for parameter in self._model.parameters():
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+        logger.info("%s runs %s, in int8.", self.name, CONTINUOUS)
+        return batch
+
+    def _load(self, weights: Weights, dtype: str) -> None:
+        directory, options = weights.directory, _options(weights)
         config = AutoConfig.from_pretrained(directory, **options)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         self._tokenizer = load_tokenizer(self._settings, directory, weights.gguf_file)
@@ -141,7 +193,7 @@ class Engine:
         )
         self._model, loaded = loader.from_pretrained(
             directory,
-            dtype=_dtype(self._settings.dtype),
+            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -157,15 +209,13 @@ class Engine:
         for line in unkept(self._model.generation_config):
             logger.warning("%s: %s", self.name, line)
         self._longest_answer = longest_answer(self._model)
-        self._room, self._cache_tokens = self._rooms()
-        self._written = Written(self._cache_tokens or 0)
 
-    def _rooms(self) -> tuple[Room, int | None]:
+    def _rooms(self, token_bytes: int | None = None) -> tuple[Room, int | None]:
         """Returns the room for one text, and for a decoder how many tokens its cache holds."""
         says = self._tokenizer.model_max_length
         if self._encodes:
             return encoder_room(self._model, self._limits, says), None
-        return decoder_room(self.name, self._model, self._limits, says)
+        return decoder_room(self.name, self._model, self._limits, says, token_bytes)
 
     def _checked_batch(self) -> Batch:
         """Returns the first kind of batch that writes what the plain model does.
@@ -174,20 +224,13 @@ class Engine:
             ModelError: none does.
         """
         attention: str = self._model.config._attn_implementation
-        longest = max(min(self._room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
-        prompts = [
-            (prompt, self._rules(prompt, NEW_TOKENS))
-            for prompt in prompts_of(self._tokenizer, longest)
-        ]
         found: str | None = None
         for how, make in self._batches():
             batch = None
             try:
-                # In a thread that ends, and takes its OpenMP threads with it. If they stayed, there
-                # would be more than processors, and each would sleep after every operation.
-                with quiet(), ThreadPoolExecutor(1) as pool:
+                with quiet():
                     batch = make()
-                    found = pool.submit(difference, self._model, batch, prompts, attention).result()
+                    found = self._found(batch, attention, self._model.dtype)
             except Exception as error:  # Of any kind: its code meets a cache that it does not know.
                 found = in_one_line(error)
             if found is None and batch is not None:
@@ -202,6 +245,18 @@ class Engine:
             f"Model {self.name!r}: {self._settings.source!r} is a "
             f"{type(self._model).__name__}, which cannot be served: {found}."
         )
+
+    def _found(self, batch: Batch, attention: str, dtype: torch.dtype) -> str | None:
+        """Returns how a batch that computes in this format differs from the plain model."""
+        longest = max(min(self._room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
+        prompts = [
+            (prompt, self._rules(prompt, NEW_TOKENS))
+            for prompt in prompts_of(self._tokenizer, longest)
+        ]
+        # In a thread that ends, and takes its OpenMP threads with it. If they stayed, there
+        # would be more than processors, and each would sleep after every operation.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(difference, self._model, batch, prompts, attention, dtype).result()
 
     def _batches(self) -> Iterator[tuple[str, Callable[[], Batch]]]:
         """Yields kinds of batches, the fastest first."""
@@ -260,6 +315,10 @@ class Engine:
             max_new_tokens=options.max_new_tokens,
             seed=options.seed,
         )
+
+
+def _options(weights: Weights) -> dict[str, str]:
+    return {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
 
 
 def _dtype(asked: str) -> str:
