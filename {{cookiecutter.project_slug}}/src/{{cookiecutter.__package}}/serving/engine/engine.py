@@ -160,11 +160,12 @@ class Engine:
         # They import the runtime, which other models do without.
         from .graphs import graph_of, refusal
         from .paged import PagedBatch
-        from .runtime import Decoder
+        from .runtime import Decoder, give_memory_back
 
         refused = refusal(AutoConfig.from_pretrained(weights.directory, **_options(weights)))
         if refused is not None:
             return refused
+        give_memory_back()
         # As they were saved, so that nothing is rounded twice.
         self._load(weights, "auto")
         decoder = Decoder(graph_of(self._model))
@@ -173,7 +174,7 @@ class Engine:
         batch = PagedBatch(decoder, self._end, running, cache_tokens)
         # The plain model has the weights that the graph has.
         attention: str = self._model.config._attn_implementation
-        found = self._found(batch, attention, torch.bfloat16)
+        found = self._found(batch, attention, torch.int8)
         if found is not None:
             batch.stop()
             return found

@@ -241,4 +241,3 @@ def _integers(*values: int) -> ov.Node:
 
 def _integer(value: int) -> ov.Node:
     return ops.constant(np.array(value, np.int64))
-

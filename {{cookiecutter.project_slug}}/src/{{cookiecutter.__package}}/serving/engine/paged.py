@@ -120,7 +120,12 @@ class PagedBatch:
             return
         scores = self._decoder.scores(
             [
-                Part(row.tokens[row.read : row.read + count], row.read, row.pages, row.unread == count)
+                Part(
+                    tokens=row.tokens[row.read : row.read + count],
+                    past=row.read,
+                    pages=row.pages,
+                    is_last=row.unread == count,
+                )
                 for row, count in planned
             ]
         )
@@ -167,7 +172,9 @@ class PagedBatch:
 
     def _plan(self) -> list[tuple[_Row, int]]:
         """Returns what the step reads: one token of each text, and of prompts what is left."""
-        left = STEP_TOKENS - sum(row.unread == 1 for row in self._running)
+        writing = sum(row.unread == 1 for row in self._running)
+        # However many write, those who come are read.
+        left = max(STEP_TOKENS - writing, self._decoder.page_tokens)
         wanted: list[tuple[_Row, int]] = []
         for row in self._running:
             count = 1 if row.unread == 1 else max(min(row.unread, left), 0)
