@@ -338,6 +338,25 @@ def test_a_long_prompt_is_read_in_parts_while_others_write(
     assert all(len(step) == 2 for step in parts)
 
 
+def test_a_long_prompt_is_read_in_parts_of_which_none_but_the_last_is_scored(
+    watched_of: WatchedOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged, "STEP_TOKENS", 48)
+    watched = watched_of()
+    long = [11 + number % 60 for number in range(150)]
+    assert watched.all([Asked(long, 5)]) == [watched.reference.tokens(long, 5)]
+    lasts = [part.is_last for step in watched.steps for part in step]
+    assert lasts == [False, False, False, True, *[True] * 4]
+
+
+def test_a_runtime_that_does_not_compile_is_told(
+    tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "properties", lambda: {"NO_SUCH_PROPERTY": 1})
+    with pytest.raises(ModelError, match=r"does not run in int8: .*NO_SUCH_PROPERTY"):
+        engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
+
+
 def test_those_who_come_later_join_and_those_who_leave_free_their_pages_within_a_step(
     watched_of: WatchedOf,
 ) -> None:

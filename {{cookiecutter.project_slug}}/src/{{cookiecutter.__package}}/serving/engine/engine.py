@@ -168,7 +168,10 @@ class Engine:
         give_memory_back()
         # As they were saved, so that nothing is rounded twice.
         self._load(weights, "auto")
-        decoder = Decoder(graph_of(self._model))
+        try:
+            decoder = Decoder(graph_of(self._model))
+        except Exception as error:  # Of any kind: the runtime may not know this CPU.
+            return in_one_line(error)
         self._room, self._cache_tokens = self._rooms(decoder.token_bytes)
         running, cache_tokens = self._limits.running_requests, self._cache_tokens or 0
         batch = PagedBatch(decoder, self._end, running, cache_tokens)
