@@ -16,6 +16,8 @@ SAMPLED = "sampled"
 """The graph's input that says of which tokens the scores are wanted."""
 
 
+ROUNDED_TOGETHER = 32
+"""Numbers that share a scale where they are rounded to 8 bits."""
 MMAP_THRESHOLD = -3
 """What glibc's mallopt calls the size from which on memory goes back as soon as it is freed."""
 
@@ -101,15 +103,17 @@ def give_memory_back() -> None:
 
 def properties() -> dict[str, Any]:
     """Returns how graphs are compiled."""
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    multiplies_tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
     return {
         "PERFORMANCE_HINT": "LATENCY",
         # As many as PyTorch takes, to which Ray says how many CPUs a replica has.
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         # Several replicas would be pinned to the same core.
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": ov.Type.bf16 if native else ov.Type.f32,
+        # Without instructions for tiles of 16 bits, the runtime is faster where it rounds what the
+        # weights are multiplied with to 8 bits, which it does in float32 alone.
+        "INFERENCE_PRECISION_HINT": ov.Type.bf16 if multiplies_tiles else ov.Type.f32,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": ROUNDED_TOGETHER,
         # Half of what 16 bits take, and read twice as fast.
         "KV_CACHE_PRECISION": ov.Type.u8,
     }
