@@ -29,6 +29,7 @@ from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
 from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
+from .families import refusal
 from .generation import Batch, Processor, StreamedRequest
 from .groups import GroupedBatch, Joining, first_token
 from .history import Written, fitting
@@ -157,14 +158,14 @@ class Engine:
         """Returns the batch with weights in 8 bits, or why there is none."""
         if torch.cuda.is_available():
             return "it is for a CPU, and there is a GPU"
-        # They import the runtime, which other models do without.
-        from .graphs import graph_of, refusal
-        from .paged import PagedBatch
-        from .runtime import Decoder, give_memory_back
-
         refused = refusal(AutoConfig.from_pretrained(weights.directory, **_options(weights)))
         if refused is not None:
             return refused
+        # They import the runtime, which other models do without.
+        from .graphs import graph_of
+        from .paged import PagedBatch
+        from .runtime import Decoder, give_memory_back
+
         give_memory_back()
         # As they were saved, so that nothing is rounded twice.
         self._load(weights, "auto")
