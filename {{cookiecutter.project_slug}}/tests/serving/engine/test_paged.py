@@ -430,8 +430,9 @@ def test_a_prompt_of_whole_pages_that_is_known_is_read_at_its_last_page(
 def test_another_text_before_it_makes_a_page_another(watched_of: WatchedOf) -> None:
     watched = watched_of()
     size = watched.batch._decoder.page_tokens
-    same = [7 + number % 50 for number in range(size + 3)]
-    prompts = [[number] * size + same for number in (90, 91)]
+    same, other = ([first + number % 50 for number in range(size + 3)] for first in (7, 8))
+    # The last begins as the second does, and goes on as the first.
+    prompts = [[90] * size + same, [91] * size + other, [91] * size + same]
     texts = [watched.all([Asked(prompt, 8)])[0] for prompt in prompts]
     assert texts == [watched.reference.tokens(prompt, 8) for prompt in prompts]
 
