@@ -47,7 +47,8 @@ INSTALLED = set(
     nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13
     nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx openai opencensus
     opencensus-context opentelemetry opentelemetry-api opentelemetry-exporter-prometheus
-    opentelemetry-proto opentelemetry-sdk opentelemetry-semantic-conventions orjson packaging pandas
+    opentelemetry-proto opentelemetry-sdk opentelemetry-semantic-conventions openvino
+    openvino-telemetry orjson packaging pandas
     pathspec pil pillow pip platformdirs playwright pluggy prek prometheus-client propcache proto
     proto-plus protobuf psutil psycopg psycopg-binary puremagic py py-spy pyarrow pyasn1
     pyasn1-modules pycparser pydantic pydantic-core pydub pygments pyjwt pytest pytest-asyncio

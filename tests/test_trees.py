@@ -35,9 +35,12 @@ ALWAYS = set(
     src/our_app/serving/engine/caches.py src/our_app/serving/engine/checks.py
     src/our_app/serving/engine/configured.py src/our_app/serving/engine/decoders.py
     src/our_app/serving/engine/engine.py src/our_app/serving/engine/generation.py
-    src/our_app/serving/engine/groups.py src/our_app/serving/engine/history.py
+    src/our_app/serving/engine/families.py
+    src/our_app/serving/engine/graphs.py src/our_app/serving/engine/groups.py
+    src/our_app/serving/engine/history.py src/our_app/serving/engine/paged.py
     src/our_app/serving/engine/prompts.py
     src/our_app/serving/engine/room.py
+    src/our_app/serving/engine/runtime.py
     src/our_app/serving/engine/sampling.py
     src/our_app/serving/engine/settings.py
     src/our_app/serving/engine/text.py
@@ -74,6 +77,7 @@ ALWAYS = set(
     tests/serving/engine/test_engine.py
     tests/serving/engine/test_gguf.py
     tests/serving/engine/test_history.py
+    tests/serving/engine/test_paged.py
     tests/serving/engine/test_prompts.py
     tests/serving/engine/test_room.py
     tests/serving/engine/test_sampling.py

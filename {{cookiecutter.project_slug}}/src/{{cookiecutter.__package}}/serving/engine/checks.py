@@ -24,10 +24,11 @@ LONGEST_PROMPT = 64
 NEW_TOKENS = 3
 MOST_SECONDS = 600
 DEPENDS = "its answers depend on who else asks"
-BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1}
+BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1, torch.int8: 0.2}
 """How far apart scores may lie, as a share of the distance between the best and the worst.
 
 The order of additions depends on the number of rows, and the last bits of a score depend on it.
+With weights in 8 bits, both the graph and the plain model may compute in 16.
 """
 LOGGERS = ["ContinuousBatchingLogger", "transformers.modeling_utils", f"{__package__}.groups"]
 """They report what a model cannot do, which the check is there to find."""
@@ -83,11 +84,12 @@ def difference(
     batch: Batch,
     prompts: Sequence[tuple[list[int], Processor | None]],
     attention: str,
+    dtype: torch.dtype,
 ) -> str | None:
     """Returns how the batch differs from the plain model, or None if they agree.
 
     The prompts go through it together, the later ones while the first one runs, and each
-    alone. `attention` is the plain model's own.
+    alone. `attention` is the plain model's own, `dtype` the format that the batch computes in.
     """
     first, *followers = together = [Probe(*prompt, batch) for prompt in prompts]
     first.follow = followers
@@ -100,18 +102,18 @@ def difference(
     if getattr(model, "is_quantized", False):
         # The scale of its numbers depends on what it computes at once: it is its own measure.
         pairs = zip(together, alone, strict=False)
-        same = all(agree(beside, one.scores, one.text, model.dtype) for beside, one in pairs)
+        same = all(agree(beside, one.scores, one.text, dtype) for beside, one in pairs)
         return None if same else DEPENDS
     known = {}
     for one in alone:
         plain = known[*one.prompt, *one.text] = scores_of(model, one, attention)
         if not torch.stack(plain).isfinite().any(-1).all():
-            return f"its scores are not finite in {_name(model.dtype)}"
-        if not agree(one, plain, one.text, model.dtype):
+            return f"its scores are not finite in {_name(dtype)}"
+        if not agree(one, plain, one.text, dtype):
             return "its scores are not those of the plain model"
     for beside in together:
         plain = known.get((*beside.prompt, *beside.text)) or scores_of(model, beside, attention)
-        if not agree(beside, plain, beside.text, model.dtype):
+        if not agree(beside, plain, beside.text, dtype):
             return DEPENDS
     return None
 
@@ -132,7 +134,8 @@ def agree(
         leads = best - second > bound
         # Not a number is not within a bound either.
         if not apart <= bound and (
-            dtype is torch.float32 or (leads and own.argmax() != plain.argmax())
+            dtype not in {torch.float16, torch.bfloat16}
+            or (leads and own.argmax() != plain.argmax())
         ):
             return False
         if token != expected:

@@ -29,6 +29,7 @@ from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
 from .configured import Configured, end_tokens, unkept
 from .decoders import DecoderBatch
+from .families import refusal
 from .generation import Batch, Processor, StreamedRequest
 from .groups import GroupedBatch, Joining, first_token
 from .history import Written, fitting
@@ -66,8 +67,8 @@ class Engine:
         self._model: PreTrainedModel
         weights = locate(model)
         try:
-            self._load(weights)
-            self._batch = self._checked_batch()
+            self._batch = self._batch_in_8_bits(weights) or self._batch_as_saved(weights)
+            self._written = Written(self._cache_tokens or 0)
         except ModelError:
             raise
         except Exception as error:
@@ -75,7 +76,7 @@ class Engine:
                 f"Model {model.name!r}: {model.source!r} cannot be loaded ({in_one_line(error)}). "
                 "It must be a text model for transformers with safetensors weights."
             ) from error
-        logger.info("%s: in %s; %s", model.name, self._model.dtype, self._room)
+        logger.info("%s: %s", model.name, self._room)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -130,9 +131,69 @@ class Engine:
     def stop(self) -> None:
         self._batch.stop()
 
-    def _load(self, weights: Weights) -> None:
-        directory = weights.directory
-        options = {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
+    def _batch_as_saved(self, weights: Weights) -> Batch:
+        self._load(weights, _dtype(self._settings.dtype))
+        self._room, self._cache_tokens = self._rooms()
+        batch = self._checked_batch()
+        logger.info("%s: in %s", self.name, self._model.dtype)
+        return batch
+
+    def _batch_in_8_bits(self, weights: Weights) -> Batch | None:
+        """Returns None where the settings leave it to the model, and it runs in another way.
+
+        Raises:
+            ModelError: the settings ask for it, and this model or machine does not allow it.
+        """
+        asked = self._settings.dtype
+        if asked not in {"auto", "int8"} or (asked == "auto" and torch.cuda.is_available()):
+            return None
+        made = self._paged(weights)
+        if not isinstance(made, str):
+            return made
+        if asked == "auto":
+            logger.info("%s does not run in int8: %s", self.name, made)
+            return None
+        raise ModelError(
+            f"Model {self.name!r}: {self._settings.source!r} does not run in int8: {made}. "
+            "Leave `dtype` out, or choose another."
+        )
+
+    def _paged(self, weights: Weights) -> Batch | str:
+        """Returns the batch with weights in 8 bits, or why there is none."""
+        if torch.cuda.is_available():
+            return "it is for a CPU, and there is a GPU"
+        refused = refusal(AutoConfig.from_pretrained(weights.directory, **_options(weights)))
+        if refused is not None:
+            return refused
+        # They import the runtime, which other models do without.
+        from .graphs import graph_of
+        from .paged import PagedBatch
+        from .runtime import Decoder, give_memory_back
+
+        give_memory_back()
+        # As they were saved, so that nothing is rounded twice.
+        self._load(weights, "auto")
+        try:
+            decoder = Decoder(graph_of(self._model))
+        except Exception as error:  # Of any kind: the runtime may not know this CPU.
+            return in_one_line(error)
+        self._room, self._cache_tokens = self._rooms(decoder.token_bytes)
+        running, cache_tokens = self._limits.running_requests, self._cache_tokens or 0
+        batch = PagedBatch(decoder, self._end, running, cache_tokens)
+        # The plain model has the weights that the graph has.
+        attention: str = self._model.config._attn_implementation
+        found = self._found(batch, attention, torch.int8)
+        if found is not None:
+            batch.stop()
+            return found
+        # Only its configuration is needed from here on.
+        for parameter in self._model.parameters():
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+        logger.info("%s runs %s, in int8.", self.name, CONTINUOUS)
+        return batch
+
+    def _load(self, weights: Weights, dtype: str) -> None:
+        directory, options = weights.directory, _options(weights)
         config = AutoConfig.from_pretrained(directory, **options)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         self._tokenizer = load_tokenizer(self._settings, directory, weights.gguf_file)
@@ -141,7 +202,7 @@ class Engine:
         )
         self._model, loaded = loader.from_pretrained(
             directory,
-            dtype=_dtype(self._settings.dtype),
+            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -157,15 +218,13 @@ class Engine:
         for line in unkept(self._model.generation_config):
             logger.warning("%s: %s", self.name, line)
         self._longest_answer = longest_answer(self._model)
-        self._room, self._cache_tokens = self._rooms()
-        self._written = Written(self._cache_tokens or 0)
 
-    def _rooms(self) -> tuple[Room, int | None]:
+    def _rooms(self, token_bytes: int | None = None) -> tuple[Room, int | None]:
         """Returns the room for one text, and for a decoder how many tokens its cache holds."""
         says = self._tokenizer.model_max_length
         if self._encodes:
             return encoder_room(self._model, self._limits, says), None
-        return decoder_room(self.name, self._model, self._limits, says)
+        return decoder_room(self.name, self._model, self._limits, says, token_bytes)
 
     def _checked_batch(self) -> Batch:
         """Returns the first kind of batch that writes what the plain model does.
@@ -174,20 +233,13 @@ class Engine:
             ModelError: none does.
         """
         attention: str = self._model.config._attn_implementation
-        longest = max(min(self._room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
-        prompts = [
-            (prompt, self._rules(prompt, NEW_TOKENS))
-            for prompt in prompts_of(self._tokenizer, longest)
-        ]
         found: str | None = None
         for how, make in self._batches():
             batch = None
             try:
-                # In a thread that ends, and takes its OpenMP threads with it. If they stayed, there
-                # would be more than processors, and each would sleep after every operation.
-                with quiet(), ThreadPoolExecutor(1) as pool:
+                with quiet():
                     batch = make()
-                    found = pool.submit(difference, self._model, batch, prompts, attention).result()
+                    found = self._found(batch, attention, self._model.dtype)
             except Exception as error:  # Of any kind: its code meets a cache that it does not know.
                 found = in_one_line(error)
             if found is None and batch is not None:
@@ -202,6 +254,18 @@ class Engine:
             f"Model {self.name!r}: {self._settings.source!r} is a "
             f"{type(self._model).__name__}, which cannot be served: {found}."
         )
+
+    def _found(self, batch: Batch, attention: str, dtype: torch.dtype) -> str | None:
+        """Returns how a batch that computes in this format differs from the plain model."""
+        longest = max(min(self._room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
+        prompts = [
+            (prompt, self._rules(prompt, NEW_TOKENS))
+            for prompt in prompts_of(self._tokenizer, longest)
+        ]
+        # In a thread that ends, and takes its OpenMP threads with it. If they stayed, there
+        # would be more than processors, and each would sleep after every operation.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(difference, self._model, batch, prompts, attention, dtype).result()
 
     def _batches(self) -> Iterator[tuple[str, Callable[[], Batch]]]:
         """Yields kinds of batches, the fastest first."""
@@ -260,6 +324,10 @@ class Engine:
             max_new_tokens=options.max_new_tokens,
             seed=options.seed,
         )
+
+
+def _options(weights: Weights) -> dict[str, str]:
+    return {"gguf_file": weights.gguf_file} if weights.gguf_file else {}
 
 
 def _dtype(asked: str) -> str:

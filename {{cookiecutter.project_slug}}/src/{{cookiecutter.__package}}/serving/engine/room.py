@@ -77,19 +77,26 @@ class Room:
 
 
 def decoder_room(
-    name: str, model: PreTrainedModel, limits: ModelLimits, tokenizer_says: int
+    name: str,
+    model: PreTrainedModel,
+    limits: ModelLimits,
+    tokenizer_says: int,
+    token_bytes: int | None = None,
 ) -> tuple[Room, int]:
     """Returns the room for one text, and how many tokens the cache of all is to hold.
+
+    `token_bytes` is what the cache takes for a token where it is not of the model's own format.
 
     Raises:
         ModelError: the memory that is free holds no text.
     """
     own = int(min(tokenizer_says, _positions(_part(model.config, "decoder"), DECODER_POSITIONS)))
-    cache = limits.cache_tokens or _fitting_cache(model, own, limits.running_requests)
+    each = token_bytes or _bytes_per_token(model)
+    cache = limits.cache_tokens or _fitting_cache(model, own, limits.running_requests, each)
     if cache < min(own, LEAST_TOKENS):
         raise ModelError(
             f"Model {name!r}: no memory is left for its cache: {free_memory(model.device) >> 20} MB "
-            f"are free, and a token takes {_bytes_per_token(model) >> 10} KB. Free some, or choose "
+            f"are free, and a token takes {each >> 10} KB. Free some, or choose "
             "a smaller model."
         )
     return (Room(cache, CACHE) if cache < own else Room(own)), cache
@@ -132,9 +139,9 @@ def encoder_bytes(model: PreTrainedModel, tokens: int) -> int:
     return int(pair * tokens**2)
 
 
-def _fitting_cache(model: PreTrainedModel, context: int, running_requests: int) -> int:
+def _fitting_cache(model: PreTrainedModel, context: int, running_requests: int, each: int) -> int:
     """Returns a share of the free memory, or what one whole context takes, in tokens."""
-    free, each = free_memory(model.device), _bytes_per_token(model)
+    free = free_memory(model.device)
     share = GPU_CACHE_SHARE if model.device.type == "cuda" else CACHE_SHARE
     fitting = max(share * free, min(context * each, CONTEXT_SHARE * free)) // each
     return min(running_requests * context, int(fitting))

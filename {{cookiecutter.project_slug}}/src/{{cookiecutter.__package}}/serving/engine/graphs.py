@@ -1,0 +1,218 @@
+"""Makes the graph of a decoder for OpenVINO's runtime, with weights in 8 bits."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset15 as ops
+from openvino._offline_transformations import paged_attention_transformation
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .runtime import SAMPLED
+
+GROUP = 64
+"""Weights, along the input, that share a scale and a zero point."""
+LEAST_GROUP = 16
+STEPS = 255
+"""Of the 8 bits, between the least and the largest weight of a group."""
+
+
+def graph_of(model: PreTrainedModel) -> ov.Model:
+    """Returns the graph, and leaves the model with the weights that the graph has.
+
+    Its inputs are those of paged attention, and `sampled`, the indices of tokens whose scores
+    it returns.
+    """
+    config = model.config
+    ids, places, mask, beams = (
+        _parameter(name, kind, shape)
+        for name, kind, shape in (
+            ("input_ids", ov.Type.i64, [-1, -1]),
+            ("position_ids", ov.Type.i64, [-1, -1]),
+            ("attention_mask", ov.Type.i64, [-1, -1]),
+            ("beam_idx", ov.Type.i32, [-1]),
+        )
+    )
+    sampled = _parameter(SAMPLED, ov.Type.i64, [-1])
+    embedding = _weights(model.model.embed_tokens.weight)
+    tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    head = embedding if tied else _weights(model.lm_head.weight)
+    hidden = ops.gather(embedding, ids, _integer(0))
+    kept = _Kept(beams, [])
+    masked = _wide(mask)
+    turned = _angles(model, places)
+    for number, layer in enumerate(model.model.layers):
+        hidden = _layer(layer, hidden, turned, masked, kept, number, config)
+    hidden = _normed(model.model.norm, hidden)
+    rows = ops.reshape(hidden, _integers(-1, config.hidden_size), special_zero=False)
+    rows = ops.gather(rows, sampled, _integer(0))
+    scores = ops.matmul(rows, head, transpose_a=False, transpose_b=True)
+    if model.lm_head.bias is not None:
+        scores = ops.add(scores, _numbers(model.lm_head.bias))
+    result = ops.result(ops.convert(scores, "f32"))
+    result.get_output_tensor(0).set_names({"logits"})
+    graph = ov.Model([result], kept.sinks, [ids, places, mask, beams, sampled], "decoder")
+    paged_attention_transformation(graph)
+    return graph
+
+
+@dataclass
+class _Kept:
+    """Keys and values as the runtime keeps them, until its pass puts pages in their place."""
+
+    beams: ov.Node
+    sinks: list[ov.Node]
+
+    def add(self, name: str, states: ov.Node, heads: int, size: int) -> ov.Node:
+        empty = ops.constant(np.zeros((1, heads, 0, size), np.float32))
+        before = ops.read_value(empty, name, ov.Type.f32, ov.PartialShape([-1, heads, -1, size]))
+        chosen = ops.gather(before, self.beams, _integer(0))
+        joined = ops.concat([chosen, states], 2)
+        self.sinks.append(ops.assign(joined, name))
+        return joined
+
+
+def _layer(
+    layer: torch.nn.Module,
+    hidden: ov.Node,
+    turned: tuple[ov.Node, ov.Node],
+    mask: ov.Node,
+    kept: _Kept,
+    number: int,
+    config: PreTrainedConfig,
+) -> ov.Node:
+    attention, mlp = layer.self_attn, layer.mlp
+    size: int = attention.head_dim
+    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    read = _normed(layer.input_layernorm, hidden)
+    query = _heads(_linear(attention.q_proj, read), heads, size)
+    key = _heads(_linear(attention.k_proj, read), shared, size)
+    value = _heads(_linear(attention.v_proj, read), shared, size)
+    if hasattr(attention, "q_norm"):
+        query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
+    query, key, value = (ops.transpose(each, _integers(0, 2, 1, 3)) for each in (query, key, value))
+    query, key = _turned(query, turned, size), _turned(key, turned, size)
+    key = kept.add(f"past_key_values.{number}.key", key, shared, size)
+    value = kept.add(f"past_key_values.{number}.value", value, shared, size)
+    attended = ops.scaled_dot_product_attention(
+        query,
+        _repeated(key, heads, shared, size),
+        _repeated(value, heads, shared, size),
+        mask,
+        _numbers(torch.tensor(attention.scaling)),
+        causal=False,
+    )
+    attended = ops.transpose(attended, _integers(0, 2, 1, 3))
+    attended = ops.reshape(attended, _integers(0, 0, heads * size), special_zero=True)
+    hidden = ops.add(hidden, _linear(attention.o_proj, attended))
+    read = _normed(layer.post_attention_layernorm, hidden)
+    gated = ops.multiply(ops.swish(_linear(mlp.gate_proj, read)), _linear(mlp.up_proj, read))
+    return ops.add(hidden, _linear(mlp.down_proj, gated))
+
+
+def _heads(states: ov.Node, heads: int, size: int) -> ov.Node:
+    return ops.reshape(states, _integers(0, 0, heads, size), special_zero=True)
+
+
+def _repeated(states: ov.Node, heads: int, shared: int, size: int) -> ov.Node:
+    """Gives each head of a query the keys that it shares with others."""
+    if heads == shared:
+        return states
+    each = ops.unsqueeze(states, _integer(2))
+    shape = ops.shape_of(states, "i64")
+    first = ops.gather(shape, _integers(0, 1), _integer(0))
+    length = ops.gather(shape, _integers(2, 3), _integer(0))
+    wide = ops.broadcast(each, ops.concat([first, _integers(heads // shared), length], 0))
+    return ops.reshape(wide, _integers(0, heads, -1, size), special_zero=True)
+
+
+def _angles(model: PreTrainedModel, places: ov.Node) -> tuple[ov.Node, ov.Node]:
+    """Returns cosines and sines of each token, of shape [1 or batch, 1, tokens, size]."""
+    rotary = model.model.rotary_emb
+    frequencies = _numbers(rotary.inv_freq.float()[None, :, None])
+    row = ops.convert(ops.unsqueeze(places, _integer(1)), "f32")
+    angles = ops.transpose(
+        ops.matmul(frequencies, row, transpose_a=False, transpose_b=False), _integers(0, 2, 1)
+    )
+    both = ops.unsqueeze(ops.concat([angles, angles], -1), _integer(1))
+    scaling = rotary.attention_scaling
+    pair = ops.cos(both), ops.sin(both)
+    if scaling == 1:
+        return pair
+    factor = _numbers(torch.tensor(float(scaling)))
+    return ops.multiply(pair[0], factor), ops.multiply(pair[1], factor)
+
+
+def _turned(states: ov.Node, angles: tuple[ov.Node, ov.Node], size: int) -> ov.Node:
+    cosines, sines = angles
+    half = size // 2
+    first, second = (
+        ops.slice(states, _integers(start), _integers(stop), _integers(1), _integers(3))
+        for start, stop in ((0, half), (half, np.iinfo(np.int64).max))
+    )
+    minus = ops.multiply(second, ops.constant(np.array(-1, np.float32)))
+    crossed = ops.concat([minus, first], -1)
+    return ops.add(ops.multiply(states, cosines), ops.multiply(crossed, sines))
+
+
+def _wide(mask: ov.Node) -> ov.Node:
+    """Returns a mask that the runtime's pass takes out again: pages know their order."""
+    return ops.unsqueeze(ops.convert(mask, "f32"), _integers(1, 2))
+
+
+def _normed(norm: torch.nn.Module, states: ov.Node) -> ov.Node:
+    power = ops.power(states, ops.constant(np.array(2, np.float32)))
+    mean = ops.reduce_mean(power, _integers(-1), keep_dims=True)
+    root = ops.sqrt(ops.add(mean, ops.constant(np.array(norm.variance_epsilon, np.float32))))
+    even = ops.multiply(states, ops.divide(ops.constant(np.array(1, np.float32)), root))
+    return ops.multiply(even, _numbers(norm.weight))
+
+
+def _linear(linear: torch.nn.Linear, states: ov.Node) -> ov.Node:
+    product = ops.matmul(states, _weights(linear.weight), transpose_a=False, transpose_b=True)
+    return product if linear.bias is None else ops.add(product, _numbers(linear.bias))
+
+
+@torch.no_grad()
+def _weights(weight: torch.nn.Parameter) -> ov.Node:
+    """Returns weights of 8 bits, and writes into the model what they stand for.
+
+    The runtime multiplies with them as they are, which the form of these steps tells it.
+    """
+    rows, columns = weight.shape
+    group = math.gcd(GROUP, columns)
+    if group < LEAST_GROUP:
+        group = columns
+    parts = weight.detach().float().reshape(rows, -1, group)
+    least = parts.amin(-1, keepdim=True).clamp(max=0)
+    scale = (parts.amax(-1, keepdim=True).clamp(min=0) - least) / STEPS
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    zero = (-least / scale).round().clamp(0, STEPS)
+    codes = (parts / scale + zero).round().clamp(0, STEPS)
+    weight.copy_(((codes - zero) * scale).reshape(rows, columns))
+    node = ops.convert(ops.constant(codes.to(torch.uint8).numpy()), "f32")
+    node = ops.subtract(node, ops.convert(ops.constant(zero.to(torch.uint8).numpy()), "f32"))
+    node = ops.multiply(node, ops.constant(scale.numpy()))
+    return ops.reshape(node, _integers(rows, columns), special_zero=False)
+
+
+def _parameter(name: str, kind: ov.Type, shape: list[int]) -> ov.Node:
+    parameter = ops.parameter(shape, kind)
+    # The pass finds them by this name.
+    parameter.set_friendly_name(name)
+    parameter.get_output_tensor(0).set_names({name})
+    return parameter
+
+
+def _numbers(values: torch.Tensor) -> ov.Node:
+    return ops.constant(values.detach().float().numpy())
+
+
+def _integers(*values: int) -> ov.Node:
+    return ops.constant(np.array(values, np.int64))
+
+
+def _integer(value: int) -> ov.Node:
+    return ops.constant(np.array(value, np.int64))
