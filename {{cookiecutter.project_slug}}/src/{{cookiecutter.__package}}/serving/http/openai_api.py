@@ -43,7 +43,7 @@ from .settings import HttpSettings
 PREFIX = "/v1"
 MODELS = f"{PREFIX}/models"
 UPDATE_SECONDS = 0.25
-"""Between two updates of a stream. A program has no eye that would see more of them."""
+"""Between two updates of a stream. Each takes processor time, however little is in it."""
 MOST_MESSAGES = 2048
 MOST_STOPS = 4
 SMALLEST_TOP_P = 1e-6
@@ -426,7 +426,7 @@ class Completion:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _write(self, send: Send, *chunks: Chunk) -> None:
-        """Sends events together: each that Serve's proxy passes on costs a millisecond."""
+        """Sends events together, as one message through Serve's proxy."""
         if not self.begun:
             self.begun = True
             headers = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
