@@ -11,6 +11,7 @@ from .contenders import original, project, tutorial
 from .measures import (
     Load,
     cost_of_users,
+    cost_of_ways,
     engines_alone,
     first_text_beside_a_slow_pane,
     median_load,
@@ -22,9 +23,21 @@ from .measures import (
     starts_of_an_own_page,
     under_load,
 )
-from .report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Footprint, Growth, Own, Ratio, Users, write
+from .report import (
+    GUIDE,
+    ORIGINAL,
+    OURS,
+    SAME_DTYPE,
+    Api,
+    Footprint,
+    Growth,
+    Own,
+    Ratio,
+    Users,
+    write,
+)
 
-PARTS = ["users", "growth", "footprint", "own"]
+PARTS = ["users", "growth", "footprint", "own", "api"]
 QUICK = "quick"
 ROUNDS = 3
 CALLS = 15
@@ -53,6 +66,8 @@ def main() -> None:
         own = Project(options.own, options.own / ".venv", rendered.variables)
         starts = starts_of_an_own_page(own, ROUNDS)
         write("own", Own(starts, short_calls(own, CALLS)))
+    if "api" in options.parts:
+        write("api", Api(*cost_of_ways(rendered, ROUNDS)))
 
 
 def read(arguments: list[str]) -> argparse.Namespace:

@@ -149,15 +149,20 @@ class StandIn:
     seconds: float
     replicas: int
     at_once: int
+    pieces: int = 8
 
 
 @contextmanager
 def stand_ins(project: Project, *models: StandIn, page_replicas: int = 1) -> Iterator[Served]:
-    """The project's page before models of fixed service time."""
+    """The project's page and API before models of fixed service time."""
     application = {
         "name": "stand-in",
         "import_path": "benchmarks.rivals.stand_in:build",
-        "args": {"models": [asdict(model) for model in models], "page_replicas": page_replicas},
+        "args": {
+            "models": [asdict(model) for model in models],
+            "page_replicas": page_replicas,
+            "openai_api": "without-keys",
+        },
     }
     project = with_variables(project, Path(), "float32")
     with serve_run(project, application) as (url, process):

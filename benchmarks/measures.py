@@ -4,9 +4,10 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tests.generated.project import Project
@@ -24,11 +25,17 @@ from .contenders import (
     stand_ins,
     with_variables,
 )
-from .users import Answer, ask_at_once
+from .users import Answer, Call, ask_at_once
 
 COMMAND_SECONDS = 600
 ALONE_LEAD_SECONDS = 30.0
 SHORT_TOKENS = 8
+WAY_USERS, WAY_CALLS = 2, 4
+"""As many as an engine writes to without a pause that is longer than one user's."""
+WAY_PIECES = 40
+"""A tenth of a second each, in which a model that writes 25 tokens a second shows 100."""
+WAY_PROCESSES = ("ray::ProxyActor", ":GradioServer")
+IDLE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -181,9 +188,63 @@ def cost_of_users(rendered: Project, users: Iterable[int]) -> list[Cost]:
     return results
 
 
-def cpu_seconds(served: Served) -> float:
+@dataclass(frozen=True)
+class WayCost:
+    """CPU seconds for an answer of 100 tokens, of Serve's proxy and the page's replica."""
+
+    cpu_seconds: float
+    """Median."""
+    rounds: list[float]
+
+
+def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
+    """Through the page and through `/v1`, in turns, without what they take when nobody asks."""
+    model = StandIn("stand-in", seconds=4, replicas=1, at_once=100, pieces=WAY_PIECES)
+    with stand_ins(rendered, model) as served:
+        ways = (served.call, replace(served.call, model=model.name))
+        for call in ways:
+            check(ask_at_once(call, WAY_USERS))
+        idle = []
+        taken: tuple[list[Taken], list[Taken]] = ([], [])
+        for _ in range(rounds):
+            idle.append(taken_by(served, lambda: time.sleep(IDLE_SECONDS)))
+            for call, of_way in zip(ways, taken, strict=True):
+                of_way.append(taken_by(served, partial(ask_again_and_again, call, model)))
+    each_second = statistics.median(each.cpu_seconds / each.seconds for each in idle)
+    page, v1 = (
+        [
+            (each.cpu_seconds - each_second * each.seconds) / (WAY_USERS * WAY_CALLS)
+            for each in of_way
+        ]
+        for of_way in taken
+    )
+    return WayCost(statistics.median(page), page), WayCost(statistics.median(v1), v1)
+
+
+@dataclass(frozen=True)
+class Taken:
+    cpu_seconds: float
+    seconds: float
+
+
+def taken_by(served: Served, work: Callable[[], object]) -> Taken:
+    before, began = cpu_seconds(served, WAY_PROCESSES), time.monotonic()
+    work()
+    return Taken(cpu_seconds(served, WAY_PROCESSES) - before, time.monotonic() - began)
+
+
+def ask_again_and_again(call: Call, model: StandIn) -> None:
+    check(ask_at_once(call, WAY_USERS, WAY_CALLS, model.seconds + 0.5))
+
+
+def cpu_seconds(served: Served, names: tuple[str, ...] = ("",)) -> float:
+    """Returns those of its processes of which Ray's name has one of these parts."""
     processes = [served.process, *served.process.children(recursive=True)]
-    times = [process.cpu_times() for process in processes]
+    times = [
+        process.cpu_times()
+        for process in processes
+        if any(name in " ".join(process.cmdline()[:1]) for name in names)
+    ]
     return sum(each.user + each.system for each in times)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from .contenders import NEW_TOKENS
-from .measures import Alone, Cost, Load, Memory, OwnStart, Scale, ShortCall, Start
+from .measures import Alone, Cost, Load, Memory, OwnStart, Scale, ShortCall, Start, WayCost
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
 OURS, SAME_DTYPE, GUIDE, ORIGINAL = (
@@ -212,7 +212,37 @@ class Own:
         ]
 
 
-def write(name: str, part: Users | Growth | Footprint | Own) -> None:
+@dataclass(frozen=True)
+class Api:
+    """What an answer takes by OpenAI's protocol, beside the page."""
+
+    page: WayCost
+    v1: WayCost
+
+    def ratios(self) -> list[Ratio]:
+        return [
+            Ratio(
+                "CPU seconds for 100 tokens through /v1 / through the page",
+                self.v1.cpu_seconds / self.page.cpu_seconds,
+                0.5,
+                True,
+            )
+        ]
+
+    def tables(self) -> list[str]:
+        rows = [
+            f"| {name} | {way.cpu_seconds:.3f} | {', '.join(f'{x:.3f}' for x in way.rounds)} |"
+            for name, way in (("the page", self.page), ("`/v1`", self.v1))
+        ]
+        return [
+            "CPU seconds of Serve's proxy and the page's replica for 100 tokens of a stand-in model, "
+            "which writes them in 40 updates of a tenth of a second to two users at once. What both "
+            "take when nobody asks is left out:",
+            *("", "| through | median | rounds |", "|---|---|---|", *rows),
+        ]
+
+
+def write(name: str, part: Users | Growth | Footprint | Own | Api) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
     (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Simulated users: they speak the protocol of Gradio's page, as a browser does.
+"""Simulated users: they speak the protocol of Gradio's page, as a browser does, or OpenAI's.
 
 `python -m benchmarks.users` runs some of them in one process and prints an answer for each.
 """
@@ -24,11 +24,13 @@ ANSWER_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Call:
-    """An endpoint of a page, and what it is asked."""
+    """An endpoint of a page, and what it is asked; or a model behind OpenAI's protocol."""
 
     url: str
     api_name: str
     data: list[str | int | float | None]
+    model: str | None = None
+    """Is asked at `/v1`, for the first of the data."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ async def ask_again(
 
 
 async def open_page(browser: httpx2.AsyncClient, call: Call) -> int:
-    """Returns the number that the page gives to the endpoint."""
+    """Returns the number that the page gives to the endpoint; programs open none."""
+    if call.model is not None:
+        return 0
     config = (await browser.get(f"{call.url}/config")).raise_for_status().json()
     [function] = [
         dependency["id"]
@@ -128,6 +132,8 @@ async def open_page(browser: httpx2.AsyncClient, call: Call) -> int:
 
 
 async def ask(client: httpx2.AsyncClient, call: Call, function: int, begin: float) -> Answer:
+    if call.model is not None:
+        return await complete(client, call, begin)
     first = 0.0
     session = uuid.uuid4().hex
     question = {"data": call.data, "fn_index": function, "session_hash": session}
@@ -140,6 +146,27 @@ async def ask(client: httpx2.AsyncClient, call: Call, function: int, begin: floa
         if message.msg == "process_completed":
             failure = None if message.success else str(message.output)[:200]
             return Answer(first, time.time() - begin, failure)
+    return Answer(first, time.time() - begin, "the stream ended before the answer")
+
+
+async def complete(client: httpx2.AsyncClient, call: Call, begin: float) -> Answer:
+    first = 0.0
+    messages = [{"role": "user", "content": call.data[0]}]
+    asked = {"model": call.model, "messages": messages, "stream": True}
+    url = f"{call.url}/v1/chat/completions"
+    async with client.stream("POST", url, json=asked) as events:
+        if events.status_code != 200:
+            said = (await events.aread()).decode()
+            return Answer(0, time.time() - begin, f"{events.status_code}: {said[:200]}")
+        async for line in events.aiter_lines():
+            if line == "data: [DONE]":
+                return Answer(first, time.time() - begin)
+            if line.startswith("data:"):
+                said = json.loads(line.removeprefix("data:"))
+                if "error" in said:
+                    return Answer(first, time.time() - begin, str(said)[:200])
+                if not first and any(each["delta"].get("content") for each in said["choices"]):
+                    first = time.time() - begin
     return Answer(first, time.time() - begin, "the stream ended before the answer")
 
 

@@ -59,7 +59,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
         True: [],
         False: [
             *(f"{PACKAGE}/serving/votes", "tests/serving/votes"),
-            "tests/support/databases.py",
+            *("tests/support/databases.py", "tests/support/voting_page.py"),
         ],
     },
     "deploy": {

@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks.__main__ import PARTS, read
 from benchmarks.contenders import MODELS, NEW_TOKENS
-from benchmarks.measures import Alone, Load, OwnStart, ShortCall, load_of, median_load
-from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Own, Ratio, Users
+from benchmarks.measures import Alone, Load, OwnStart, ShortCall, WayCost, load_of, median_load
+from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Api, Own, Ratio, Users
 from benchmarks.users import Answer
 
 WHERE = ["project", "environment", "model", "own"]
@@ -79,3 +79,10 @@ def test_a_page_of_ones_own_is_held_against_an_empty_application_and_plain_gradi
     assert (round(now_and_then.value), now_and_then.reached()) == (13, True)
     assert (round(at_once.value), at_once.reached()) == (20, False)
     assert "8 users, in the same instant" in at_once.measure
+
+
+def test_the_api_is_held_against_the_page() -> None:
+    costs = Api(page=WayCost(0.2, [0.1, 0.2, 0.3]), v1=WayCost(0.08, [0.08, 0.05, 0.09]))
+    [ratio] = costs.ratios()
+    assert (round(ratio.value, 3), ratio.reached()) == (0.4, True)
+    assert "| `/v1` | 0.080 | 0.080, 0.050, 0.090 |" in costs.tables()

@@ -118,9 +118,10 @@ VOTES = set(
     src/our_app/serving/votes/migrations/env.py
     src/our_app/serving/votes/migrations/versions/first.py
     tests/serving/votes/__init__.py tests/serving/votes/conftest.py
-    tests/serving/votes/test_command.py tests/serving/votes/test_page.py
-    tests/serving/votes/test_rating.py tests/serving/votes/test_replicas.py
-    tests/serving/votes/test_store.py tests/support/databases.py
+    tests/serving/votes/test_command.py tests/serving/votes/test_on_ray.py
+    tests/serving/votes/test_page.py tests/serving/votes/test_rating.py
+    tests/serving/votes/test_replicas.py tests/serving/votes/test_store.py
+    tests/support/databases.py tests/support/voting_page.py
     """.split()  # noqa: SIM905 - as above
 )
 

@@ -3,6 +3,8 @@
 import re
 from itertools import chain
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -12,7 +14,10 @@ from .conftest import Render
 from .tools import run
 
 any_github_project = pytest.mark.parametrize(
-    "answers", every_answer_to("page", "deploy", "accelerator"), ids=in_words, scope="module"
+    "answers",
+    every_answer_to("page", "deploy", "accelerator", "votes"),
+    ids=in_words,
+    scope="module",
 )
 
 
@@ -38,7 +43,7 @@ def test_a_projects_workflows_on_github_are_safe(answers: Answers, rendered: Ren
     audit(rendered(ci="github", **answers))
 
 
-@pytest.mark.parametrize("answers", every_answer_to("page", "accelerator"), ids=in_words)
+@pytest.mark.parametrize("answers", every_answer_to("page", "accelerator", "votes"), ids=in_words)
 def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Render) -> None:
     project = rendered(ci="gitlab", **answers)
 
@@ -47,11 +52,31 @@ def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Rend
 
 @pytest.mark.parametrize("page", CHOICES["page"])
 def test_github_and_gitlab_check_the_same(page: str, rendered: Render) -> None:
-    [workflow] = workflows(rendered(ci="github", page=page))
-    steps = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]["check"]["steps"]
-    pipeline = (rendered(ci="gitlab", page=page) / ".gitlab-ci.yml").read_text("utf-8")
+    github, gitlab = checks(rendered, page=page)
 
-    assert [s["run"] for s in steps if "run" in s] == yaml.safe_load(pipeline)["check"]["script"]
+    assert [step["run"] for step in github["steps"] if "run" in step] == gitlab["script"]
+
+
+@pytest.mark.parametrize("page", CHOICES["page"])
+@pytest.mark.parametrize("votes", CHOICES["votes"])
+def test_where_votes_are_tested_both_have_a_database_as_a_service(
+    page: str, votes: bool, rendered: Render
+) -> None:
+    github, gitlab = checks(rendered, page=page, votes=votes)
+
+    if page == "own" or not votes:
+        assert "services" not in github | gitlab
+        assert "TEST_DATABASE_URL" not in str(github) + str(gitlab)
+        return
+    service, [same] = github["services"]["postgresql"], gitlab["services"]
+    assert same == {"name": service["image"], "alias": "postgresql"}
+    assert service["ports"] == ["5432:5432"]
+    urls = github["env"]["TEST_DATABASE_URL"], gitlab["variables"]["TEST_DATABASE_URL"]
+    assert [url.replace("localhost", "postgresql") for url in urls] == [urls[1]] * 2
+    asks = service["env"]["POSTGRES_HOST_AUTH_METHOD"]
+    # Nobody names a password.
+    assert asks == gitlab["variables"]["POSTGRES_HOST_AUTH_METHOD"] == "trust"
+    assert urlsplit(urls[0]).netloc == "postgres@localhost:5432"
 
 
 def test_the_template_and_its_projects_use_the_same_actions(rendered: Render) -> None:
@@ -73,6 +98,14 @@ def test_the_templates_workflow_runs_what_nox_runs() -> None:
 
     # Each session brings the programs that it needs.
     assert {name.strip('"') for name in ran.split(", ")} - {"prepare"} <= named
+
+
+def checks(rendered: Render, **answers: str | bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the job that checks a project on GitHub, and the one on GitLab."""
+    [workflow] = workflows(rendered(ci="github", **answers))
+    pipeline = rendered(ci="gitlab", **answers) / ".gitlab-ci.yml"
+    jobs = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]
+    return jobs["check"], yaml.safe_load(pipeline.read_text("utf-8"))["check"]
 
 
 def workflows(project: Path) -> list[Path]:

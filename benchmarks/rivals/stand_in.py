@@ -5,13 +5,13 @@ import importlib
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
 
 PACKAGE = os.environ["BENCHMARK_PACKAGE"]
-PIECES = 8
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class StandInSettings:
     replicas: int
     at_once: int
     """Requests that a replica works on at the same time, as a GPU does with a batch."""
+    pieces: int = 8
+    """Updates of which an answer is made."""
 
 
 @serve.deployment
 class StandIn:
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, pieces: int) -> None:
         self._seconds = seconds
+        self._pieces = pieces
 
     async def stream(
         self,
@@ -37,8 +40,8 @@ class StandIn:
     ) -> AsyncGenerator[object, None]:
         """Writes the id of its process again and again."""
         protocol = importlib.import_module(f"{PACKAGE}.serving.protocol")
-        for _ in range(PIECES):
-            await asyncio.sleep(self._seconds / PIECES)
+        for _ in range(self._pieces):
+            await asyncio.sleep(self._seconds / self._pieces)
             yield protocol.Piece(f"{os.getpid()} ", 1)
         yield protocol.End("stop")
 
@@ -49,6 +52,7 @@ class Arguments(BaseModel):
     running_requests: int = 200
     waiting_requests: int = 200
     login_user: str | None = None
+    openai_api: bool | Literal["without-keys"] = False
 
 
 def build(args: Arguments) -> Application:
@@ -60,7 +64,7 @@ def build(args: Arguments) -> Application:
             num_replicas=model.replicas,
             max_ongoing_requests=model.at_once,
             ray_actor_options={"num_cpus": 0.05},
-        ).bind(model.seconds)
+        ).bind(model.seconds, model.pieces)
         for model in args.models
     ]
     settings = serving.PageSettings(
@@ -71,6 +75,7 @@ def build(args: Arguments) -> Application:
             running_requests=args.running_requests, waiting_requests=args.waiting_requests
         ),
         login_user=args.login_user,
+        openai_api=args.openai_api,
     )
     builder = serving.PageOfModels(settings, page.build_page)
     server = serving.GradioServer.options(num_replicas=args.page_replicas)

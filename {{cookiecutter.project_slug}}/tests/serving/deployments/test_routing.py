@@ -50,7 +50,7 @@ async def routed(router: RequestRouter, *questions: str) -> list[str]:
     return names
 
 
-def test_turns_of_a_conversation_have_their_beginning_in_common() -> None:
+async def test_turns_of_a_conversation_have_their_beginning_in_common() -> None:
     first = [Message("system", "Be kind."), *user("Hi")]
     second = [*first, Message("assistant", "Hello"), *user("Why is the sky blue?")]
     began = beginning(request_of(tuple(first), "options"))

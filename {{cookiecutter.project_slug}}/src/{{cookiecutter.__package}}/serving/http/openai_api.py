@@ -4,10 +4,12 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import groupby
+from operator import attrgetter
 from secrets import token_hex
 from typing import Any, Protocol
 
@@ -40,6 +42,8 @@ from .settings import HttpSettings
 
 PREFIX = "/v1"
 MODELS = f"{PREFIX}/models"
+UPDATE_SECONDS = 0.25
+"""Between two updates of a stream. Each takes processor time, however little is in it."""
 MOST_MESSAGES = 2048
 MOST_STOPS = 4
 SMALLEST_TOP_P = 1e-6
@@ -406,32 +410,32 @@ class Completion:
             if not self.begun:
                 # What is refused at once has a status of its own.
                 raise failure from error
-            await self._send(send, failure.body)
+            await self._write(send, failure.body)
             await send({"type": "http.response.body", "body": b""})
         else:
             await JSONResponse(self._whole())(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
-        async with aclosing(self._pieces()) as pieces:
-            async for piece in pieces:
-                await self._begin(send)
-                if isinstance(piece, Piece) and piece.text:
-                    kind = "reasoning_content" if piece.thought else "content"
-                    await self._send(send, self._chunk({kind: piece.text}))
-        await self._begin(send)
-        await self._send(send, self._chunk({}, self._reason()) | self._dropped())
+        async with aclosing(in_updates(self._pieces(), UPDATE_SECONDS)) as updates:
+            async for update in updates:
+                await self._write(send, *map(self._chunk, _deltas(update)))
+        rest = [self._chunk({}, self._reason()) | self._dropped()]
         if self._includes_usage():
-            await self._send(send, self._chunk() | {"usage": self._usage()})
+            rest.append(self._chunk() | {"usage": self._usage()})
+        await self._write(send, *rest)
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _begin(self, send: Send) -> None:
-        if self.begun:
-            return
-        self.begun = True
-        headers = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
-        await self._send(send, self._chunk({"role": "assistant", "content": ""}))
+    async def _write(self, send: Send, *chunks: Chunk) -> None:
+        """Sends events together, as one message through Serve's proxy."""
+        if not self.begun:
+            self.begun = True
+            headers = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": 200, "headers": raw})
+            chunks = (self._chunk({"role": "assistant", "content": ""}), *chunks)
+        said = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks]
+        body = "".join(said).encode()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _pieces(self) -> AsyncGenerator[Piece | End, None]:
         """Yields what the model says, and keeps it.
@@ -470,10 +474,6 @@ class Completion:
         else:
             self.text += piece.text
 
-    async def _send(self, send: Send, chunk: Chunk) -> None:
-        body = f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n".encode()
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-
     def _head(self, kind: str) -> Chunk:
         head = {"id": self.name, "object": kind, "created": self.created}
         return {**head, "model": self.model.name}
@@ -505,6 +505,44 @@ class Completion:
         """Says how many of the oldest messages the model did not read."""
         dropped = self.end.dropped_messages if self.end else 0
         return {"dropped_messages": dropped} if dropped else {}
+
+
+async def in_updates(
+    pieces: AsyncGenerator[Piece | End, None], seconds: float
+) -> AsyncGenerator[list[Piece | End], None]:
+    """Yields the first piece at once, and what follows within so many seconds together."""
+    arrived, waiting = asyncio.Event(), list[Piece | End]()
+
+    async def read() -> None:
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    waiting.append(piece)
+                    arrived.set()
+        finally:
+            arrived.set()
+
+    reading = asyncio.create_task(read())
+    try:
+        while not reading.done() or waiting:
+            await arrived.wait()
+            arrived.clear()
+            if waiting:
+                update = [*waiting]
+                waiting.clear()
+                yield update
+            await asyncio.wait([reading], timeout=seconds)
+        reading.result()
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def _deltas(update: Sequence[Piece | End]) -> Iterator[Chunk]:
+    pieces = [each for each in update if isinstance(each, Piece)]
+    for thought, told in groupby(pieces, key=attrgetter("thought")):
+        if text := "".join(piece.text for piece in told):
+            yield {"reasoning_content" if thought else "content": text}
 
 
 async def _disconnected(receive: Receive) -> None:
