@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,9 +34,6 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
 )
 from {{ cookiecutter.__package }}.serving.http.ingress import put_first
 from {{ cookiecutter.__package }}.serving.http.mount import mount
-from {{ cookiecutter.__package }}.serving.http.openai_api import (
-    in_updates,
-)
 from {{ cookiecutter.__package }}.serving.http.sessions import (
     WITHOUT_SESSION,
 )
@@ -59,9 +55,8 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support import compare_page
 from ...support.compare_page import KEY, LAUNCH, MODELS, build_page
-from ...support.stand_ins import StandIn, fast, in_thread, settings_of, until, user
+from ...support.stand_ins import StandIn, fast, in_thread, settings_of, until
 
-HELLO_THERE = user("Hello")
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 LIMITS = Limits(new_tokens=64, prompt_characters=1000)
 
@@ -180,9 +175,8 @@ def test_an_answer_streams_with_its_usage_at_the_end() -> None:
             )
         ]
     said = [chunk.choices[0].delta.content for chunk in plain]
-    # What follows soon comes together.
-    assert said == ["", "one ", "two three", None]
-    assert [chunk.choices[0].finish_reason for chunk in plain] == [None] * 3 + ["stop"]
+    assert said == ["", "one ", "two ", "three", None]
+    assert [chunk.choices[0].finish_reason for chunk in plain] == [None] * 4 + ["stop"]
     assert len({chunk.id for chunk in plain}) == 1
     *chunks, last = told
     thoughts = [(chunk.choices[0].delta.model_extra or {}) for chunk in chunks]
@@ -195,37 +189,6 @@ def test_an_answer_streams_with_its_usage_at_the_end() -> None:
     assert last.usage.completion_tokens_details.reasoning_tokens == 2
     counts = (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens)
     assert counts == (7, 5, 12)
-
-
-async def test_the_first_piece_is_shown_at_once_and_what_follows_soon_together() -> None:
-    pieces = [Piece(f"{number}", 1) for number in range(50)]
-    began = time.monotonic()
-    answer = StandIn("slow", [piece.text for piece in pieces], pause=0.01)
-    seen = [
-        (time.monotonic() - began, update)
-        async for update in in_updates(answer.stream(HELLO_THERE, GenerationOptions()), 0.2)
-    ]
-    assert [each for _, update in seen for each in update] == [*pieces, End("stop")]
-    assert seen[0][1] == pieces[:1]
-    assert len(seen) < len(pieces) / 3
-
-
-async def test_a_failure_comes_after_what_was_said_before_it() -> None:
-    answer = StandIn("broken", ["half ", "an "], failure=RuntimeError("lost"))
-    updates = in_updates(answer.stream(HELLO_THERE, GenerationOptions()), 0.1)
-    assert await anext(updates) == [Piece("half ", 1)]
-    assert await anext(updates) == [Piece("an ", 1)]
-    with pytest.raises(RuntimeError, match="lost"):
-        await anext(updates)
-
-
-async def test_who_leaves_between_two_updates_ends_the_answer() -> None:
-    answer = StandIn("slow", ["word "] * 1000, pause=0.05)
-    async with aclosing(
-        in_updates(answer.stream(HELLO_THERE, GenerationOptions()), 0.1)
-    ) as updates:
-        await anext(updates)
-    assert answer.left == 1
 
 
 def test_thoughts_are_beside_the_answer_and_dropped_messages_are_told() -> None:
@@ -674,4 +637,4 @@ def test_a_program_of_a_few_lines_reads_each_event() -> None:
     lines = complete(asked(fast()), stream=True).text.splitlines()
     events = [line.removeprefix("data: ") for line in lines if line]
     assert all(line.startswith("data: ") for line in lines if line)
-    assert [json.loads(each)["object"] for each in events[:-1]] == ["chat.completion.chunk"] * 4
+    assert [json.loads(each)["object"] for each in events[:-1]] == ["chat.completion.chunk"] * 5

@@ -4,12 +4,10 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from itertools import groupby
-from operator import attrgetter
 from secrets import token_hex
 from typing import Any, Protocol
 
@@ -416,9 +414,13 @@ class Completion:
             await JSONResponse(self._whole())(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
-        async with aclosing(in_updates(self._pieces(), UPDATE_SECONDS)) as updates:
-            async for update in updates:
-                await self._write(send, *map(self._chunk, _deltas(update)))
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                said = []
+                if isinstance(piece, Piece) and piece.text:
+                    kind = "reasoning_content" if piece.thought else "content"
+                    said.append(self._chunk({kind: piece.text}))
+                await self._write(send, *said)
         rest = [self._chunk({}, self._reason()) | self._dropped()]
         if self._includes_usage():
             rest.append(self._chunk() | {"usage": self._usage()})
@@ -505,44 +507,6 @@ class Completion:
         """Says how many of the oldest messages the model did not read."""
         dropped = self.end.dropped_messages if self.end else 0
         return {"dropped_messages": dropped} if dropped else {}
-
-
-async def in_updates(
-    pieces: AsyncGenerator[Piece | End, None], seconds: float
-) -> AsyncGenerator[list[Piece | End], None]:
-    """Yields the first piece at once, and what follows within so many seconds together."""
-    arrived, waiting = asyncio.Event(), list[Piece | End]()
-
-    async def read() -> None:
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    waiting.append(piece)
-                    arrived.set()
-        finally:
-            arrived.set()
-
-    reading = asyncio.create_task(read())
-    try:
-        while not reading.done() or waiting:
-            await arrived.wait()
-            arrived.clear()
-            if waiting:
-                update = [*waiting]
-                waiting.clear()
-                yield update
-            await asyncio.wait([reading], timeout=seconds)
-        reading.result()
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-
-
-def _deltas(update: Sequence[Piece | End]) -> Iterator[Chunk]:
-    pieces = [each for each in update if isinstance(each, Piece)]
-    for thought, told in groupby(pieces, key=attrgetter("thought")):
-        if text := "".join(piece.text for piece in told):
-            yield {"reasoning_content" if thought else "content": text}
 
 
 async def _disconnected(receive: Receive) -> None:
