@@ -273,7 +273,7 @@ def test_the_cache_holds_tokens_of_a_byte_for_each_number(
 @pytest.mark.parametrize(
     ("model_type", "fields", "reason"),
     [
-        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, "gpt2 is none of llama, mistral, "),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, "gpt2 is not one of llama, mistral, "),
         ("mistral", LLAMA | {"sliding_window": 8}, "its attention has a sliding window"),
         (
             "qwen2",
@@ -320,7 +320,7 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
     model_type = "llama"
     reason = "its scores are not those of the plain model"
     if why == "its architecture":
-        model_type, reason = "phi", "phi is none of llama, mistral, qwen2, qwen3"
+        model_type, reason = "phi", "phi is not one of llama, mistral, qwen2, qwen3"
     elif why == "its scores":
         usual = Decoder.scores
         monkeypatch.setattr(Decoder, "scores", lambda *given: usual(*given).flip(1))

@@ -15,7 +15,7 @@ def refusal(config: PreTrainedConfig) -> str | None:
     slides = getattr(config, "sliding_window", None) is not None
     activation = getattr(config, "hidden_act", None)
     if config.model_type not in FAMILIES:
-        return f"{config.model_type} is none of {', '.join(sorted(FAMILIES))}"
+        return f"{config.model_type} is not one of {', '.join(sorted(FAMILIES))}"
     if getattr(config, "quantization_config", None):
         return "its weights are quantized already"
     if layers != {"full_attention"} or (slides and not hasattr(config, "use_sliding_window")):

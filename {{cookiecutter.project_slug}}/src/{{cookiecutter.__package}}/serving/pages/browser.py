@@ -223,7 +223,7 @@ FORGET_CONVERSATION = """() => {
     return []
 }"""
 
-NOT_KEPT = "Your browser cannot keep this conversation. Close this tab, and it is lost."
+NOT_KEPT = "Your browser can't keep this conversation. It will be lost when you close this tab."
 
 
 def keep_conversation(models: Sequence[Model]) -> str:

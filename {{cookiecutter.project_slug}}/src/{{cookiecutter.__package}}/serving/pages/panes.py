@@ -56,7 +56,8 @@ def state_line(answer: Answer) -> str:
     thinks = answer.state is State.WRITING and answer.thoughts and not answer.text
     said = ["Cut off" if answer.cut_off else "Thinking" if thinks else answer.state.capitalize()]
     if answer.first_text_seconds is not None:
-        said += [f"first text after {answer.first_text_seconds:.1f} s", f"{answer.tokens} tokens"]
+        said.append(f"first text after {answer.first_text_seconds:.1f} s")
+        said.append(_counted(answer.tokens, "token"))
     if answer.tokens_per_second is not None:
         said.append(f"{answer.tokens_per_second:.0f} tokens/s")
     said += _remarks(answer)
@@ -74,4 +75,9 @@ def _remarks(answer: Answer) -> Iterator[str]:
     if answer.end is not None and answer.end.reason == "filtered":
         yield "the server held the rest back"
     if answer.end is not None and answer.end.dropped_messages:
-        yield f"without the oldest {answer.end.dropped_messages} messages, for which is no room"
+        messages = _counted(answer.end.dropped_messages, "message")
+        yield f"without the oldest {messages}, beyond what the model can read"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
