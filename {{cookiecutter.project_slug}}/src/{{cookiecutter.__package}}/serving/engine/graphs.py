@@ -1,6 +1,7 @@
 """Makes the graph of a decoder for OpenVINO's runtime, with weights in 8 bits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,9 +88,14 @@ def _layer(
     size: int = attention.head_dim
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     read = _normed(layer.input_layernorm, hidden)
-    query = _heads(_linear(attention.q_proj, read), heads, size)
-    key = _heads(_linear(attention.k_proj, read), shared, size)
-    value = _heads(_linear(attention.v_proj, read), shared, size)
+    query, key, value = (
+        _heads(states, count, size)
+        for states, count in zip(
+            _linears([attention.q_proj, attention.k_proj, attention.v_proj], read),
+            (heads, shared, shared),
+            strict=True,
+        )
+    )
     if hasattr(attention, "q_norm"):
         query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
     query, key, value = (ops.transpose(each, _integers(0, 2, 1, 3)) for each in (query, key, value))
@@ -106,10 +112,11 @@ def _layer(
     )
     attended = ops.transpose(attended, _integers(0, 2, 1, 3))
     attended = ops.reshape(attended, _integers(0, 0, heads * size), special_zero=True)
-    hidden = ops.add(hidden, _linear(attention.o_proj, attended))
+    hidden = ops.add(hidden, *_linears([attention.o_proj], attended))
     read = _normed(layer.post_attention_layernorm, hidden)
-    gated = ops.multiply(ops.swish(_linear(mlp.gate_proj, read)), _linear(mlp.up_proj, read))
-    return ops.add(hidden, _linear(mlp.down_proj, gated))
+    gate, up = _linears([mlp.gate_proj, mlp.up_proj], read)
+    gated = ops.multiply(ops.swish(gate), up)
+    return ops.add(hidden, *_linears([mlp.down_proj], gated))
 
 
 def _heads(states: ov.Node, heads: int, size: int) -> ov.Node:
@@ -170,28 +177,43 @@ def _normed(norm: torch.nn.Module, states: ov.Node) -> ov.Node:
     return ops.multiply(even, _numbers(norm.weight))
 
 
-def _linear(linear: torch.nn.Linear, states: ov.Node) -> ov.Node:
-    product = ops.matmul(states, _weights(linear.weight), transpose_a=False, transpose_b=True)
-    return product if linear.bias is None else ops.add(product, _numbers(linear.bias))
+def _linears(linears: Sequence[torch.nn.Linear], states: ov.Node) -> Sequence[ov.Output]:
+    """Multiplies with several matrices at once: one large product is faster than small ones."""
+    weights = _weights(*(linear.weight for linear in linears))
+    product = ops.matmul(states, weights, transpose_a=False, transpose_b=True)
+    if any(linear.bias is not None for linear in linears):
+        biases = [
+            torch.zeros(linear.out_features) if linear.bias is None else linear.bias.float()
+            for linear in linears
+        ]
+        product = ops.add(product, _numbers(torch.cat(biases)))
+    if not linears[1:]:
+        return [product]
+    widths = _integers(*(linear.out_features for linear in linears))
+    split: Sequence[ov.Output] = ops.variadic_split(product, _integer(-1), widths).outputs()
+    return split
 
 
 @torch.no_grad()
-def _weights(weight: torch.nn.Parameter) -> ov.Node:
+def _weights(*weights: torch.nn.Parameter) -> ov.Node:
     """Returns weights of 8 bits, and writes into the model what they stand for.
 
     The runtime multiplies with them as they are, which the form of these steps tells it.
     """
-    rows, columns = weight.shape
+    columns = weights[0].shape[1]
+    rows = sum(len(weight) for weight in weights)
     group = math.gcd(GROUP, columns)
     if group < LEAST_GROUP:
         group = columns
-    parts = weight.detach().float().reshape(rows, -1, group)
+    parts = torch.cat([weight.detach().float() for weight in weights]).reshape(rows, -1, group)
     least = parts.amin(-1, keepdim=True).clamp(max=0)
     scale = (parts.amax(-1, keepdim=True).clamp(min=0) - least) / STEPS
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     zero = (-least / scale).round().clamp(0, STEPS)
     codes = (parts / scale + zero).round().clamp(0, STEPS)
-    weight.copy_(((codes - zero) * scale).reshape(rows, columns))
+    rounded = ((codes - zero) * scale).reshape(rows, columns)
+    for weight, part in zip(weights, rounded.split([len(each) for each in weights]), strict=True):
+        weight.copy_(part)
     node = ops.convert(ops.constant(codes.to(torch.uint8).numpy()), "f32")
     node = ops.subtract(node, ops.convert(ops.constant(zero.to(torch.uint8).numpy()), "f32"))
     node = ops.multiply(node, ops.constant(scale.numpy()))
