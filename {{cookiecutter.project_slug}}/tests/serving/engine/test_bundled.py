@@ -25,11 +25,11 @@ from ...support.stand_ins import pieces_of, user
 SYSTEM = "You are a helpful guide who answers in one short sentence."
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
+@pytest.fixture(params=["auto", "bfloat16"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    settings = {"name": "smollm2", "source": BUNDLED, "temperature": 0, "system": SYSTEM}
     engine = Engine(
-        ModelSettings(name="smollm2", source=BUNDLED, temperature=0, system=SYSTEM),
-        Limits(update_seconds=0),
+        ModelSettings.model_validate(settings | {"dtype": request.param}), Limits(update_seconds=0)
     )
     yield engine
     engine.stop()

@@ -20,6 +20,9 @@ from {{ cookiecutter.__package }}.serving.engine import (
     paged,
     runtime,
 )
+from {{ cookiecutter.__package }}.serving.engine.decoders import (
+    DecoderBatch,
+)
 from {{ cookiecutter.__package }}.serving.engine.engine import CONTINUOUS, Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import (
     Processor,
@@ -297,6 +300,51 @@ def test_a_model_that_has_no_graph_is_refused_with_the_reason(
     assert f"does not run in int8: {reason}" in str(error.value)
     assert str(error.value).endswith("Leave `dtype` out, or choose another.")
     assert "\n" not in str(error.value)
+
+
+async def test_a_model_is_left_to_run_in_int8_where_it_can(
+    tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        engine = engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="auto")
+    assert isinstance(engine._batch, PagedBatch)
+    assert f"tiny runs {CONTINUOUS}, in int8." in caplog.messages
+    assert await answer(engine, "The whale")
+
+
+@pytest.mark.parametrize("why", ["its architecture", "its scores", "the runtime"])
+async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_none(
+    why: str,
+    tmp_path: Path,
+    engine_of: EngineOf,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model_type = "llama"
+    reason = "its scores are not those of the plain model"
+    if why == "its architecture":
+        model_type, reason = "phi", "phi is none of llama, mistral, qwen2, qwen3"
+    elif why == "its scores":
+        usual = Decoder.scores
+        monkeypatch.setattr(Decoder, "scores", lambda *given: usual(*given).flip(1))
+    else:
+        reason = "the runtime knows no such CPU"
+
+        def fail(_: object) -> None:
+            raise RuntimeError(reason)
+
+        monkeypatch.setattr(runtime, "Decoder", fail)
+    save_tiny(model_type, tmp_path, **LLAMA)
+    with caplog.at_level(logging.INFO):
+        engine = engine_of(tmp_path, dtype="auto")
+    assert f"tiny does not run in int8: {reason}" in caplog.messages
+    assert f"tiny runs {CONTINUOUS}." in caplog.messages
+    assert isinstance(engine._batch, DecoderBatch)
+    # The weights are those that were saved, and not what 8 bits made of them.
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=engine._model.dtype)
+    for name, weights in saved.named_parameters():
+        assert torch.equal(weights, engine._model.get_parameter(name))
+    assert await answer(engine, "The whale")
 
 
 @pytest.mark.parametrize(

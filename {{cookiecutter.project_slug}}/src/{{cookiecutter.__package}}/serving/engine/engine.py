@@ -139,16 +139,20 @@ class Engine:
         return batch
 
     def _batch_in_8_bits(self, weights: Weights) -> Batch | None:
-        """Returns None where the settings do not ask for it.
+        """Returns None where the settings leave it to the model, and it runs in another way.
 
         Raises:
             ModelError: the settings ask for it, and this model or machine does not allow it.
         """
-        if self._settings.dtype != "int8":
+        asked = self._settings.dtype
+        if asked not in {"auto", "int8"} or (asked == "auto" and torch.cuda.is_available()):
             return None
         made = self._paged(weights)
         if not isinstance(made, str):
             return made
+        if asked == "auto":
+            logger.info("%s does not run in int8: %s", self.name, made)
+            return None
         raise ModelError(
             f"Model {self.name!r}: {self._settings.source!r} does not run in int8: {made}. "
             "Leave `dtype` out, or choose another."

@@ -25,9 +25,10 @@ class EngineSettings(Strict):
     A deployment keeps the commit that it is when it is deployed.
     """
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """Format of the numbers. "auto": on a GPU the one that the weights were saved in, on a
-    CPU bfloat16 where it has instructions for it, else float32. "int8" keeps the weights of a
-    Llama, Mistral, Qwen2 or Qwen3 in 8 bits on a CPU: faster and smaller, and not quite its text."""
+    """Format of the numbers. "auto": on a GPU the one that the weights were saved in, on a CPU
+    "int8" where the model runs in it, else bfloat16 where it has instructions for it, else float32.
+    "int8" keeps the weights of a Llama, Mistral, Qwen2 or Qwen3 in 8 bits on a CPU: faster and
+    smaller, and not quite its text. "float32" writes what `generate` does."""
     system: str = ""
     """What a model with a chat template is told first, where the conversation says nothing."""
     prompt: str = "{prompt}"
