@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -557,6 +560,13 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
     await asyncio.sleep(0.5)
     assert steps - when_left <= 2
     assert steps < LONG.max_new_tokens
+
+
+def test_nobody_is_told_that_the_runtime_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "openvino_telemetry.py").write_text("raise SystemExit('it is told')", "utf-8")
+    code = f"import {runtime.__name__}"
+    variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=variables)
 
 
 def test_pages_that_nobody_uses_are_given_up_one_by_one_the_oldest_first() -> None:
