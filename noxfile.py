@@ -20,6 +20,7 @@ nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["prepare", "lint", "tests", "update", "faults", "generated"]
 
 CODE = ["noxfile.py", "programs.py", "benchmarks", "docs", "hooks", "tests"]
+RIVALS = ["openvino-genai>=2026.4,<2027", "xllamacpp>=2026.10,<2027"]
 GRACE_SECONDS = 90
 WORKERS = "2"
 # One runs all tests of a project, beside the others, and each mostly waits.
@@ -198,7 +199,8 @@ def benchmark(session: nox.Session) -> None:
     python = str(python_of(project))
     printed = session.run(python, "-c", weights, external=True, silent=True) or ""
     [*_, model] = printed.splitlines()
-    arguments = [str(project), str(project / ".venv"), model, str(own)]
+    rivals = make_rivals(session)
+    arguments = [str(project), str(project / ".venv"), model, str(own), str(rivals)]
     session.run("python", "-m", "benchmarks", *arguments, *session.posargs)
 
 
@@ -229,6 +231,19 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
                 "UV_NO_SOURCES=1` to take it from the package index, with some gigabytes of CUDA."
             )
     return project
+
+
+def make_rivals(session: nox.Session) -> Path:
+    """Installs the engines that the project's is held against, and returns their Python."""
+    environment = session.cache_dir.resolve() / "rivals"
+    session.run("uv", "venv", "--quiet", "--clear", str(environment), external=True)
+    python = environment / "bin" / "python"
+    # It would report each import of openvino to its makers.
+    left_out = environment / "left-out.txt"
+    left_out.write_text("openvino-telemetry; sys_platform == 'never'\n", "utf-8")
+    options = ("--quiet", "--python", str(python), "--override", str(left_out))
+    session.run("uv", "pip", "install", *options, *RIVALS, external=True)
+    return python
 
 
 def package_of(project: Path) -> str:

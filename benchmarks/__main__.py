@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.generated.project import Project
 
 from .contenders import original, project, tutorial
+from .engines import engines_in_turns
 from .measures import (
     Load,
     cost_of_users,
@@ -29,6 +30,7 @@ from .report import (
     OURS,
     SAME_DTYPE,
     Api,
+    Engines,
     Footprint,
     Growth,
     Own,
@@ -37,9 +39,10 @@ from .report import (
     write,
 )
 
-PARTS = ["users", "growth", "footprint", "own", "api"]
+PARTS = ["users", "growth", "footprint", "own", "api", "engines"]
 QUICK = "quick"
 ROUNDS = 3
+ENGINE_ROUNDS = 5
 CALLS = 15
 CLEARLY_LOST = 0.8
 """Part of a figure's goal below which the quick run fails: it measures once, on any machine."""
@@ -68,6 +71,11 @@ def main() -> None:
         write("own", Own(starts, short_calls(own, CALLS)))
     if "api" in options.parts:
         write("api", Api(*cost_of_ways(rendered, ROUNDS)))
+    if "engines" in options.parts:
+        alone = engines_in_turns(
+            rendered, options.model, options.rivals, ENGINE_ROUNDS, threads=[1, 2]
+        )
+        write("engines", Engines(*alone))
 
 
 def read(arguments: list[str]) -> argparse.Namespace:
@@ -76,6 +84,7 @@ def read(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("environment", type=Path, help="where it is installed")
     parser.add_argument("model", type=Path, help="SmolLM2 as safetensors")
     parser.add_argument("own", type=Path, help="a rendered project with a page of one's own")
+    parser.add_argument("rivals", type=Path, help="the Python of the rivals' engines")
     # Python 3.11 takes no part at all for a wrong choice.
     parser.add_argument("parts", nargs="*", help=", ".join([*PARTS, QUICK]))
     options = parser.parse_args(arguments)

@@ -9,8 +9,11 @@ from pathlib import Path
 import psutil
 
 from .contenders import NEW_TOKENS
+from .engines import OURS as OUR_ENGINE
+from .engines import RIVALS, EngineCost, EngineLoad
 from .measures import Alone, Cost, Load, Memory, OwnStart, Scale, ShortCall, Start, WayCost
 
+INSTRUCTION_SETS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
 OURS, SAME_DTYPE, GUIDE, ORIGINAL = (
     "project, auto",
@@ -242,7 +245,53 @@ class Api:
         ]
 
 
-def write(name: str, part: Users | Growth | Footprint | Own | Api) -> None:
+@dataclass(frozen=True)
+class Engines:
+    """The engine beside what a user would pick instead, on the same weights."""
+
+    loads: list[EngineLoad]
+    costs: list[EngineCost]
+
+    def ratios(self) -> list[Ratio]:
+        """Those for each second of CPU time hold where other work shares the machine."""
+        return [
+            Ratio(
+                f"{measure} at {_requests(requests)}, {_threads(threads)}, / the better rival's",
+                figures[OUR_ENGINE] / max(figures[rival] for rival in RIVALS),
+                0.95,
+            )
+            for threads, requests in dict.fromkeys((x.threads, x.requests) for x in self.loads)
+            for measure, figures in (
+                ("tokens/s", self._figures(threads, requests, "tokens_per_second")),
+                ("tokens/CPU second", self._figures(threads, requests, "tokens_per_cpu_second")),
+            )
+        ]
+
+    def tables(self) -> list[str]:
+        loads = [
+            f"| {x.contender} | {x.threads} | {x.requests} | {x.tokens_per_second:.0f} "
+            f"| {x.tokens_per_cpu_second:.0f} |"
+            for x in self.loads
+        ]
+        costs = [f"| {x.contender} | {x.start:.1f} | {x.memory:.2f} |" for x in self.costs]
+        return [
+            f"{NEW_TOKENS} new tokens for each request, prompts included, in turns. The rivals read "
+            "the bundled GGUF (4 bits), ours its weights as safetensors:",
+            *("", "| engine | threads | requests at once | tokens/s | tokens/CPU second |"),
+            *("|---|---|---|---|---|", *loads, ""),
+            "Alone in its process:",
+            *("", "| engine | start, s | memory, GB |", "|---|---|---|", *costs),
+        ]
+
+    def _figures(self, threads: int, requests: int, name: str) -> dict[str, float]:
+        return {
+            x.contender: getattr(x, name)
+            for x in self.loads
+            if (x.threads, x.requests) == (threads, requests)
+        }
+
+
+def write(name: str, part: Users | Growth | Footprint | Own | Api | Engines) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
     (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")
@@ -270,9 +319,20 @@ def machine() -> str:
         platform.processor(),
     )
     memory = psutil.virtual_memory().total / 2**30
+    flags = Path("/proc/cpuinfo").read_text().split()
+    sets = ", ".join(each for each in INSTRUCTION_SETS if each in flags)
     return (
-        f"{cpu}, {psutil.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+        f"{cpu} ({sets}), {psutil.cpu_count()} cores, {memory:.0f} GiB, "
+        f"Python {platform.python_version()}"
     )
+
+
+def _requests(number: int) -> str:
+    return f"{number} {'request' if number == 1 else 'requests'}"
+
+
+def _threads(number: int) -> str:
+    return f"{number} {'thread' if number == 1 else 'threads'}"
 
 
 def _who(call: ShortCall) -> str:

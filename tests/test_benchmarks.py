@@ -4,11 +4,13 @@ import pytest
 
 from benchmarks.__main__ import PARTS, read
 from benchmarks.contenders import MODELS, NEW_TOKENS
+from benchmarks.engines import OURS as OUR_ENGINE
+from benchmarks.engines import REFERENCE, RIVALS, EngineLoad
 from benchmarks.measures import Alone, Load, OwnStart, ShortCall, WayCost, load_of, median_load
-from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Api, Own, Ratio, Users
+from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Api, Engines, Own, Ratio, Users
 from benchmarks.users import Answer
 
-WHERE = ["project", "environment", "model", "own"]
+WHERE = ["project", "environment", "model", "own", "rivals"]
 
 
 def test_all_parts_are_measured_unless_some_are_named() -> None:
@@ -86,3 +88,20 @@ def test_the_api_is_held_against_the_page() -> None:
     [ratio] = costs.ratios()
     assert (round(ratio.value, 3), ratio.reached()) == (0.4, True)
     assert "| `/v1` | 0.080 | 0.080, 0.050, 0.090 |" in costs.tables()
+
+
+def test_an_engine_is_held_against_the_better_of_its_rivals_at_as_many_requests_and_threads() -> (
+    None
+):
+    slow, fast = RIVALS
+    loads = [
+        EngineLoad(OUR_ENGINE, 1, 8, tokens_per_second=90, tokens_per_cpu_second=60),
+        EngineLoad(REFERENCE, 1, 8, tokens_per_second=900, tokens_per_cpu_second=900),
+        EngineLoad(slow, 1, 8, tokens_per_second=50, tokens_per_cpu_second=80),
+        EngineLoad(fast, 1, 8, tokens_per_second=100, tokens_per_cpu_second=40),
+        *(EngineLoad(name, 2, 32, 10, 10) for name in (OUR_ENGINE, slow, fast)),
+    ]
+    by_clock, by_cpu, *more = Engines(loads, []).ratios()
+    assert (by_clock.value, by_clock.reached()) == (0.9, False)
+    assert by_cpu.value == 0.75
+    assert [ratio.value for ratio in more] == [1, 1]
