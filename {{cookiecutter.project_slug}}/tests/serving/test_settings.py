@@ -49,6 +49,19 @@ def test_a_wrong_argument_is_refused_with_its_reason(
         PageSettings.model_validate(THE_REST | arguments)
 
 
+class TeamsSettings(PageSettings):
+    options: GenerationOptions = GenerationOptions(max_new_tokens=50, stop=("END",))
+
+
+def test_options_of_a_config_keep_what_they_do_not_name_as_the_page_shows_it() -> None:
+    said = TeamsSettings.model_validate(THE_REST | {"options": {"temperature": 0.3}}).options
+    assert said == GenerationOptions(max_new_tokens=50, stop=("END",), temperature=0.3)
+    said = TeamsSettings.model_validate(THE_REST | {"options": {"max_new_tokens": 9}}).options
+    assert said == GenerationOptions(max_new_tokens=9, stop=("END",))
+    whole = GenerationOptions(seed=1)
+    assert TeamsSettings.model_validate(THE_REST | {"options": whole}).options == whole
+
+
 def test_options_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match="contradict each other"):
         GenerationOptions(min_new_tokens=50, max_new_tokens=40)

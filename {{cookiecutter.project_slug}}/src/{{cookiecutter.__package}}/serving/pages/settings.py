@@ -1,10 +1,10 @@
 """What a page of text models shows, and what it takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from starlette.middleware import Middleware
 
 from ..base import StartError
@@ -40,6 +40,15 @@ class PageSettings(HttpSettings, ModelsSettings):
         "base-uri 'self'; form-action 'self'; img-src 'self' blob: data:; object-src 'none'"
     )
     limits: Limits = Limits()
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _complete_options(cls, said: object) -> object:
+        """Keeps what the page itself shows, where a config says something else."""
+        shown = cls.model_fields["options"].get_default(call_default_factory=True)
+        if isinstance(said, Mapping) and isinstance(shown, GenerationOptions):
+            return {**shown.model_dump(exclude_unset=True), **said}
+        return said
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
