@@ -186,7 +186,8 @@ def soak(session: nox.Session) -> None:
 def benchmark(session: nox.Session) -> None:
     """Compares a rendered project with what a user would pick instead, and writes the report.
 
-    Takes parts of it: `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`.
+    Takes parts of it: `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`,
+    `engines`.
     `nox -s benchmark -- quick` ends in five minutes and fails when a ratio is clearly lost.
     """
     install(session, "benchmark")
@@ -199,8 +200,10 @@ def benchmark(session: nox.Session) -> None:
     python = str(python_of(project))
     printed = session.run(python, "-c", weights, external=True, silent=True) or ""
     [*_, model] = printed.splitlines()
-    rivals = make_rivals(session)
-    arguments = [str(project), str(project / ".venv"), model, str(own), str(rivals)]
+    rivals = session.cache_dir.resolve() / "rivals"
+    if not session.posargs or "engines" in session.posargs:
+        install_rivals(session, rivals)
+    arguments = [str(project), str(project / ".venv"), model, str(own), str(python_in(rivals))]
     session.run("python", "-m", "benchmarks", *arguments, *session.posargs)
 
 
@@ -233,17 +236,14 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
     return project
 
 
-def make_rivals(session: nox.Session) -> Path:
-    """Installs the engines that the project's is held against, and returns their Python."""
-    environment = session.cache_dir.resolve() / "rivals"
+def install_rivals(session: nox.Session, environment: Path) -> None:
+    """Installs the engines that the project's is held against."""
     session.run("uv", "venv", "--quiet", "--clear", str(environment), external=True)
-    python = environment / "bin" / "python"
     # It would report each import of openvino to its makers.
     left_out = environment / "left-out.txt"
     left_out.write_text("openvino-telemetry; sys_platform == 'never'\n", "utf-8")
-    options = ("--quiet", "--python", str(python), "--override", str(left_out))
+    options = ("--quiet", "--python", str(python_in(environment)), "--override", str(left_out))
     session.run("uv", "pip", "install", *options, *RIVALS, external=True)
-    return python
 
 
 def package_of(project: Path) -> str:
@@ -252,7 +252,11 @@ def package_of(project: Path) -> str:
 
 
 def python_of(project: Path) -> Path:
-    return project / ".venv" / "bin" / "python"
+    return python_in(project / ".venv")
+
+
+def python_in(environment: Path) -> Path:
+    return environment / "bin" / "python"
 
 
 def install(session: nox.Session, *groups: str) -> None:

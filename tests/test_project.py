@@ -134,7 +134,7 @@ def test_rendering_takes_a_few_times_what_cookiecutter_needs_to_start(
     ]
     ratios = [processor_seconds(render) / processor_seconds(start) for _ in range(3)]
 
-    assert 1 < min(ratios) < 8
+    assert 1 < min(ratios) < 6
 
 
 def processor_seconds(command: Sequence[str]) -> float:

@@ -312,7 +312,7 @@ async def test_a_model_is_left_to_run_in_int8_where_it_can(
     assert await answer(engine, "The whale")
 
 
-@pytest.mark.parametrize("why", ["its architecture", "its scores", "the runtime"])
+@pytest.mark.parametrize("why", ["its architecture", "its scores", "its steps", "the runtime"])
 async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_none(
     why: str,
     tmp_path: Path,
@@ -327,6 +327,13 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
     elif why == "its scores":
         usual = Decoder.scores
         monkeypatch.setattr(Decoder, "scores", lambda *given: usual(*given).flip(1))
+    elif why == "its steps":
+        reason = "RuntimeError: the runtime fails"
+
+        def fail_at_a_step(*_: object) -> None:
+            raise RuntimeError("the runtime fails")
+
+        monkeypatch.setattr(Decoder, "scores", fail_at_a_step)
     else:
         reason = "the runtime knows no such CPU"
 
@@ -338,6 +345,7 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
     with caplog.at_level(logging.INFO):
         engine = engine_of(tmp_path, dtype="auto")
     assert f"tiny does not run in int8: {reason}" in caplog.messages
+    assert "The generation ended" not in caplog.messages
     assert f"tiny runs {CONTINUOUS}." in caplog.messages
     assert isinstance(engine._batch, DecoderBatch)
     # The weights are those that were saved, and not what 8 bits made of them.

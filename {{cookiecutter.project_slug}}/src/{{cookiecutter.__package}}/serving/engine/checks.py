@@ -30,7 +30,10 @@ BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1, torch.
 The order of additions depends on the number of rows, and the last bits of a score depend on it.
 With weights in 8 bits, both the graph and the plain model may compute in 16.
 """
-LOGGERS = ["ContinuousBatchingLogger", "transformers.modeling_utils", f"{__package__}.groups"]
+LOGGERS = [
+    *("ContinuousBatchingLogger", "transformers.modeling_utils"),
+    *(f"{__package__}.{name}" for name in ("groups", "paged")),
+]
 """They report what a model cannot do, which the check is there to find."""
 
 

@@ -182,7 +182,8 @@ class Engine:
         batch = PagedBatch(decoder, self._end, running, cache_tokens)
         # The plain model has the weights that the graph has.
         attention: str = self._model.config._attn_implementation
-        found = self._found(batch, attention, torch.int8)
+        with quiet():
+            found = self._found(batch, attention, torch.int8)
         if found is not None:
             batch.stop()
             return found

@@ -40,8 +40,6 @@ from .settings import HttpSettings
 
 PREFIX = "/v1"
 MODELS = f"{PREFIX}/models"
-UPDATE_SECONDS = 0.25
-"""Between two updates of a stream. Each takes processor time, however little is in it."""
 MOST_MESSAGES = 2048
 MOST_STOPS = 4
 SMALLEST_TOP_P = 1e-6
