@@ -45,8 +45,10 @@ def open_session(url: str) -> Client:
 
 
 def test_every_session_stays_with_one_replica_and_they_are_spread_evenly(counting: str) -> None:
+    # A few at once, as visitors come: a replica that is behind by more gets fewer of them.
+    with ThreadPoolExecutor(PAGE_REPLICAS) as arrivals:
+        sessions = list(arrivals.map(open_session, [counting] * SESSIONS))
     with ThreadPoolExecutor(SESSIONS) as users:
-        sessions = list(users.map(open_session, [counting] * SESSIONS))
         answers = defaultdict[Client, list[Count]](list)
         for _ in range(CALLS):
             for session, answer in zip(sessions, users.map(count, sessions), strict=True):
