@@ -1,5 +1,6 @@
 """A config as Ray's users write it, served by the project's own command."""
 
+import re
 from pathlib import Path
 
 import httpx2
@@ -48,6 +49,18 @@ def build(args: dict):
     return Whaler.bind(args)
 """
 """Speaks as much of OpenAI's protocol as `ray.serve.llm:build_openai_app` has to."""
+WORD = r"[\w-]+ \((loading|scheduling)\)"
+TERMINAL = re.compile(
+    rf"""Starting Ray
+(\d+ s: waiting for Ray, whose logs are in \S+
+)*Ray's logs are in \S+, its metrics at \S+
+(\d+ s: waiting for (Serve|{WORD}(, {WORD})*)(; \d of \d up)?
+)*The page is up: \S+
+The page is up: \S+
+Ctrl-C stops it\.
+Stopped\.
+"""
+)
 
 
 @pytest.mark.served
@@ -88,3 +101,5 @@ def test_a_team_s_settings_variables_and_second_application_which_is_asked_as_a_
             model="whaler", messages=[{"role": "user", "content": "What do you see?"}]
         )
         assert asked.choices[0].message.content == "There she blows"
+    printed = (tmp_path / "log").read_text(encoding="utf-8")
+    assert TERMINAL.fullmatch(printed), printed

@@ -17,11 +17,17 @@ import ray
 import yaml
 from ray import serve
 from ray.serve._private import api
-from ray.serve.schema import ServeDeploySchema
+from ray.serve._private.common import ReplicaState
+from ray.serve.schema import (
+    DeploymentDetails,
+    DeploymentStatus,
+    ReplicaDetails,
+    ServeDeploySchema,
+)
 
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import choose_port, read_config
-from {{ cookiecutter.__package }}.serving.start import main, served, start_ray
+from {{ cookiecutter.__package }}.serving.start import how_far, main, served, start_ray
 
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
@@ -267,6 +273,24 @@ def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert ended == [True]
     assert before == api.HTTP_PROXY_TIMEOUT
+
+
+def test_what_is_waited_for_is_said_with_how_far_it_is() -> None:
+    deployments = [
+        described("whale", DeploymentStatus.UPDATING, node=None),
+        described("gull", DeploymentStatus.UPDATING, node="here"),
+        described("page", DeploymentStatus.HEALTHY, node="here"),
+    ]
+    assert how_far(deployments) == "whale (scheduling), gull (loading); 1 of 3 up"
+    assert how_far(deployments[2:]) == "Serve; 1 of 1 up"
+
+
+def described(name: str, status: DeploymentStatus, node: str | None) -> DeploymentDetails:
+    """Returns what Serve says of a deployment with one replica."""
+    replica = ReplicaDetails(
+        replica_id=name, state=ReplicaState.STARTING, start_time_s=0, node_id=node
+    )
+    return DeploymentDetails.model_construct(name=name, status=status, replicas=[replica])
 
 
 # Ray itself gives up after 30 seconds.

@@ -4,6 +4,7 @@ It does what `serve run` does, with checks before, a bounded wait for the page, 
 """
 
 import argparse
+import logging
 import os
 import pkgutil
 import re
@@ -13,10 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,15 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
 from ray.serve import Application
 from ray.serve._private import api
+from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import gRPCOptions
-from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
+from ray.serve.context import _get_global_client
+from ray.serve.schema import (
+    ApplicationDetails,
+    DeploymentDetails,
+    ServeDeploySchema,
+    ServeInstanceDetails,
+)
 
 from .base import StartError, explained
 from .config import (
@@ -49,6 +58,7 @@ from .config import (
 
 PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
 OWN_ERROR = re.compile(rf"^{re.escape(__package__)}\.[\w.]+: ")
+AUTHENTICATION = "ray._private.authentication.authentication_token_setup"
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 5
 CLUSTER_SECONDS = 10
@@ -203,7 +213,8 @@ def run(
     # Serve's own 4 MB would refuse a page, or an answer, with a large table or picture in it.
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(2**31 - 1))
     print("Starting Ray", flush=True)
-    cluster = start_ray(alone, metrics_port, bounds.ray)
+    with quiet(AUTHENTICATION, logging.ERROR):
+        cluster = start_ray(alone, metrics_port, bounds.ray)
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
         with served(config, cluster.logs, bounds.ray):
@@ -218,7 +229,8 @@ def run(
             while True:
                 signal.pause()
     finally:
-        ray.shutdown()
+        with ending():
+            ray.shutdown()
 
 
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:
@@ -279,6 +291,25 @@ def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
     finally:
         done.set()
         reporter.join()
+
+
+@contextmanager
+def quiet(name: str, level: int) -> Iterator[None]:
+    """Keeps a library's lines below a level off the terminal."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Keeps off the terminal that processes are gone, as Ray tells of those that end themselves."""
+    with redirect_stdout(StringIO()):
+        yield
 
 
 @contextmanager
@@ -365,7 +396,7 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
     # Serve itself gives its HTTP proxies 60 seconds.
     given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
-        with reports(lambda: "Serve"):
+        with reports(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
             try:
                 client = api.serve_start(
                     http_options=config.http_options.model_dump(),
@@ -382,7 +413,8 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
         yield
     finally:
         api.HTTP_PROXY_TIMEOUT = given
-        serve.shutdown()
+        with ending():
+            serve.shutdown()
 
 
 def wait_for_applications(deadline: float, logs: str) -> None:
@@ -390,7 +422,8 @@ def wait_for_applications(deadline: float, logs: str) -> None:
     started, waiting = time.monotonic(), "Serve"
     with reports(lambda: waiting):
         while True:
-            applications = serve.status().applications.values()
+            details = ServeInstanceDetails(**_get_global_client().get_serve_details())
+            applications = details.applications.values()
             if applications and all(app.status == "RUNNING" for app in applications):
                 return
             for app in applications:
@@ -402,17 +435,23 @@ def wait_for_applications(deadline: float, logs: str) -> None:
                     f"the page is not up after {waited:.0f} s. See the logs in {logs}/serve, or "
                     "raise --wait if it is slow."
                 )
-            unhealthy = [
-                name
-                for app in applications
-                for name, deployment in app.deployments.items()
-                if deployment.status != "HEALTHY"
-            ]
-            waiting = ", ".join(unhealthy) or "Serve"
+            deployments = [each for app in applications for each in app.deployments.values()]
+            waiting = how_far(deployments) if deployments else "Serve"
             time.sleep(POLL_SECONDS)
 
 
-def _cause(app: ApplicationStatusOverview) -> str:
+def how_far(deployments: Sequence[DeploymentDetails]) -> str:
+    """Returns which deployments are not up, whether they have a place yet, and how many are."""
+    waiting = []
+    for each in deployments:
+        if each.status != "HEALTHY":
+            placed = any(replica.node_id for replica in each.replicas)
+            waiting.append(f"{each.name} ({'loading' if placed else 'scheduling'})")
+    up = len(deployments) - len(waiting)
+    return f"{', '.join(waiting) or 'Serve'}; {up} of {len(deployments)} up"
+
+
+def _cause(app: ApplicationDetails) -> str:
     """The last line of the traceback of what failed: a deployment, or the builder."""
     messages = [
         deployment.message
