@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from {{ cookiecutter.__package }}.serving.engine import (
@@ -190,7 +192,7 @@ def watched_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watc
         watched = Watched(batch, Reference(directory))
         usual = decoder.scores
 
-        def scores(parts: Sequence[Part]) -> torch.Tensor:
+        def scores(parts: Sequence[Part]) -> NDArray[np.float32]:
             watched.steps.append(
                 [Part(list(p.tokens), p.past, list(p.pages), p.is_last) for p in parts]
             )
@@ -326,7 +328,7 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
         model_type, reason = "phi", "phi is not one of llama, mistral, qwen2, qwen3"
     elif why == "its scores":
         usual = Decoder.scores
-        monkeypatch.setattr(Decoder, "scores", lambda *given: usual(*given).flip(1))
+        monkeypatch.setattr(Decoder, "scores", lambda *given: np.flip(usual(*given), 1).copy())
     elif why == "its steps":
         reason = "RuntimeError: the runtime fails"
 
@@ -368,9 +370,9 @@ def test_a_graph_that_scores_otherwise_is_refused(
 ) -> None:
     usual = Decoder.scores
 
-    def scores(decoder: Decoder, parts: Sequence[Part]) -> torch.Tensor:
+    def scores(decoder: Decoder, parts: Sequence[Part]) -> NDArray[np.float32]:
         right = usual(decoder, parts)
-        return right if together and len(parts) == 1 else right.flip(1)
+        return right if together and len(parts) == 1 else np.flip(right, 1).copy()
 
     monkeypatch.setattr(Decoder, "scores", scores)
     with pytest.raises(ModelError, match=reason):
@@ -501,7 +503,7 @@ def test_a_failure_reaches_all_and_ends_the_generation(
 ) -> None:
     watched = watched_of(running_requests=1)
 
-    def fail(_: Sequence[Part]) -> torch.Tensor:
+    def fail(_: Sequence[Part]) -> NDArray[np.float32]:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(watched.batch._decoder, "scores", fail)
@@ -555,7 +557,7 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
     decoder = engine._batch._decoder
     usual, steps = decoder.scores, 0
 
-    def count(parts: Sequence[Part]) -> torch.Tensor:
+    def count(parts: Sequence[Part]) -> NDArray[np.float32]:
         nonlocal steps
         steps += 1
         return usual(parts)

@@ -1,18 +1,31 @@
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from {{ cookiecutter.__package }}.serving.engine.sampling import (
     UNIFORM_BITS,
     Sampling,
     choose,
     draw,
-    forbid,
     keep_top_k,
 )
+from {{ cookiecutter.__package }}.serving.engine.scores import (
+    BLOCK,
+    ArrayScores,
+    Scores,
+    TensorScores,
+)
+from {{ cookiecutter.__package }}.serving.protocol import MOST_TOP_K
+
+Array = NDArray[np.float32]
+ScoresOf = Callable[[Array], Scores]
 
 # The softmax of these is 0.5, 0.3, 0.15 and 0.05.
-SCORES = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
-SORTED = SCORES.sort(descending=True).values
+SCORES = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
+SORTED = -np.sort(-SCORES)
 HIGHEST = 1 - 1 / (1 << UNIFORM_BITS)
 
 
@@ -26,23 +39,40 @@ def sampling(
     return Sampling(temperature, top_p, top_k, min_new_tokens, max_new_tokens=9, seed=seed)
 
 
-def chosen(scores: torch.Tensor, samplings: list[Sampling], generated: int) -> list[int]:
-    numbers = torch.tensor([each.numbers(generated) for each in samplings]).T
-    tokens: list[int] = choose(scores, numbers).tolist()
-    return tokens
+@pytest.fixture(params=["a graph's", "a model's"])
+def scores_of(request: pytest.FixtureRequest) -> ScoresOf:
+    if request.param == "a graph's":
+        return ArrayScores
+    return lambda scores: TensorScores(torch.from_numpy(scores))
+
+
+def chosen(scores: Scores, samplings: Sequence[Sampling], generated: int) -> list[int]:
+    return choose(*scores.likeliest(), [each.numbers(generated) for each in samplings])
+
+
+def repeated(scores: Array, times: int) -> Array:
+    return np.repeat(scores, times, 0)
+
+
+def random_scores(rows: int, vocabulary: int) -> Array:
+    return np.random.default_rng(7).standard_normal((rows, vocabulary), np.float32)
+
+
+def all_of(number: float, rows: int) -> Array:
+    return np.full(rows, number, np.float32)
 
 
 def drawn(top_p: float) -> list[int]:
     """Returns how often each position is drawn by numbers that are evenly spread."""
-    uniform = torch.cat([torch.arange(100) / 100, torch.tensor([HIGHEST])])
-    positions = draw(SORTED.repeat(101, 1), torch.full((101,), top_p), uniform)
-    counted: list[int] = positions.bincount(minlength=4).tolist()
+    uniform = np.array([*np.arange(100) / 100, HIGHEST], np.float32)
+    positions = draw(repeated(SORTED, 101), all_of(top_p, 101), uniform)
+    counted: list[int] = np.bincount(positions, minlength=4).tolist()
     return counted
 
 
 def test_top_k_keeps_the_best_of_each_row() -> None:
-    kept = keep_top_k(SORTED.repeat(2, 1), torch.tensor([1.0, 3.0]))
-    assert kept.isfinite().tolist() == [[True, False, False, False], [True, True, True, False]]
+    kept = keep_top_k(repeated(SORTED, 2), np.array([1, 3], np.float32))
+    assert np.isfinite(kept).tolist() == [[True, False, False, False], [True, True, True, False]]
 
 
 def test_top_p_draws_from_the_best_that_together_have_the_probability() -> None:
@@ -56,13 +86,13 @@ def test_a_token_is_drawn_as_often_as_it_is_likely() -> None:
 
 
 def test_the_highest_number_draws_no_token_that_is_excluded() -> None:
-    scores = torch.randn(2000, 50).sort(descending=True).values
-    uniform = torch.full((2000,), HIGHEST)
-    top_p = torch.rand(2000)
-    positions = draw(keep_top_k(scores, torch.full((2000,), 20.0)), top_p, uniform)
+    scores = keep_top_k(-np.sort(-random_scores(2000, 50)), all_of(20, 2000))
+    top_p = np.random.default_rng(8).random(2000, np.float32)
+    positions = draw(scores, top_p, all_of(HIGHEST, 2000))
     assert positions.max() < 20
-    probabilities = keep_top_k(scores, torch.full((2000,), 20.0)).softmax(dim=-1)
-    before = (probabilities.cumsum(-1) - probabilities).gather(1, positions[:, None])[:, 0]
+    odds = np.exp(scores - scores[:, :1])
+    probabilities = odds / odds.sum(-1, keepdims=True)
+    before = (probabilities.cumsum(-1) - probabilities)[np.arange(2000), positions]
     assert ((before < top_p) | (positions == 0)).all()
 
 
@@ -79,42 +109,51 @@ def test_without_a_seed_the_numbers_differ_each_time() -> None:
     assert len({sampling().uniform(0) for _ in range(100)}) > 95
 
 
-def test_rows_with_the_same_seed_draw_the_same_token() -> None:
-    scores = torch.randn(1, 500).repeat(20, 1)
+def test_rows_with_the_same_seed_draw_the_same_token(scores_of: ScoresOf) -> None:
+    scores = scores_of(repeated(random_scores(1, 500), 20))
     same = chosen(scores, [sampling(seed=7)] * 20, 3)
     assert len(set(same)) == 1
     assert len(set(chosen(scores, [sampling()] * 20, 3))) > 5
 
 
-def test_a_forbidden_token_is_forbidden_in_its_rows_alone() -> None:
-    scores = SCORES.repeat(3, 1)
-    forbid(scores, [1, 3], [0, 2])
+def test_a_forbidden_token_is_forbidden_in_its_rows_alone(scores_of: ScoresOf) -> None:
+    array = repeated(SCORES, 3)
+    scores = scores_of(array)
+    scores.forbid([1, 3, 4], [0, 2])
     allowed, free = [True, False, True, False], [True] * 4
-    assert scores.isfinite().tolist() == [allowed, free, allowed]
-    forbid(scores, [], [1])
-    forbid(scores, [1], [])
-    assert scores.isfinite().tolist() == [allowed, free, allowed]
+    assert np.isfinite(array).tolist() == [allowed, free, allowed]
+    scores.forbid([], [1])
+    scores.forbid([1], [])
+    assert np.isfinite(array).tolist() == [allowed, free, allowed]
+    assert chosen(scores, [sampling(temperature=0)] * 3, 0) == [2, 1, 2]
 
 
-def test_each_row_is_sampled_with_its_own_options() -> None:
+def test_what_is_written_into_the_scores_of_a_row_holds(scores_of: ScoresOf) -> None:
+    scores = scores_of(repeated(SCORES, 2))
+    scores.tensor(1).mul_(-1)
+    assert chosen(scores, [sampling(temperature=0)] * 2, 0) == [1, 0]
+
+
+def test_each_row_is_sampled_with_its_own_options(scores_of: ScoresOf) -> None:
     rows = [sampling(temperature=0), sampling(temperature=2), sampling(temperature=2, top_k=2)]
-    tokens = [chosen(SCORES.repeat(3, 1), rows, 3) for _ in range(100)]
+    scores = scores_of(repeated(SCORES, 3))
+    tokens = [chosen(scores, rows, 3) for _ in range(100)]
     assert [set(row) for row in zip(*tokens, strict=True)] == [{1}, {0, 1, 2, 3}, {1, 3}]
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        [0.5, torch.nan, 0.1, 0.2],
-        [torch.nan] * 4,
-        [-torch.inf] * 4,
-        [0.5, torch.inf, 0.1, 0.2],
+        [0.5, np.nan, 0.1, 0.2],
+        [np.nan] * 4,
+        [-np.inf] * 4,
+        [0.5, np.inf, 0.1, 0.2],
     ],
 )
 def test_a_row_whose_scores_are_not_finite_gets_no_token_and_the_others_do(
-    broken: list[float],
+    broken: list[float], scores_of: ScoresOf
 ) -> None:
-    scores = torch.cat([SCORES, torch.tensor([broken]), SCORES])
+    scores = scores_of(np.concatenate([SCORES, np.array([broken], np.float32), SCORES]))
     for temperature in (0, 1):
         first, none, last = chosen(scores, [sampling(temperature)] * 3, 3)
         assert none == -1
@@ -123,11 +162,27 @@ def test_a_row_whose_scores_are_not_finite_gets_no_token_and_the_others_do(
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1e-40, 1), (0.009, 1), (1, 1e-50)])
 def test_options_that_are_almost_0_take_the_likeliest_token(
-    temperature: float, top_p: float
+    temperature: float, top_p: float, scores_of: ScoresOf
 ) -> None:
     rows = [sampling(temperature, top_p)] * 20
-    assert set(chosen(100 * SCORES.repeat(20, 1), rows, 3)) == {1}
+    assert set(chosen(scores_of(100 * repeated(SCORES, 20)), rows, 3)) == {1}
 
 
 def test_a_vocabulary_smaller_than_top_k_is_whole() -> None:
-    assert keep_top_k(SORTED, torch.tensor([50.0])).isfinite().all()
+    assert np.isfinite(keep_top_k(SORTED, all_of(50, 1))).all()
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [1, MOST_TOP_K - 1, MOST_TOP_K, BLOCK, MOST_TOP_K * BLOCK - 1, MOST_TOP_K * BLOCK + 1, 49152],
+)
+def test_the_likeliest_are_those_of_the_whole_row(vocabulary: int, scores_of: ScoresOf) -> None:
+    array = random_scores(3, vocabulary)
+    # The largest side by side, and at the end, as a block's rest.
+    array[1] = np.arange(vocabulary)
+    array[2, vocabulary // 2 :] = -np.inf
+    array[2, 0] = 0
+    values, tokens = scores_of(array).likeliest()
+    count = min(MOST_TOP_K, vocabulary)
+    assert np.array_equal(values, -np.sort(-array)[:, :count])
+    assert np.array_equal(np.take_along_axis(array, tokens, 1), values)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .generation import Batch, Processor, Request
 from .groups import first_token
 from .sampling import Sampling
+from .scores import Scores
 
 TEXTS = [
     "Hello",
@@ -72,8 +73,8 @@ class Probe(Request):
             self.failure = failure
             self.over.set()
 
-    def see(self, scores: torch.Tensor) -> None:
-        self.scores.append(scores.float().cpu().clone())
+    def see(self, scores: Scores, row: int) -> None:
+        self.scores.append(scores.tensor(row)[0].float().cpu().clone())
 
 
 def prompts_of(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:

@@ -29,6 +29,7 @@ from transformers.generation.continuous_batching.scheduler import (
 from ..protocol import GenerationError
 from .attention import attend_by_rows
 from .generation import Request, pick
+from .scores import TensorScores
 
 PAGE_TOKENS = 16
 STEP_TOKENS = 256
@@ -201,7 +202,7 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
         if not rows:
             # A step that reads a part of a long prompt alone, which no token follows yet.
             return scores
-        picked = pick(self._requests, scores[:rows], self._end)
+        picked = pick(self._requests, TensorScores(scores[:rows]), self._end)
         for request, token in zip(self._requests, picked, strict=True):
             if token is None:
                 self._cancel(request)

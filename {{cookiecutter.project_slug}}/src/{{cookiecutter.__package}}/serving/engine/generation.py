@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from ..protocol import GenerationError
-from .sampling import Sampling, choose, forbid
+from .sampling import Sampling, choose
+from .scores import Scores
 
-Processor = Callable[[list[int], torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Processor = Callable[[list[int], "torch.Tensor"], "torch.Tensor"]
 """Changes the scores, of shape [1, vocabulary], of the token that follows these."""
 NOT_FINITE = "the model's scores for this text are not finite"
 
@@ -36,8 +38,8 @@ class Request:
         """Adds tokens, and ends the request where nothing follows."""
         self.text += tokens
 
-    def see(self, scores: torch.Tensor) -> None:
-        """Called with the model's scores of each next token, of shape [vocabulary]."""
+    def see(self, scores: Scores, row: int) -> None:
+        """Called with the model's scores of each next token, which are in that row."""
 
     @property
     def received(self) -> int:
@@ -105,27 +107,27 @@ class StreamedRequest(Request):
         self._arrived.set()
 
 
-def pick(requests: Sequence[Request], scores: torch.Tensor, end: Sequence[int]) -> list[int | None]:
-    """Returns the next token of each request, from scores of shape [requests, vocabulary].
+def pick(requests: Sequence[Request], scores: Scores, end: Sequence[int]) -> list[int | None]:
+    """Returns the next token of each request, whose scores are in the row of its place.
 
     One whose scores are not finite fails, and None stands for its token.
     """
     for row, request in enumerate(requests):
-        request.see(scores[row])
+        request.see(scores, row)
     early = [
         row
         for row, request in enumerate(requests)
         if request.received < request.sampling.min_new_tokens
     ]
     # First, since a configuration may force the last token.
-    forbid(scores, end, early)
+    scores.forbid(end, early)
     for row, request in enumerate(requests):
         if request.process is not None:
-            scores[row : row + 1] = request.process(request.text, scores[row : row + 1])
-    rows = [request.sampling.numbers(request.received) for request in requests]
-    numbers = torch.tensor(rows, dtype=torch.float32, device=scores.device).T
+            before = scores.tensor(row)
+            before.copy_(request.process(request.text, before))
+    numbers = [request.sampling.numbers(request.received) for request in requests]
     picked: list[int | None] = []
-    for request, token in zip(requests, choose(scores, numbers).tolist(), strict=True):
+    for request, token in zip(requests, choose(*scores.likeliest(), numbers), strict=True):
         if token < 0:
             request.add([], failure=NOT_FINITE)
         picked.append(None if token < 0 else token)

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .caches import join, keep
 from .generation import Request, pick
+from .scores import TensorScores
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class Group:
         scores = self._read()
         ended = []
         for request, token in zip(
-            self.requests, pick(self.requests, scores, self._end), strict=True
+            self.requests, pick(self.requests, TensorScores(scores), self._end), strict=True
         ):
             last = token is None or (
                 token in self._end or request.received + 1 >= request.sampling.max_new_tokens

@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from .generation import Request, pick
 from .runtime import Decoder, Part
+from .scores import ArrayScores
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,6 @@ class PagedBatch:
             self._arrived.clear()
             return not self._stopping
 
-    @torch.inference_mode()
     def _step(self) -> None:
         """Reads the next tokens of all that run, and gives those that are read one more."""
         for row in [row for row in self._running if row.request.left]:
@@ -135,7 +134,7 @@ class PagedBatch:
         rows = [row for row, _ in planned if not row.unread]
         if not rows:
             return
-        picked = pick([row.request for row in rows], scores, self._end)
+        picked = pick([row.request for row in rows], ArrayScores(scores), self._end)
         for row, token in zip(rows, picked, strict=True):
             request = row.request
             last = token is None or (

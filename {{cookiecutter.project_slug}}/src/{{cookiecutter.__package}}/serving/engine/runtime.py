@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import torch
+from numpy.typing import NDArray
 
 SAMPLED = "sampled"
 """The graph's input that says of which tokens the scores are wanted."""
@@ -63,7 +64,7 @@ class Decoder:
         for name, (kind, shape) in self._caches.items():
             self._request.set_tensor(name, ov.Tensor(kind, ov.Shape([pages, *shape])))
 
-    def scores(self, parts: Sequence[Part]) -> torch.Tensor:
+    def scores(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Reads parts of texts, and returns the scores of what follows those that end.
 
         The next call writes over them.
@@ -88,7 +89,8 @@ class Decoder:
         for name, (values, kind) in inputs.items():
             self._request.set_tensor(name, ov.Tensor(np.array(values, kind)))
         self._request.infer()
-        return torch.from_numpy(self._request.get_output_tensor(0).data)
+        scores: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return scores
 
 
 def give_memory_back() -> None:

@@ -5,9 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from ..protocol import MOST_TOP_K
+import numpy as np
+from numpy.typing import NDArray
 
 UNIFORM_BITS = 24
 """As many as a float32 holds exactly."""
@@ -57,44 +56,42 @@ class Sampling:
 GREEDY = Sampling(temperature=0, top_p=1, top_k=1, min_new_tokens=0, max_new_tokens=1)
 
 
-def choose(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Returns a token for each row of scores, which have the shape [rows, vocabulary].
+def choose(
+    values: NDArray[np.float32],
+    tokens: NDArray[np.int64],
+    numbers: Sequence[tuple[float, float, float, float]],
+) -> list[int]:
+    """Returns a token for each row, of its likeliest ones and their scores, the best first.
 
-    It is -1 where no score is the best: among numbers that are none, say.
-
-    `numbers` are those of each row's sampling, of shape [numbers, rows].
+    Both have the shape [rows, candidates], and `numbers` are those of each row's sampling. It
+    is -1 where the best score is not finite.
     """
-    divisor, best, top_p, uniform = numbers
-    likeliest = scores.topk(min(MOST_TOP_K, scores.shape[1]), dim=-1)
-    scaled = keep_top_k(likeliest.values / divisor[:, None], best)
-    chosen = likeliest.indices.gather(1, draw(scaled, top_p, uniform)[:, None])[:, 0]
-    # What is no number is sorted to the front.
-    return chosen.where(likeliest.values[:, 0].isfinite(), -1)
+    divisor, best, top_p, uniform = np.array(numbers, np.float32).T
+    finite = np.isfinite(values[:, 0])
+    scaled = keep_top_k(np.where(finite[:, None], values, 0) / divisor[:, None], best)
+    chosen = tokens[np.arange(len(tokens)), draw(scaled, top_p, uniform)]
+    picked: list[int] = np.where(finite, chosen, -1).tolist()
+    return picked
 
 
-def forbid(scores: torch.Tensor, tokens: Sequence[int], rows: Sequence[int]) -> None:
-    """Excludes the tokens in these rows of scores, which have the shape [rows, vocabulary]."""
-    # A tokenizer may have more tokens than its model has scores.
-    scored = [token for token in tokens if token < scores.shape[1]]
-    if scored and rows:
-        scores[torch.tensor(rows)[:, None], torch.tensor(scored)] = -torch.inf
-
-
-def keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+def keep_top_k(scores: NDArray[np.float32], top_k: NDArray[np.float32]) -> NDArray[np.float32]:
     """Keeps the first `top_k` scores of each row, which are sorted."""
-    positions = torch.arange(scores.shape[1], device=scores.device)
-    return scores.masked_fill(positions >= top_k[:, None], -torch.inf)
+    return np.where(np.arange(scores.shape[1]) < top_k[:, None], scores, -np.inf)
 
 
-def draw(scores: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def draw(
+    scores: NDArray[np.float32], top_p: NDArray[np.float32], uniform: NDArray[np.float32]
+) -> NDArray[np.int64]:
     """Returns a position of each row, from the first that together have the probability `top_p`.
 
     The scores are sorted, and `uniform` has a number from 0 to below 1 for each row, which
     decides between the positions.
     """
-    probabilities = scores.softmax(dim=-1)
-    kept = probabilities.cumsum(dim=-1) - probabilities < top_p[:, None]
+    odds = np.exp(scores - scores[:, :1])
+    probabilities = odds / odds.sum(-1, keepdims=True)
+    kept = probabilities.cumsum(-1) - probabilities < top_p[:, None]
     # The best stays, however small top_p is: as a float32 it may be 0.
     kept[:, 0] = True
-    up_to = (probabilities * kept).cumsum(dim=-1)
-    return (up_to <= uniform[:, None] * up_to[:, -1:]).sum(dim=-1)
+    up_to = (probabilities * kept).cumsum(-1)
+    positions: NDArray[np.int64] = (up_to <= uniform[:, None] * up_to[:, -1:]).sum(-1)
+    return positions

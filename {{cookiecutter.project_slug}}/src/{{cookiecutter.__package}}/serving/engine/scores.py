@@ -1,0 +1,95 @@
+"""The scores of each next token, wherever they lie: what sampling does with them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..protocol import MOST_TOP_K
+
+if TYPE_CHECKING:
+    # Not at run time: a process whose model runs without PyTorch does not import it.
+    import torch
+
+BLOCK = 64
+"""Scores of which the largest stands for all, where the likeliest are looked for."""
+
+
+class Scores(Protocol):
+    """A score of each token of the vocabulary, for each row."""
+
+    def tensor(self, row: int) -> "torch.Tensor":
+        """Returns those of a row, of shape [1, vocabulary]. What is written there holds."""
+
+    def forbid(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        """Excludes the tokens in these rows."""
+
+    def likeliest(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Returns the best scores of each row, the best first, and their tokens.
+
+        Both have the shape [rows, candidates]. The first score is not finite where any score of
+        its row is no number, or none is finite.
+        """
+
+
+class TensorScores:
+    """Those of a PyTorch model, of shape [rows, vocabulary], on its device."""
+
+    def __init__(self, scores: "torch.Tensor") -> None:
+        self._scores = scores
+
+    def tensor(self, row: int) -> "torch.Tensor":
+        return self._scores[row : row + 1]
+
+    def forbid(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        # A tokenizer may have more tokens than its model has scores.
+        scored = [token for token in tokens if token < self._scores.shape[1]]
+        for row in rows:
+            self._scores[row, scored] = -np.inf
+
+    def likeliest(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        # What is no number is sorted to the front.
+        best = self._scores.float().topk(min(MOST_TOP_K, self._scores.shape[1]), dim=-1)
+        return best.values.cpu().numpy(), best.indices.cpu().numpy()
+
+
+class ArrayScores:
+    """Those of a graph, of shape [rows, vocabulary]."""
+
+    def __init__(self, scores: NDArray[np.float32]) -> None:
+        self._scores = scores
+
+    def tensor(self, row: int) -> "torch.Tensor":
+        import torch
+
+        return torch.from_numpy(self._scores[row : row + 1])
+
+    def forbid(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        scored = [token for token in tokens if token < self._scores.shape[1]]
+        for row in rows:
+            self._scores[row, scored] = -np.inf
+
+    def likeliest(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Sorts what reaches the 50th largest of the blocks' largest: nothing else is among them."""
+        rows, vocabulary = self._scores.shape
+        whole = vocabulary - vocabulary % BLOCK
+        largest = self._scores[:, :whole].reshape(rows, -1, BLOCK).max(-1)
+        if whole < vocabulary:
+            rest = self._scores[:, whole:].max(-1, keepdims=True)
+            largest = np.concatenate([largest, rest], 1)
+        candidates = min(MOST_TOP_K, vocabulary)
+        values = np.full((rows, candidates), -np.inf, np.float32)
+        tokens = np.zeros((rows, candidates), np.int64)
+        best = largest.max(-1)
+        for row in range(rows):
+            if not np.isfinite(best[row]):
+                values[row] = np.nan
+                continue
+            scores, least = self._scores[row], -np.inf
+            if largest.shape[1] >= candidates:
+                least = np.partition(largest[row], -candidates)[-candidates]
+            found = np.flatnonzero(scores >= least)
+            found = found[np.argsort(-scores[found], kind="stable")][:candidates]
+            tokens[row], values[row] = found, scores[found]
+        return values, tokens
