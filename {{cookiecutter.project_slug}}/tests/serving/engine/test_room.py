@@ -21,8 +21,10 @@ from transformers import (
 
 from {{ cookiecutter.__package }}.serving.engine import room
 from {{ cookiecutter.__package }}.serving.engine.room import (
+    DecoderSize,
     Room,
     decoder_room,
+    decoder_size,
     encoder_bytes,
     encoder_room,
     free_memory,
@@ -30,7 +32,6 @@ from {{ cookiecutter.__package }}.serving.engine.room import (
 from {{ cookiecutter.__package }}.serving.engine.settings import ModelLimits
 from {{ cookiecutter.__package }}.serving.protocol import ModelError, PromptError
 
-CPU = torch.device("cpu")
 GIB = 2**30
 NO_LENGTH = 10**30
 """What a tokenizer says that knows none."""
@@ -83,11 +84,10 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return have
 
 
-def decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """Without its weights, which take no memory here."""
+def decoder(config: PreTrainedConfig) -> DecoderSize:
+    """Of a model without its weights, which take no memory here."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model
+        return decoder_size(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
 
 
 def encoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -237,13 +237,13 @@ def test_a_long_prompt_takes_no_more_memory_than_is_reckoned(heads: int, tokens:
 
 def test_a_container_bounds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CGROUP", tmp_path)
-    machine = free_memory(CPU)
+    machine = free_memory(on_gpu=False)
     (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory(CPU) == pytest.approx(machine, rel=0.2)
+    assert free_memory(on_gpu=False) == pytest.approx(machine, rel=0.2)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")
     # What it only keeps of files it gives up.
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 7\n")
-    assert free_memory(CPU) == 400_000
+    assert free_memory(on_gpu=False) == 400_000
     (tmp_path / "memory.current").write_text("1100000\n")
-    assert free_memory(CPU) == 0
+    assert free_memory(on_gpu=False) == 0

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -34,7 +35,7 @@ from .generation import Batch, Processor, StreamedRequest
 from .groups import GroupedBatch, Joining, first_token
 from .history import Written, fitting
 from .prompts import PromptEncoder
-from .room import Room, decoder_room, encoder_room, longest_answer
+from .room import Room, decoder_room, decoder_size, encoder_room, longest_answer
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
@@ -225,7 +226,10 @@ class Engine:
         says = self._tokenizer.model_max_length
         if self._encodes:
             return encoder_room(self._model, self._limits, says), None
-        return decoder_room(self.name, self._model, self._limits, says, token_bytes)
+        size = decoder_size(self._model)
+        if token_bytes is not None:
+            size = replace(size, token_bytes=token_bytes)
+        return decoder_room(self.name, size, self._limits, says)
 
     def _checked_batch(self) -> Batch:
         """Returns the first kind of batch that writes what the plain model does.

@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..protocol import ModelError, PromptError
 from .settings import ModelLimits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Part of the free memory for keys and values, where the settings name no number of tokens:
 # several models share a machine, and one or two of them a GPU.
@@ -76,33 +78,42 @@ class Room:
         return f"{reads} at most {self.tokens} tokens in one text: {reason}"
 
 
+@dataclass(frozen=True)
+class DecoderSize:
+    """What the room of a decoder's texts depends on."""
+
+    positions: float
+    """Tokens for which it has positions, infinity where it counts them."""
+    token_bytes: int
+    """What its cache takes for a token."""
+    on_gpu: bool = False
+
+
+def decoder_size(model: "PreTrainedModel") -> DecoderSize:
+    positions = _positions(_part(model.config, "decoder"), DECODER_POSITIONS)
+    return DecoderSize(positions, _bytes_per_token(model), model.device.type == "cuda")
+
+
 def decoder_room(
-    name: str,
-    model: PreTrainedModel,
-    limits: ModelLimits,
-    tokenizer_says: int,
-    token_bytes: int | None = None,
+    name: str, size: DecoderSize, limits: ModelLimits, tokenizer_says: int
 ) -> tuple[Room, int]:
     """Returns the room for one text, and how many tokens the cache of all is to hold.
-
-    `token_bytes` is what the cache takes for a token where it is not of the model's own format.
 
     Raises:
         ModelError: the memory that is free holds no text.
     """
-    own = int(min(tokenizer_says, _positions(_part(model.config, "decoder"), DECODER_POSITIONS)))
-    each = token_bytes or _bytes_per_token(model)
-    cache = limits.cache_tokens or _fitting_cache(model, own, limits.running_requests, each)
+    own = int(min(tokenizer_says, size.positions))
+    cache = limits.cache_tokens or _fitting_cache(size, own, limits.running_requests)
     if cache < min(own, LEAST_TOKENS):
         raise ModelError(
-            f"Model {name!r}: no memory is left for its cache: {free_memory(model.device) >> 20} MB "
-            f"are free, and a token takes {each >> 10} KB. Free some, or choose "
-            "a smaller model."
+            f"Model {name!r}: no memory is left for its cache: "
+            f"{free_memory(size.on_gpu) >> 20} MB are free, and a token takes "
+            f"{size.token_bytes >> 10} KB. Free some, or choose a smaller model."
         )
     return (Room(cache, CACHE) if cache < own else Room(own)), cache
 
 
-def encoder_room(model: PreTrainedModel, limits: ModelLimits, tokenizer_says: int) -> Room:
+def encoder_room(model: "PreTrainedModel", limits: ModelLimits, tokenizer_says: int) -> Room:
     """Returns the room for one text of an encoder's."""
     config = _part(model.config, "encoder")
     positions = _positions(config, ENCODER_POSITIONS)
@@ -114,7 +125,7 @@ def encoder_room(model: PreTrainedModel, limits: ModelLimits, tokenizer_says: in
     return Room(asked, PROMPT, writes_into_it=False)
 
 
-def longest_answer(model: PreTrainedModel) -> float:
+def longest_answer(model: "PreTrainedModel") -> float:
     """Tokens for which an encoder-decoder has positions: BART learned some, T5 counts without end.
 
     A decoder writes into its context, which is checked with the prompt.
@@ -124,51 +135,55 @@ def longest_answer(model: PreTrainedModel) -> float:
     return _positions(_part(model.config, "decoder"), DECODER_POSITIONS)
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(on_gpu: bool) -> int:
     """Bytes that this process may still take."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+    if on_gpu:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
         return int(free)
     return int(min(psutil.virtual_memory().available, _container_memory()))
 
 
-def encoder_bytes(model: PreTrainedModel, tokens: int) -> int:
+def encoder_bytes(model: "PreTrainedModel", tokens: int) -> int:
     """What reading a prompt of so many tokens takes for a moment; it grows with their square."""
     config = _part(model.config, "encoder")
     pair = PAIR_BYTES + HEAD_COPIES * config.num_attention_heads * model.dtype.itemsize
     return int(pair * tokens**2)
 
 
-def _fitting_cache(model: PreTrainedModel, context: int, running_requests: int, each: int) -> int:
+def _fitting_cache(size: DecoderSize, context: int, running_requests: int) -> int:
     """Returns a share of the free memory, or what one whole context takes, in tokens."""
-    free = free_memory(model.device)
-    share = GPU_CACHE_SHARE if model.device.type == "cuda" else CACHE_SHARE
+    free, each = free_memory(size.on_gpu), size.token_bytes
+    share = GPU_CACHE_SHARE if size.on_gpu else CACHE_SHARE
     fitting = max(share * free, min(context * each, CONTEXT_SHARE * free)) // each
     return min(running_requests * context, int(fitting))
 
 
-def _fitting_prompt(model: PreTrainedModel, running_requests: int) -> int:
+def _fitting_prompt(model: "PreTrainedModel", running_requests: int) -> int:
     """Returns the longest prompt that the free memory allows, by itself and beside others."""
-    free = free_memory(model.device)
+    free = free_memory(model.device.type == "cuda")
     alone = math.isqrt(int(PROMPT_SHARE * free) // encoder_bytes(model, 1))
     beside = int(PROMPTS_SHARE * free) // (running_requests * _bytes_per_token(model))
     return max(min(alone, beside), LEAST_TOKENS)
 
 
-def _positions(config: PreTrainedConfig, names: tuple[str, ...]) -> float:
+def _positions(config: "PreTrainedConfig", names: tuple[str, ...]) -> float:
     found = (getattr(config, name, None) for name in names)
     return next((positions for positions in found if positions), math.inf)
 
 
-def _part(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
+def _part(config: "PreTrainedConfig", name: str) -> "PreTrainedConfig":
     """Returns the config of the encoder or the decoder; T5Gemma keeps it as a part of its own."""
+    from transformers import PreTrainedConfig
+
     own = getattr(config, name, None)
     if isinstance(own, PreTrainedConfig):
         return own
     return config.get_text_config(**{name: True})
 
 
-def _bytes_per_token(model: PreTrainedModel) -> int:
+def _bytes_per_token(model: "PreTrainedModel") -> int:
     """What the keys and values of one token take."""
     config = _part(model.config, "decoder")
     # A model without attention (Mamba) has no heads, and its state no length.
