@@ -6,12 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..protocol import ModelError
 from .settings import EngineSettings
@@ -47,6 +42,9 @@ def load_tokenizer(
     Raises:
         ModelError: a package is missing, or there is no tokenizer that transformers can load.
     """
+    # Here, because it imports PyTorch.
+    from transformers import AutoTokenizer
+
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, **options)
