@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -619,3 +620,26 @@ def test_a_page_is_used_until_the_last_leaves_it() -> None:
     assert pages.take() is None
     pages.release([page])
     assert pages.take() == page
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("1", 1), ("3", 3), ("4,1", 4), ("", None), (None, None)]
+)
+def test_a_graph_runs_on_as_many_threads_as_ray_gives_the_replica_cpus(
+    told: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    used = runtime.properties()["INFERENCE_NUM_THREADS"]
+    assert used == (expected or psutil.cpu_count(logical=False))
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("avx2 amx_bf16", "bf16"), ("avx2", "f32")])
+def test_a_graph_computes_in_16_bits_where_the_cpu_multiplies_tiles(
+    flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n\n")
+    monkeypatch.setattr(runtime, "CPU", tmp_path / "cpuinfo")
+    used = runtime.properties()["INFERENCE_PRECISION_HINT"]
+    assert used == ov.Type(precision)

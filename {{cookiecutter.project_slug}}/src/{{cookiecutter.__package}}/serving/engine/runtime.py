@@ -2,15 +2,18 @@
 
 import ctypes
 import math
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
-import torch
+import psutil
 from numpy.typing import NDArray
 
 SAMPLED = "sampled"
@@ -19,6 +22,7 @@ SAMPLED = "sampled"
 
 ROUNDED_TOGETHER = 32
 """Numbers that share a scale where they are rounded to 8 bits."""
+CPU = Path("/proc/cpuinfo")
 MMAP_THRESHOLD = -3
 """What glibc's mallopt calls the size from which on memory goes back as soon as it is freed."""
 
@@ -105,11 +109,10 @@ def give_memory_back() -> None:
 
 def properties() -> dict[str, Any]:
     """Returns how graphs are compiled."""
-    multiplies_tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
+    multiplies_tiles = "amx_bf16" in cpu_features()
     return {
         "PERFORMANCE_HINT": "LATENCY",
-        # As many as PyTorch takes, to which Ray says how many CPUs a replica has.
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": threads(),
         # Several replicas would be pinned to the same core.
         "ENABLE_CPU_PINNING": False,
         # Without instructions for tiles of 16 bits, the runtime is faster where it rounds what the
@@ -119,3 +122,16 @@ def properties() -> dict[str, Any]:
         # Half of what 16 bits take, and read twice as fast.
         "KV_CACHE_PRECISION": ov.Type.u8,
     }
+
+
+def threads() -> int:
+    """Returns how many CPUs Ray gives this replica, as it tells all libraries; else all cores."""
+    told = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(told[0]) if told else psutil.cpu_count(logical=False) or 1
+
+
+def cpu_features() -> frozenset[str]:
+    """Returns what Linux calls the instructions of this CPU; elsewhere none."""
+    lines = CPU.read_text("ascii").splitlines() if CPU.is_file() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
