@@ -42,6 +42,7 @@ ALWAYS = set(
     src/our_app/serving/engine/room.py
     src/our_app/serving/engine/runtime.py
     src/our_app/serving/engine/sampling.py
+    src/our_app/serving/engine/scores.py
     src/our_app/serving/engine/settings.py
     src/our_app/serving/engine/text.py
     src/our_app/serving/engine/thoughts.py
