@@ -7,6 +7,7 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+from {{ cookiecutter.__package }}.serving.engine.plain import PlainModel
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 
 EngineOf = Callable[..., Engine]
@@ -27,3 +28,10 @@ def engine_of() -> Iterator[EngineOf]:
     yield make
     for engine in engines:
         engine.stop()
+
+
+def plain(engine: Engine) -> PlainModel:
+    """Returns the model that PyTorch runs behind an engine, or ran to check its graph."""
+    found = getattr(engine._rules, "__self__", None)
+    assert isinstance(found, PlainModel)
+    return found

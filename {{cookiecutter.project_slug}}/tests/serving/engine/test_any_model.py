@@ -17,12 +17,13 @@ from transformers import (
 )
 
 from {{ cookiecutter.__package }}.serving.engine import checks
-from {{ cookiecutter.__package }}.serving.engine.engine import CONTINUOUS, Engine
+from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.groups import (
     GroupedBatch,
     Joining,
     Reader,
 )
+from {{ cookiecutter.__package }}.serving.engine.loading import CONTINUOUS
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationError,
     GenerationOptions,
@@ -31,7 +32,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import save_tiny
-from .conftest import EngineOf
+from .conftest import EngineOf, plain
 
 PROMPTS = [
     "The whale",
@@ -222,14 +223,14 @@ async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
         engine = engine_of(directory)
         expected = [generated(directory, prompt) for prompt in PROMPTS[1:]]
         broken = engine._prompts.encode(user(PROMPTS[0]))
-        usual = engine._configured.rules
+        usual = plain(engine).configured.rules
 
         def rules(prompt: list[int], *rest: Any, usual: Any = usual, broken: Any = broken) -> Any:
             if prompt != broken:
                 return usual(prompt, *rest)
             return lambda text, scores: scores * (torch.nan if len(text) == 3 else 1)
 
-        monkeypatch.setattr(engine._configured, "rules", rules)
+        monkeypatch.setattr(plain(engine).configured, "rules", rules)
         failed, *texts = await asyncio.gather(
             *(answer(engine, prompt) for prompt in PROMPTS), return_exceptions=True
         )
@@ -246,7 +247,7 @@ async def test_those_who_come_later_join_a_running_group(
     engine = engine_of(tmp_path)
     long = OPTIONS.model_copy(update={"min_new_tokens": 100, "max_new_tokens": 100})
     rows = []
-    engine._model.register_forward_pre_hook(
+    plain(engine).model.register_forward_pre_hook(
         lambda *given: rows.append(len(given[-1]["input_ids"])), with_kwargs=True
     )
     await asyncio.gather(

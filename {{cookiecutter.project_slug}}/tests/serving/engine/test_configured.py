@@ -17,7 +17,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import user
 from ...support.tiny_models import save_tiny
-from .conftest import EngineOf
+from .conftest import EngineOf, plain
 from .test_any_model import KINDS, PROMPTS, generated, generated_tokens
 
 OPTIONS = GenerationOptions(temperature=0, max_new_tokens=24)
@@ -74,7 +74,7 @@ async def test_a_model_that_says_nothing_pays_for_nothing(
     kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(save(kind, tmp_path))
-    assert engine._configured.rules([5], [5], 9) is None
+    assert plain(engine).configured.rules([5], [5], 9) is None
 
 
 async def test_a_padding_token_that_is_a_bad_word_is_not_written(
@@ -83,7 +83,7 @@ async def test_a_padding_token_that_is_a_bad_word_is_not_written(
     # Marian's: its weights like the padding best.
     directory = save("learned positions", tmp_path, bad_words_ids=[[1]])
     engine = engine_of(directory)
-    engine._model.final_logits_bias[0, 1] = 1000.0
+    plain(engine).model.final_logits_bias[0, 1] = 1000.0
     text, _ = await answer(engine, "The whale")
     assert text
 

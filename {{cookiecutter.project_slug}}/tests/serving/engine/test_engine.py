@@ -39,7 +39,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import CORPUS, save_tiny_bart
-from .conftest import EngineOf
+from .conftest import EngineOf, plain
 
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=8, max_new_tokens=12)
 LONG = GenerationOptions(temperature=0, min_new_tokens=200, max_new_tokens=200)
@@ -128,7 +128,7 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
         nonlocal steps
         steps += 1
 
-    engine._model.register_forward_hook(count)
+    plain(engine).model.register_forward_hook(count)
     stream = engine.stream(user("The whale"), LONG)
     await anext(stream)
     await stream.aclose()
@@ -348,7 +348,7 @@ async def test_a_stop_text_frees_the_batch(
         nonlocal steps
         steps += 1
 
-    engine._model.register_forward_hook(count)
+    plain(engine).model.register_forward_hook(count)
     options = LONG.model_copy(update={"stop": (stop,)})
     *pieces, end = [each async for each in engine.stream(user("The whale"), options)]
     written = [piece for piece in pieces if isinstance(piece, Piece)]
@@ -539,7 +539,7 @@ async def test_a_generation_that_fails_ends_its_streams_and_is_not_healthy(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    engine._model.register_forward_pre_hook(fail)
+    plain(engine).model.register_forward_pre_hook(fail)
     with pytest.raises(GenerationError, match="out of memory"):
         await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
     await asyncio.sleep(0.2)

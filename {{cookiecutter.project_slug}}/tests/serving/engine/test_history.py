@@ -17,7 +17,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 )
 
 from ...support.tiny_models import CORPUS, save_tiny, tiny_tokenizer
-from .conftest import EngineOf
+from .conftest import EngineOf, plain
 
 PAGE = decoders.PAGE_TOKENS
 GREEDY = GenerationOptions(temperature=0, min_new_tokens=20, max_new_tokens=20)
@@ -73,7 +73,7 @@ class Reads:
 
     def __init__(self, engine: Engine) -> None:
         self.tokens = 0
-        engine._model.get_input_embeddings().register_forward_hook(self._count)
+        plain(engine).model.get_input_embeddings().register_forward_hook(self._count)
 
     def _count(self, _: object, inputs: tuple[object, ...], __: object) -> None:
         self.tokens += inputs[0].numel()  # type: ignore[attr-defined]

@@ -26,12 +26,13 @@ from {{ cookiecutter.__package }}.serving.engine import (
 from {{ cookiecutter.__package }}.serving.engine.decoders import (
     DecoderBatch,
 )
-from {{ cookiecutter.__package }}.serving.engine.engine import CONTINUOUS, Engine
+from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.generation import (
     Processor,
     Request,
 )
 from {{ cookiecutter.__package }}.serving.engine.graphs import graph_of
+from {{ cookiecutter.__package }}.serving.engine.loading import CONTINUOUS
 from {{ cookiecutter.__package }}.serving.engine.paged import (
     PagedBatch,
     Pages,
@@ -50,7 +51,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import save_tiny
-from .conftest import EngineOf
+from .conftest import EngineOf, plain
 
 PROMPTS = [
     "The whale",
@@ -263,7 +264,7 @@ def test_the_plain_weights_are_given_up_once_they_are_compared(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
-    assert sum(weights.numel() for weights in engine._model.parameters()) == 0
+    assert sum(weights.numel() for weights in plain(engine).model.parameters()) == 0
 
 
 def test_the_cache_holds_tokens_of_a_byte_for_each_number(
@@ -352,9 +353,9 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
     assert f"tiny runs {CONTINUOUS}." in caplog.messages
     assert isinstance(engine._batch, DecoderBatch)
     # The weights are those that were saved, and not what 8 bits made of them.
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=engine._model.dtype)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=plain(engine).model.dtype)
     for name, weights in saved.named_parameters():
-        assert torch.equal(weights, engine._model.get_parameter(name))
+        assert torch.equal(weights, plain(engine).model.get_parameter(name))
     assert await answer(engine, "The whale")
 
 
@@ -538,7 +539,7 @@ async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
     def rules(prompt: list[int], *_: object) -> Processor | None:
         return (lambda _, scores: scores * torch.nan) if prompt == broken else None
 
-    monkeypatch.setattr(engine._configured, "rules", rules)
+    monkeypatch.setattr(plain(engine).configured, "rules", rules)
     failed, *texts = await asyncio.gather(
         *(answer(engine, prompt) for prompt in PROMPTS), return_exceptions=True
     )

@@ -57,14 +57,14 @@ class Configured:
             min_new_tokens=None,
         )
         model._prepare_special_tokens(self._config, device=model.device)
-        self._is_needed = len(self._processors([0], begin=1, most=1)) > 0
+        self.is_needed = len(self._processors([0], begin=1, most=1)) > 0
 
     def rules(self, prompt: list[int], begin: Sequence[int], most: int) -> Processor | None:
         """Returns what the configuration makes of each token's scores; None where it says nothing.
 
         `begin` is what the decoder reads before its text, of at most so many tokens.
         """
-        if not self._is_needed:
+        if not self.is_needed:
             return None
         processors = self._processors(prompt, begin=len(begin), most=most)
         device = self._model.device

@@ -15,19 +15,14 @@ from pathlib import Path
 from typing import Annotated
 
 import openvino as ov
-import torch
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 from pydantic import BaseModel, Field, ValidationError
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..telemetry.logs import logger
-from .runtime import Decoder, read_graph, release_file
+from .facts import Facts
+from .runtime import Decoder, cpu_features, read_graph, release_file
 from .weights import Weights, in_one_line
 
 FORMAT = "int8"
@@ -35,10 +30,13 @@ LOCK_SECONDS = 300
 """How long one process waits for what another makes of the same model."""
 GRAPH = "graph.xml"
 NUMBERS = "graph.bin"
+FACTS = "facts.json"
 GENERATION = "generation.json"
+TOKENIZER = "tokenizer"
+SAMPLE = "The keeper's lamp, 灯台: 1 of many.\n\n  <|im_end|>"
 CONTENTS = "kept.json"
 UNFINISHED = "unfinished-"
-SOURCES = [f"{name}.py" for name in ("checks", "graphs", "paged", "runtime")]
+SOURCES = [f"{name}.py" for name in ("checks", "facts", "graphs", "paged", "runtime")]
 """What makes, runs and checks a graph: after a change of theirs, it is made anew."""
 PACKAGES = ["openvino", "torch", "transformers"]
 BLOCK = 1 << 20
@@ -67,7 +65,7 @@ class KeptGraph:
         label = re.sub(r"[^A-Za-z0-9]+", "-", source)[-40:].strip("-")
         self._prefix = f"{label}-{_digest(str(self._model))}"
         # What another kind of CPU computes may differ, so each checks its own.
-        cpu = _digest(platform.machine(), dict(torch.cpu.get_capabilities()))
+        cpu = _digest(platform.machine(), platform.processor(), sorted(cpu_features()))
         self._made_by = f"{self._prefix}.{_digest(_files(weights), _makers())}"
         self.directory = self._above / f"{self._made_by}.{cpu}"
         self._damage = ""
@@ -76,21 +74,37 @@ class KeptGraph:
         self._draft: Path | None = None
         """What is written and not checked."""
 
-    def take(self) -> tuple[Decoder, GenerationConfig] | None:
-        """Returns the graph, compiled, and how its model generates; None where it has to be made."""
+    def needs_pytorch(self) -> bool:
+        """Whether there is no graph that runs by itself. It may yet be damaged."""
+        try:
+            facts = Facts.model_validate_json((self.directory / FACTS).read_bytes())
+        except (OSError, ValidationError):
+            return True
+        return facts.has_rules or not (self.directory / TOKENIZER).is_dir()
+
+    def take(self) -> tuple[Decoder, Facts] | None:
+        """Returns the graph, compiled, and its model's facts; None where it has to be made."""
         if not self.directory.is_dir():
             return None
         try:
             _check_owner(self.directory)
             _check_files(self.directory)
-            generation = json.loads((self.directory / GENERATION).read_bytes())
+            facts = Facts.model_validate_json((self.directory / FACTS).read_bytes())
             decoder = Decoder(read_graph(self.directory / GRAPH))
             decoder.warm_up()
         except Exception as error:  # Of any kind: the runtime reads what lies there.
             self._damage = in_one_line(error)
             return None
         release_file(self.directory / NUMBERS)
-        return decoder, GenerationConfig.from_dict(generation)
+        return decoder, facts
+
+    def generation(self) -> GenerationConfig:
+        """Returns how the model generates, of what was taken."""
+        return GenerationConfig.from_dict(json.loads((self.directory / GENERATION).read_bytes()))
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Returns the tokenizer, of what was taken and needs no PyTorch."""
+        return _tokenizer(self.directory / TOKENIZER)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -108,7 +122,13 @@ class KeptGraph:
             self._drop()
             lock.release()
 
-    def compile(self, graph: ov.Model, generation: GenerationConfig) -> Decoder:
+    def compile(
+        self,
+        graph: ov.Model,
+        facts: Facts,
+        generation: GenerationConfig,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Decoder:
         """Compiles a new graph: out of files where it can be kept, so that memory has it once."""
         if self._damage:
             logger.warning(
@@ -119,7 +139,7 @@ class KeptGraph:
             )
         if self._can_be_kept:
             try:
-                self._draft = self._write(graph, generation)
+                self._draft = self._write(graph, facts, generation, tokenizer)
                 graph = read_graph(self._draft / GRAPH)
             except Exception as error:  # Of any kind: the runtime has its own.
                 self._say_unkept(error)
@@ -141,7 +161,13 @@ class KeptGraph:
         self._draft = None
         logger.info("%s: what was made is kept in %s", self._name, self.directory)
 
-    def _write(self, graph: ov.Model, generation: GenerationConfig) -> Path:
+    def _write(
+        self,
+        graph: ov.Model,
+        facts: Facts,
+        generation: GenerationConfig,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Path:
         # What a process left when it was killed, since this one has the lock.
         for left in self._above.glob(f"{self._prefix}.{UNFINISHED}*"):
             shutil.rmtree(left)
@@ -151,7 +177,16 @@ class KeptGraph:
         ov.save_model(graph, draft / GRAPH, compress_to_fp16=False)
         text = generation.to_json_string(use_diff=False)
         (draft / GENERATION).write_text(text, encoding="utf-8")
-        files = {name: _file(draft / name) for name in (GRAPH, NUMBERS, GENERATION)}
+        (draft / FACTS).write_text(facts.model_dump_json(), encoding="utf-8")
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            tokenizer.save_pretrained(draft / TOKENIZER)
+            if _nature(tokenizer) != _nature(_tokenizer(draft / TOKENIZER)):
+                shutil.rmtree(draft / TOKENIZER)
+        files = {
+            str(path.relative_to(draft)): _file(path)
+            for path in draft.glob("**/*")
+            if path.is_file()
+        }
         contents = _Contents(model=self._model, files=files)
         (draft / CONTENTS).write_text(contents.model_dump_json(), encoding="utf-8")
         return draft
@@ -196,21 +231,23 @@ class KeptGraph:
         )
 
 
-def describe(config: PreTrainedConfig, generation: GenerationConfig) -> PreTrainedModel:
-    """Returns a model of this configuration, without weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    model.generation_config = generation
-    give_up_weights(model)
-    return model
+def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    # Not AutoTokenizer, which imports PyTorch to find a class.
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory)
+    return tokenizer
 
 
-def give_up_weights(model: PreTrainedModel) -> None:
-    """Leaves a model what its configuration says."""
-    for module in model.modules():
-        for name, weights in module.named_parameters(recurse=False):
-            empty = torch.empty(0, dtype=weights.dtype, device="cpu")
-            setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
+def _nature(tokenizer: PreTrainedTokenizerFast) -> tuple[object, ...]:
+    """Returns what tells tokenizers apart: a class of its own may do more than its files say."""
+    tokens = tokenizer(SAMPLE)["input_ids"]
+    return (
+        tokenizer.backend_tokenizer.to_str(),
+        tokens,
+        tokenizer.decode(tokens),
+        tokenizer.chat_template,
+        tokenizer.model_max_length,
+        tokenizer.eos_token_id,
+    )
 
 
 def _makers() -> list[str]:

@@ -1,0 +1,127 @@
+"""Makes a model ready to answer: without PyTorch where its graph is kept, else with it."""
+
+import importlib.metadata
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from ..protocol import MOST_TOP_K, ModelError
+from ..telemetry.logs import logger
+from .facts import Facts
+from .generation import Batch, Processor
+from .prompts import PromptEncoder
+from .room import DecoderSize, Room, decoder_room
+from .settings import EngineSettings, ModelLimits
+from .weights import Weights, in_one_line, locate
+
+if TYPE_CHECKING:
+    from .runtime import Decoder
+
+CONTINUOUS = "in one batch that a request joins while others run"
+
+Rules = Callable[[list[int], int], Processor | None]
+"""What a model's configuration makes of the scores after a prompt, for so many tokens at most."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that answers, and what a request needs to know of it."""
+
+    batch: Batch
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptEncoder
+    facts: Facts
+    room: Room
+    cache_tokens: int
+    """Which all requests share; 0 where each has memory of its own."""
+    rules: Rules
+
+
+def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
+    """Loads a model.
+
+    Raises:
+        ModelError: the source holds none that transformers can load, or none that can be served.
+    """
+    weights = locate(settings)
+    try:
+        loaded = None
+        if settings.dtype in {"auto", "int8"} and not may_have_gpu():
+            loaded = _as_kept(settings, limits, weights)
+        if loaded is None:
+            # Here, because it imports PyTorch.
+            from .plain import load_with_pytorch
+
+            loaded = load_with_pytorch(settings, limits, weights)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"Model {settings.name!r}: {settings.source!r} cannot be loaded "
+            f"({in_one_line(error)}). It must be a text model for transformers with safetensors "
+            "weights."
+        ) from error
+    for line in loaded.facts.left_out:
+        logger.warning("%s: %s", settings.name, line)
+    logger.info("%s: %s", settings.name, loaded.room)
+    return loaded
+
+
+def may_have_gpu() -> bool:
+    """Whether PyTorch may see a GPU. It is not asked where it is built for none."""
+    if sys.platform == "darwin" or importlib.metadata.version("torch").endswith("+cpu"):
+        return False
+    import torch
+
+    seen: bool = torch.cuda.is_available()
+    return seen
+
+
+def _as_kept(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded | None:
+    """Returns None where no graph is kept, or PyTorch is needed beside it."""
+    from .kept import KeptGraph
+    from .runtime import give_memory_back
+
+    kept = KeptGraph(settings.name, settings.source, weights)
+    if kept.needs_pytorch():
+        return None
+    give_memory_back()
+    taken = kept.take()
+    if taken is None:
+        return None
+    decoder, facts = taken
+    tokenizer = kept.tokenizer()
+    prompts = PromptEncoder(settings, tokenizer, can_continue=True)
+    loaded = paged(settings, limits, decoder, tokenizer, prompts, facts, lambda *_: None)
+    logger.info("%s runs %s, in int8, as it was kept.", settings.name, CONTINUOUS)
+    return loaded
+
+
+def paged(
+    settings: EngineSettings,
+    limits: ModelLimits,
+    decoder: "Decoder",
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PromptEncoder,
+    facts: Facts,
+    rules: Rules,
+) -> Loaded:
+    """Starts the batch of a graph."""
+    from .paged import PagedBatch
+
+    positions = math.inf if facts.positions is None else facts.positions
+    size = DecoderSize(positions, decoder.token_bytes)
+    room, cache_tokens = decoder_room(settings.name, size, limits, tokenizer.model_max_length)
+    batch = PagedBatch(decoder, facts.ends, limits.running_requests, cache_tokens)
+    return Loaded(batch, tokenizer, prompts, facts, room, cache_tokens, rules)
+
+
+def most_likely(settings: EngineSettings, facts: Facts) -> int:
+    """Returns of how many tokens one is drawn, where a request says nothing."""
+    if "top_k" in settings.model_fields_set:
+        return settings.top_k
+    return min(facts.top_k or MOST_TOP_K, MOST_TOP_K)
