@@ -5,12 +5,14 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequ
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -41,6 +43,10 @@ from .text import AnswerText
 from .thoughts import Thoughts, part_at
 from .vocabulary import load_tokenizer
 from .weights import Weights, in_one_line, locate
+
+if TYPE_CHECKING:
+    from .kept import KeptGraph
+    from .runtime import Decoder
 
 # oneDNN would keep its code for each number of tokens that it has computed at once, which
 # takes more than 100 MB after some hundred requests and makes nothing faster.
@@ -162,24 +168,43 @@ class Engine:
         """Returns the batch with weights in 8 bits, or why there is none."""
         if torch.cuda.is_available():
             return "it is for a CPU, and there is a GPU"
-        refused = refusal(AutoConfig.from_pretrained(weights.directory, **_options(weights)))
+        config = AutoConfig.from_pretrained(weights.directory, **_options(weights))
+        refused = refusal(config)
         if refused is not None:
             return refused
         # They import the runtime, which other models do without.
-        from .graphs import graph_of
-        from .paged import PagedBatch
-        from .runtime import Decoder, give_memory_back
+        from .kept import KeptGraph, describe
+        from .runtime import give_memory_back
 
         give_memory_back()
+        kept = KeptGraph(self.name, self._settings.source, weights)
+        taken = kept.take()
+        if taken is None:
+            with kept.turn():
+                # Another process may have made it.
+                taken = kept.take()
+                if taken is None:
+                    return self._newly_paged(weights, kept)
+        decoder, generation = taken
+        self._read_tokenizer(weights, config)
+        self._adopt(describe(config, generation))
+        batch = self._paged_batch(decoder)
+        logger.info("%s runs %s, in int8, as it was kept.", self.name, CONTINUOUS)
+        return batch
+
+    def _newly_paged(self, weights: Weights, kept: "KeptGraph") -> Batch | str:
+        """Makes the graph, which is kept once it writes what the plain model does."""
+        from .graphs import graph_of
+        from .kept import give_up_weights
+
         # As they were saved, so that nothing is rounded twice.
         self._load(weights, "auto")
+        logger.info("%s: rounding its weights to 8 bits", self.name)
         try:
-            decoder = Decoder(graph_of(self._model))
+            decoder = kept.compile(graph_of(self._model), self._model.generation_config)
         except Exception as error:  # Of any kind: the runtime may not know this CPU.
             return in_one_line(error)
-        self._room, self._cache_tokens = self._rooms(decoder.token_bytes)
-        running, cache_tokens = self._limits.running_requests, self._cache_tokens or 0
-        batch = PagedBatch(decoder, self._end, running, cache_tokens)
+        batch = self._paged_batch(decoder)
         # The plain model has the weights that the graph has.
         attention: str = self._model.config._attn_implementation
         with quiet():
@@ -187,38 +212,53 @@ class Engine:
         if found is not None:
             batch.stop()
             return found
+        kept.keep()
         # Only its configuration is needed from here on.
-        for parameter in self._model.parameters():
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
+        give_up_weights(self._model)
         logger.info("%s runs %s, in int8.", self.name, CONTINUOUS)
         return batch
+
+    def _paged_batch(self, decoder: "Decoder") -> Batch:
+        from .paged import PagedBatch
+
+        self._room, self._cache_tokens = self._rooms(decoder.token_bytes)
+        running, cache_tokens = self._limits.running_requests, self._cache_tokens or 0
+        return PagedBatch(decoder, self._end, running, cache_tokens)
 
     def _load(self, weights: Weights, dtype: str) -> None:
         directory, options = weights.directory, _options(weights)
         config = AutoConfig.from_pretrained(directory, **options)
         loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        self._tokenizer = load_tokenizer(self._settings, directory, weights.gguf_file)
-        self._prompts = PromptEncoder(
-            self._settings, self._tokenizer, can_continue=not config.is_encoder_decoder
-        )
-        self._model, loaded = loader.from_pretrained(
+        self._read_tokenizer(weights, config)
+        model, loaded = loader.from_pretrained(
             directory,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             **options,
         )
-        _check_loaded(self._model, loaded["missing_keys"])
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        _check_loaded(model, loaded["missing_keys"])
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._adopt(model)
+
+    def _read_tokenizer(self, weights: Weights, config: PreTrainedConfig) -> None:
         self._encodes: bool = config.is_encoder_decoder
-        self._end = end_tokens(self._model, self._tokenizer)
-        self._configured = Configured(self._model, self._end)
+        self._tokenizer = load_tokenizer(self._settings, weights.directory, weights.gguf_file)
+        self._prompts = PromptEncoder(
+            self._settings, self._tokenizer, can_continue=not self._encodes
+        )
+
+    def _adopt(self, model: PreTrainedModel) -> None:
+        """Takes a model, and what its configuration says."""
+        self._model = model
+        self._end = end_tokens(model, self._tokenizer)
+        self._configured = Configured(model, self._end)
         self._top_k = self._settings.top_k
         if "top_k" not in self._settings.model_fields_set:
-            self._top_k = min(self._model.generation_config.top_k or MOST_TOP_K, MOST_TOP_K)
-        for line in unkept(self._model.generation_config):
+            self._top_k = min(model.generation_config.top_k or MOST_TOP_K, MOST_TOP_K)
+        for line in unkept(model.generation_config):
             logger.warning("%s: %s", self.name, line)
-        self._longest_answer = longest_answer(self._model)
+        self._longest_answer = longest_answer(model)
 
     def _rooms(self, token_bytes: int | None = None) -> tuple[Room, int | None]:
         """Returns the room for one text, and for a decoder how many tokens its cache holds."""

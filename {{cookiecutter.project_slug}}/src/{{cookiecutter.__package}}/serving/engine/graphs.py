@@ -8,7 +8,6 @@ import numpy as np
 import openvino as ov
 import torch
 from openvino import opset15 as ops
-from openvino._offline_transformations import paged_attention_transformation
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .runtime import SAMPLED
@@ -23,8 +22,8 @@ STEPS = 255
 def graph_of(model: PreTrainedModel) -> ov.Model:
     """Returns the graph, and leaves the model with the weights that the graph has.
 
-    Its inputs are those of paged attention, and `sampled`, the indices of tokens whose scores
-    it returns.
+    It keeps keys and values by itself, until it is compiled. `sampled` are the indices of tokens
+    whose scores it returns.
     """
     config = model.config
     ids, places, mask, beams = (
@@ -54,9 +53,7 @@ def graph_of(model: PreTrainedModel) -> ov.Model:
         scores = ops.add(scores, _numbers(model.lm_head.bias))
     result = ops.result(ops.convert(scores, "f32"))
     result.get_output_tensor(0).set_names({"logits"})
-    graph = ov.Model([result], kept.sinks, [ids, places, mask, beams, sampled], "decoder")
-    paged_attention_transformation(graph)
-    return graph
+    return ov.Model([result], kept.sinks, [ids, places, mask, beams, sampled], "decoder")
 
 
 @dataclass

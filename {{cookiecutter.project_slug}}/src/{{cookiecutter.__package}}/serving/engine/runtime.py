@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import torch
+from openvino._offline_transformations import paged_attention_transformation
 
 SAMPLED = "sampled"
 """The graph's input that says of which tokens the scores are wanted."""
@@ -20,6 +22,8 @@ ROUNDED_TOGETHER = 32
 """Numbers that share a scale where they are rounded to 8 bits."""
 MMAP_THRESHOLD = -3
 """What glibc's mallopt calls the size from which on memory goes back as soon as it is freed."""
+MADV_DONTNEED = 4
+MAPPINGS = Path("/proc/self/maps")
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,14 @@ class Part:
 
 
 class Decoder:
-    """A compiled graph and its pages of keys and values."""
+    """A compiled graph and its pages of keys and values.
+
+    The graph is changed: pages take the place of the keys and values that it keeps itself.
+    """
 
     def __init__(self, graph: ov.Model) -> None:
-        # Nothing is written to disk.
+        paged_attention_transformation(graph)
+        # Compiled anew in each process: the runtime cannot read what it has compiled of pages.
         compiled = ov.Core().compile_model(graph, "CPU", properties())
         self._request = compiled.create_infer_request()
         self._caches: dict[str, tuple[ov.Type, list[int]]] = {
@@ -62,6 +70,11 @@ class Decoder:
         """Makes so many pages. They take memory once they are written."""
         for name, (kind, shape) in self._caches.items():
             self._request.set_tensor(name, ov.Tensor(kind, ov.Shape([pages, *shape])))
+
+    def warm_up(self) -> None:
+        """Computes once: the runtime packs the weights with the first step."""
+        self.allocate(1)
+        self.scores([Part(tokens=[0], past=0, pages=[0], is_last=True)])
 
     def scores(self, parts: Sequence[Part]) -> torch.Tensor:
         """Reads parts of texts, and returns the scores of what follows those that end.
@@ -89,6 +102,27 @@ class Decoder:
             self._request.set_tensor(name, ov.Tensor(np.array(values, kind)))
         self._request.infer()
         return torch.from_numpy(self._request.get_output_tensor(0).data)
+
+
+def read_graph(path: Path) -> ov.Model:
+    """Reads a graph whose numbers stay in their file: all processes have them in memory once."""
+    return ov.Core().read_model(path)
+
+
+def release_file(path: Path) -> None:
+    """Takes out of this process what it has read of a file that is mapped into its memory.
+
+    The runtime reads a graph's weights to pack them, and keeps them packed. What it needs later
+    comes back by itself.
+    """
+    if sys.platform != "linux":
+        return
+    for line in MAPPINGS.read_text(encoding="utf-8").splitlines():
+        if line.endswith(f" {path.resolve()}"):
+            start, end = (int(side, 16) for side in line.split()[0].split("-"))
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED
+            )
 
 
 def give_memory_back() -> None:

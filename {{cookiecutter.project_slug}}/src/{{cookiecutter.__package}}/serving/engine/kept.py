@@ -1,0 +1,268 @@
+"""Keeps a model's graph on disk, so that its next start neither rounds nor compares its weights."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import openvino as ov
+import torch
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+from pydantic import BaseModel, Field, ValidationError
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..telemetry.logs import logger
+from .runtime import Decoder, read_graph, release_file
+from .weights import Weights, in_one_line
+
+FORMAT = "int8"
+LOCK_SECONDS = 300
+"""How long one process waits for what another makes of the same model."""
+GRAPH = "graph.xml"
+NUMBERS = "graph.bin"
+GENERATION = "generation.json"
+CONTENTS = "kept.json"
+UNFINISHED = "unfinished-"
+SOURCES = [f"{name}.py" for name in ("checks", "graphs", "paged", "runtime")]
+"""What makes, runs and checks a graph: after a change of theirs, it is made anew."""
+PACKAGES = ["openvino", "torch", "transformers"]
+BLOCK = 1 << 20
+
+
+class _File(BaseModel):
+    size: int
+    checksum: int
+
+
+class _Contents(BaseModel):
+    """What lies beside a graph, to tell whether it is whole and whose it is."""
+
+    model: Path
+    """Where the model is that it was made of. It goes when that is gone."""
+    files: Annotated[dict[str, _File], Field(min_length=3)]
+
+
+class KeptGraph:
+    """The graph of one model, made for this version of the project and this kind of CPU."""
+
+    def __init__(self, name: str, source: str, weights: Weights) -> None:
+        self._name = name
+        self._model = weights.directory.absolute() / (weights.gguf_file or "")
+        self._above = Path(HF_HOME) / "converted" / FORMAT
+        label = re.sub(r"[^A-Za-z0-9]+", "-", source)[-40:].strip("-")
+        self._prefix = f"{label}-{_digest(str(self._model))}"
+        # What another kind of CPU computes may differ, so each checks its own.
+        cpu = _digest(platform.machine(), dict(torch.cpu.get_capabilities()))
+        self._made_by = f"{self._prefix}.{_digest(_files(weights), _makers())}"
+        self.directory = self._above / f"{self._made_by}.{cpu}"
+        self._damage = ""
+        """Why what is kept cannot be used."""
+        self._can_be_kept = False
+        self._draft: Path | None = None
+        """What is written and not checked."""
+
+    def take(self) -> tuple[Decoder, GenerationConfig] | None:
+        """Returns the graph, compiled, and how its model generates; None where it has to be made."""
+        if not self.directory.is_dir():
+            return None
+        try:
+            _check_owner(self.directory)
+            _check_files(self.directory)
+            content = json.loads((self.directory / GENERATION).read_bytes())
+            generation = GenerationConfig.from_dict(content)
+            decoder = Decoder(read_graph(self.directory / GRAPH))
+            decoder.warm_up()
+        except Exception as error:  # Of any kind: the runtime reads what lies there.
+            self._damage = in_one_line(error)
+            return None
+        release_file(self.directory / NUMBERS)
+        return decoder, generation
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for others who make the same graph. What is made here and not kept goes."""
+        lock = FileLock(self._above / f"{self._prefix}.lock")
+        try:
+            self._above.mkdir(parents=True, exist_ok=True)
+            self._acquire(lock)
+            self._can_be_kept = True
+        except OSError as error:  # A timeout is one too.
+            self._say_unkept(error)
+        try:
+            yield
+        finally:
+            self._drop()
+            lock.release()
+
+    def compile(self, graph: ov.Model, generation: GenerationConfig) -> Decoder:
+        """Compiles a new graph: out of files where it can be kept, so that memory has it once."""
+        if self._damage:
+            logger.warning(
+                "%s: %s cannot be used and is made anew: %s",
+                self._name,
+                self.directory,
+                self._damage,
+            )
+        if self._can_be_kept:
+            try:
+                self._draft = self._write(graph, generation)
+                graph = read_graph(self._draft / GRAPH)
+            except Exception as error:  # Of any kind: the runtime has its own.
+                self._say_unkept(error)
+                self._drop()
+        return Decoder(graph)
+
+    def keep(self) -> None:
+        """Keeps what was written, in the place of what other versions left."""
+        if self._draft is None:
+            return
+        release_file(self._draft / NUMBERS)
+        try:
+            for other in self._outdated():
+                shutil.rmtree(other)
+            self._draft.replace(self.directory)
+        except OSError as error:
+            self._say_unkept(error)
+            return
+        self._draft = None
+        logger.info("%s: what was made is kept in %s", self._name, self.directory)
+
+    def _write(self, graph: ov.Model, generation: GenerationConfig) -> Path:
+        # What a process left when it was killed, since this one has the lock.
+        for left in self._above.glob(f"{self._prefix}.{UNFINISHED}*"):
+            shutil.rmtree(left)
+        # Nobody else may read in it.
+        draft = Path(tempfile.mkdtemp(dir=self._above, prefix=f"{self._prefix}.{UNFINISHED}"))
+        self._draft = draft
+        ov.save_model(graph, draft / GRAPH, compress_to_fp16=False)
+        text = generation.to_json_string(use_diff=False)
+        (draft / GENERATION).write_text(text, encoding="utf-8")
+        files = {name: _file(draft / name) for name in (GRAPH, NUMBERS, GENERATION)}
+        contents = _Contents(model=self._model, files=files)
+        (draft / CONTENTS).write_text(contents.model_dump_json(), encoding="utf-8")
+        return draft
+
+    def _drop(self) -> None:
+        if self._draft is not None:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            self._draft = None
+
+    def _acquire(self, lock: FileLock) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except TimeoutError:
+            logger.info(
+                "%s: another process makes its graph; waiting for it, %s seconds at most",
+                self._name,
+                LOCK_SECONDS,
+            )
+            lock.acquire(timeout=LOCK_SECONDS)
+
+    def _outdated(self) -> Iterator[Path]:
+        """Yields graphs of other versions of this model, and of models that are gone.
+
+        One for another kind of CPU stays: it may be in use on another machine.
+        """
+        for each in self._above.iterdir():
+            if not each.is_dir() or each == self._draft:
+                continue
+            if each.name.startswith(f"{self._prefix}."):
+                if each == self.directory or not each.name.startswith(f"{self._made_by}."):
+                    yield each
+            elif (contents := _contents(each)) is not None and not contents.model.exists():
+                yield each
+
+    def _say_unkept(self, error: Exception) -> None:
+        logger.warning(
+            "%s: its graph is not kept in %s (%s), so that each start makes it. Make that "
+            "directory writable, or let HF_HOME name another.",
+            self._name,
+            self._above,
+            in_one_line(error),
+        )
+
+
+def describe(config: PreTrainedConfig, generation: GenerationConfig) -> PreTrainedModel:
+    """Returns a model of this configuration, without weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.generation_config = generation
+    give_up_weights(model)
+    return model
+
+
+def give_up_weights(model: PreTrainedModel) -> None:
+    """Leaves a model what its configuration says."""
+    for module in model.modules():
+        for name, weights in module.named_parameters(recurse=False):
+            empty = torch.empty(0, dtype=weights.dtype, device="cpu")
+            setattr(module, name, torch.nn.Parameter(empty, requires_grad=False))
+
+
+def _makers() -> list[str]:
+    """Names what a graph depends on beside its model."""
+    here = Path(__file__).parent
+    sources = [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in SOURCES]
+    return [*sources, *(f"{package} {version(package)}" for package in PACKAGES)]
+
+
+def _files(weights: Weights) -> str | list[tuple[str, int, int]]:
+    """Tells one version of a model's files from another."""
+    if weights.commit is not None:
+        return weights.commit
+    files = [weights.directory / weights.gguf_file] if weights.gguf_file else []
+    return [
+        (file.name, status.st_size, status.st_mtime_ns)
+        for file in files or sorted(weights.directory.iterdir())
+        for status in [file.stat()]
+    ]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _check_owner(directory: Path) -> None:
+    """Refuses what another user wrote: the runtime would run what stands there."""
+    if directory.stat().st_uid not in {0, os.geteuid()}:
+        raise PermissionError("another user wrote it")
+
+
+def _check_files(directory: Path) -> None:
+    contents = _contents(directory)
+    if contents is None:
+        raise ValueError(f"its {CONTENTS} is damaged")
+    for name, expected in contents.files.items():
+        if _file(directory / name) != expected:
+            raise ValueError(f"its {name} is damaged")
+
+
+def _contents(directory: Path) -> _Contents | None:
+    try:
+        return _Contents.model_validate_json((directory / CONTENTS).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _file(path: Path) -> _File:
+    size = checksum = 0
+    with path.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return _File(size=size, checksum=checksum)
