@@ -37,7 +37,8 @@ ALWAYS = set(
     src/our_app/serving/engine/engine.py src/our_app/serving/engine/generation.py
     src/our_app/serving/engine/families.py
     src/our_app/serving/engine/graphs.py src/our_app/serving/engine/groups.py
-    src/our_app/serving/engine/history.py src/our_app/serving/engine/paged.py
+    src/our_app/serving/engine/history.py src/our_app/serving/engine/kept.py
+    src/our_app/serving/engine/paged.py
     src/our_app/serving/engine/prompts.py
     src/our_app/serving/engine/room.py
     src/our_app/serving/engine/runtime.py
@@ -78,6 +79,7 @@ ALWAYS = set(
     tests/serving/engine/test_engine.py
     tests/serving/engine/test_gguf.py
     tests/serving/engine/test_history.py
+    tests/serving/engine/test_kept.py
     tests/serving/engine/test_paged.py
     tests/serving/engine/test_prompts.py
     tests/serving/engine/test_room.py

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from {{ cookiecutter.__package }}.serving.engine import (
+    kept,
     paged,
     runtime,
 )
@@ -344,7 +345,7 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
         def fail(_: object) -> None:
             raise RuntimeError(reason)
 
-        monkeypatch.setattr(runtime, "Decoder", fail)
+        monkeypatch.setattr(kept, "Decoder", fail)
     save_tiny(model_type, tmp_path, **LLAMA)
     with caplog.at_level(logging.INFO):
         engine = engine_of(tmp_path, dtype="auto")

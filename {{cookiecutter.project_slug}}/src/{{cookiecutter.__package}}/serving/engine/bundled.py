@@ -32,6 +32,17 @@ def bundled_weights() -> Path:
     return converted
 
 
+def keep_graph() -> None:
+    """Loads the model once, for what its first start keeps: a container begins with a second."""
+    # They import the engine, which finding the weights does without.
+    from .engine import Engine
+    from .settings import EngineSettings, ModelLimits
+
+    # Only the cache that it is checked with.
+    limits = ModelLimits(cache_tokens=1024)
+    Engine(EngineSettings(name="bundled", source=BUNDLED), limits).stop()
+
+
 def _gguf_directory() -> Path:
     # Importing the package would import `llm`, which nothing here needs.
     spec = importlib.util.find_spec(PACKAGE)

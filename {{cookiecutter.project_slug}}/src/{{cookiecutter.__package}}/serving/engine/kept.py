@@ -201,7 +201,7 @@ class KeptGraph:
             lock.acquire(timeout=0)
         except TimeoutError:
             logger.info(
-                "%s: another process makes its graph; waiting for it, %s seconds at the most",
+                "%s: another process makes its graph; waiting for it, %s seconds at most",
                 self._name,
                 LOCK_SECONDS,
             )
