@@ -35,10 +35,11 @@ ALWAYS = set(
     src/our_app/serving/engine/caches.py src/our_app/serving/engine/checks.py
     src/our_app/serving/engine/configured.py src/our_app/serving/engine/decoders.py
     src/our_app/serving/engine/engine.py src/our_app/serving/engine/generation.py
-    src/our_app/serving/engine/families.py
+    src/our_app/serving/engine/facts.py src/our_app/serving/engine/families.py
     src/our_app/serving/engine/graphs.py src/our_app/serving/engine/groups.py
     src/our_app/serving/engine/history.py src/our_app/serving/engine/kept.py
-    src/our_app/serving/engine/paged.py
+    src/our_app/serving/engine/loading.py src/our_app/serving/engine/paged.py
+    src/our_app/serving/engine/plain.py
     src/our_app/serving/engine/prompts.py
     src/our_app/serving/engine/room.py
     src/our_app/serving/engine/runtime.py

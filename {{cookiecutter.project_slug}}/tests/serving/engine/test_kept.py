@@ -138,10 +138,7 @@ made.stop()
 """
 
 
-async def test_a_second_start_does_without_pytorch(
-    start: Start, model: Path, hf_home: Path
-) -> None:
-    first, _ = start()
+def said_without_pytorch(model: Path, hf_home: Path) -> str:
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_PYTORCH, str(model), *PROMPTS],
         env=os.environ | {"HF_HOME": str(hf_home)},
@@ -150,7 +147,14 @@ async def test_a_second_start_does_without_pytorch(
         timeout=300,
         check=True,
     )
-    assert result.stdout == f"{await texts(first)}\n"
+    return result.stdout
+
+
+async def test_a_second_start_does_without_pytorch(
+    start: Start, model: Path, hf_home: Path
+) -> None:
+    first, _ = start()
+    assert said_without_pytorch(model, hf_home) == f"{await texts(first)}\n"
 
 
 async def test_the_rules_of_a_models_configuration_hold_after_a_second_start(
