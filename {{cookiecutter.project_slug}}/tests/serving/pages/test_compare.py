@@ -12,6 +12,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
+from {{ cookiecutter.__package }}.serving.http.mount import (
+    mount,
+)
 from {{ cookiecutter.__package }}.serving.pages.panes import (
     panes_of,
 )
@@ -21,7 +24,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 )
 
 from ...support.accessibility import violations, wait_for_rest
-from ...support.compare_page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page
+from ...support.compare_page import BUTTON, EXAMPLES, LAUNCH, PROMPT_LABEL, build_page
 from ...support.stand_ins import (
     CutOff,
     StandIn,
@@ -49,8 +52,10 @@ def test_a_visitor_reads_how_the_models_differ_and_nothing_of_it_is_html() -> No
     assert "<h2>plain</h2>" in heads
 
 
-def test_the_page_has_a_worker_for_each_answer_that_may_run() -> None:
-    page = build_page(settings_of(running_requests=64), [fast()])
+def test_the_page_that_is_served_has_a_worker_for_each_answer_that_may_run() -> None:
+    settings = settings_of(running_requests=64)
+    page = build_page(settings, [fast()])
+    mount(page, settings, LAUNCH)
     assert page._queue.max_thread_count > 64
 
 

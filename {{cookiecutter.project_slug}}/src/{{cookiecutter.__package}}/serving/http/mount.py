@@ -59,7 +59,8 @@ def mount(
     check_files(blocks)
     log_failures(blocks)
     meter_calls(blocks)
-    blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
+    if launch.max_threads is not None:
+        blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
     # Gradio's looks for a call each millisecond, which takes 7% of a core while there is none.
     blocks._queue.sleep_when_free = IDLE_SECONDS
     blocks.state_session_capacity = launch.state_session_capacity
