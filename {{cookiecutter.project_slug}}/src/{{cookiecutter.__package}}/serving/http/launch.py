@@ -87,8 +87,8 @@ class Launch:
     """Whether clients of the Model Context Protocol find the page's functions, as `mcp` says."""
     enable_monitoring: bool | None = None
     """Whether a replica shows at `/monitoring` how its own calls went."""
-    max_threads: int | None = None
-    """None is 40, or as many as the limits of a page of models need."""
+    max_threads: int = 40
+    """A page of models has by itself as many as its limits need."""
     state_session_capacity: int = 10_000
     app_kwargs: Mapping[str, Any] | None = None
 
