@@ -91,6 +91,25 @@ def test_two_plain_requests_stream_the_texts_to_who_gives_the_prompt_alone() -> 
     assert answer.text.endswith('event: complete\ndata: ["one two three"]\n\n')
 
 
+def test_who_waits_is_told_the_place_in_the_queue_again_and_again() -> None:
+    with page_of(slow(), running_requests=1) as url, httpx2.Client(base_url=url) as visitor:
+        [function] = [
+            each["id"]
+            for each in visitor.get("config").json()["dependencies"]
+            if each["api_name"] == "generate"
+        ]
+        for session in ("runs", "waits"):
+            call = {"fn_index": function, "session_hash": session, "data": ["Hi", 0, 9, "1", "1"]}
+            visitor.post("gradio_api/queue/join", json=call).raise_for_status()
+        told, waits = 0, {"session_hash": "waits"}
+        with visitor.stream("GET", "gradio_api/queue/data", params=waits, timeout=60) as events:
+            for line in events.iter_lines():
+                told += '"estimation"' in line
+                if told == 3:
+                    break
+    assert told == 3
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "reason"),
     [
