@@ -37,7 +37,8 @@ PATH_USERS, PATH_CALLS = 8, 4
 PATH_PROCESSES = {
     "the page's replica": ":GradioServer",
     "Serve's proxy": "ray::ProxyActor",
-    "the model's replica": ":stand-in",
+    # The application has the same name.
+    "the model's replica": ":stand-in:stand-in",
 }
 PAGE_WAY, API_WAY = "the page", "`/v1`"
 CROWD_USERS = 100
