@@ -187,7 +187,7 @@ def benchmark(session: nox.Session) -> None:
     """Compares a rendered project with what a user would pick instead, and writes the report.
 
     Takes parts of it: `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`,
-    `engines`.
+    `delivery`, `engines`.
     `nox -s benchmark -- quick` ends in five minutes and fails when a ratio is clearly lost.
     """
     install(session, "benchmark")

@@ -13,6 +13,7 @@ from .measures import (
     Load,
     cost_of_users,
     cost_of_ways,
+    delivery,
     engines_alone,
     first_text_beside_a_slow_pane,
     median_load,
@@ -30,6 +31,7 @@ from .report import (
     OURS,
     SAME_DTYPE,
     Api,
+    Delivery,
     Engines,
     Footprint,
     Growth,
@@ -39,7 +41,7 @@ from .report import (
     write,
 )
 
-PARTS = ["users", "growth", "footprint", "own", "api", "engines"]
+PARTS = ["users", "growth", "footprint", "own", "api", "delivery", "engines"]
 QUICK = "quick"
 ROUNDS = 3
 ENGINE_ROUNDS = 5
@@ -71,6 +73,8 @@ def main() -> None:
         write("own", Own(starts, short_calls(own, CALLS)))
     if "api" in options.parts:
         write("api", Api(*cost_of_ways(rendered, ROUNDS)))
+    if "delivery" in options.parts:
+        write("delivery", Delivery(*delivery(rendered, ROUNDS)))
     if "engines" in options.parts:
         alone = engines_in_turns(
             rendered, options.model, options.rivals, ENGINE_ROUNDS, threads=[1, 2]

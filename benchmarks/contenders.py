@@ -149,7 +149,7 @@ class StandIn:
     seconds: float
     replicas: int
     at_once: int
-    pieces: int = 8
+    tokens: int = 100
 
 
 @contextmanager

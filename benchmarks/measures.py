@@ -32,9 +32,16 @@ ALONE_LEAD_SECONDS = 30.0
 SHORT_TOKENS = 8
 WAY_USERS, WAY_CALLS = 2, 4
 """As many as an engine writes to without a pause that is longer than one user's."""
-WAY_PIECES = 40
-"""A tenth of a second each, in which a model that writes 25 tokens a second shows 100."""
 WAY_PROCESSES = ("ray::ProxyActor", ":GradioServer")
+PATH_USERS, PATH_CALLS = 8, 4
+PATH_PROCESSES = {
+    "the page's replica": ":GradioServer",
+    "Serve's proxy": "ray::ProxyActor",
+    # The application has the same name.
+    "the model's replica": ":stand-in:stand-in",
+}
+PAGE_WAY, API_WAY = "the page", "`/v1`"
+CROWD_USERS = 100
 IDLE_SECONDS = 10
 
 
@@ -199,7 +206,7 @@ class WayCost:
 
 def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
     """Through the page and through `/v1`, in turns, without what they take when nobody asks."""
-    model = StandIn("stand-in", seconds=4, replicas=1, at_once=100, pieces=WAY_PIECES)
+    model = StandIn("stand-in", seconds=4, replicas=1, at_once=100)
     with stand_ins(rendered, model) as served:
         ways = (served.call, replace(served.call, model=model.name))
         for call in ways:
@@ -210,7 +217,7 @@ def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
             idle.append(taken_by(served, lambda: time.sleep(IDLE_SECONDS)))
             for call, of_way in zip(ways, taken, strict=True):
                 of_way.append(taken_by(served, partial(ask_again_and_again, call, model)))
-    each_second = statistics.median(each.cpu_seconds / each.seconds for each in idle)
+    each_second = statistics.median(each.in_a_second for each in idle)
     page, v1 = (
         [
             (each.cpu_seconds - each_second * each.seconds) / (WAY_USERS * WAY_CALLS)
@@ -222,9 +229,92 @@ def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
 
 
 @dataclass(frozen=True)
+class PathCost:
+    """CPU seconds for an answer of 100 tokens, from its model to its reader."""
+
+    way: str
+    by_process: dict[str, float]
+    """Medians. The model's own are not in them: it only waits."""
+    rounds: list[float]
+    """Of all three."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        return statistics.median(self.rounds)
+
+
+@dataclass(frozen=True)
+class PathTimes:
+    """What of a model's speed reaches those who ask at the same moment, one number a round."""
+
+    shares: list[float]
+    first_texts: list[float]
+    """Median seconds."""
+    crowd_answers_per_second: list[float]
+    """Of `CROWD_USERS`."""
+
+
+def delivery(rendered: Project, rounds: int) -> tuple[list[PathCost], PathTimes]:
+    """Through the page and `/v1`, in turns, without what they take when nobody asks."""
+    model = StandIn("stand-in", seconds=4, replicas=1, at_once=1000)
+    times = PathTimes([], [], [])
+    with stand_ins(rendered, model) as served:
+        ways = {PAGE_WAY: served.call, API_WAY: replace(served.call, model=model.name)}
+        for call in ways.values():
+            check(ask_at_once(call, PATH_USERS))
+        costs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            idle = by_process_in(served, lambda: time.sleep(IDLE_SECONDS))
+            for way, call in ways.items():
+                busy = by_process_in(served, partial(ask_by_turns, call, model))
+                costs[way].append(
+                    {
+                        name: (taken.cpu_seconds - idle[name].in_a_second * taken.seconds)
+                        / (PATH_USERS * PATH_CALLS)
+                        for name, taken in busy.items()
+                    }
+                )
+            answers = ask_at_once(served.call, PATH_USERS)
+            check(answers)
+            times.shares.append(model.seconds / max(answer.end for answer in answers))
+            times.first_texts.append(statistics.median(answer.first_text for answer in answers))
+            crowd = ask_at_once(served.call, CROWD_USERS)
+            check(crowd)
+            times.crowd_answers_per_second.append(len(crowd) / max(each.end for each in crowd))
+    medians = [
+        PathCost(
+            way,
+            {name: statistics.median(each[name] for each in of_way) for name in PATH_PROCESSES},
+            [sum(each.values()) for each in of_way],
+        )
+        for way, of_way in costs.items()
+    ]
+    return medians, times
+
+
+def by_process_in(served: Served, work: Callable[[], object]) -> dict[str, "Taken"]:
+    before, began = by_process(served), time.monotonic()
+    work()
+    after, seconds = by_process(served), time.monotonic() - began
+    return {name: Taken(after[name] - before[name], seconds) for name in after}
+
+
+def by_process(served: Served) -> dict[str, float]:
+    return {name: cpu_seconds(served, (part,)) for name, part in PATH_PROCESSES.items()}
+
+
+def ask_by_turns(call: Call, model: StandIn) -> None:
+    check(ask_at_once(call, PATH_USERS, PATH_CALLS, model.seconds + 0.5))
+
+
+@dataclass(frozen=True)
 class Taken:
     cpu_seconds: float
     seconds: float
+
+    @property
+    def in_a_second(self) -> float:
+        return self.cpu_seconds / self.seconds
 
 
 def taken_by(served: Served, work: Callable[[], object]) -> Taken:

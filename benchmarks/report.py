@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -11,8 +12,25 @@ import psutil
 from .contenders import NEW_TOKENS
 from .engines import OURS as OUR_ENGINE
 from .engines import RIVALS, EngineCost, EngineLoad
-from .measures import Alone, Cost, Load, Memory, OwnStart, Scale, ShortCall, Start, WayCost
+from .measures import (
+    CROWD_USERS,
+    PAGE_WAY,
+    PATH_USERS,
+    Alone,
+    Cost,
+    Load,
+    Memory,
+    OwnStart,
+    PathCost,
+    PathTimes,
+    Scale,
+    ShortCall,
+    Start,
+    WayCost,
+)
 
+CPU_SECONDS_BEFORE = 0.096
+"""For 100 tokens through the page, before what an answer takes on its way was looked at."""
 INSTRUCTION_SETS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
 OURS, SAME_DTYPE, GUIDE, ORIGINAL = (
@@ -246,6 +264,54 @@ class Api:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """What an answer takes on its way from its model, and what of its speed arrives."""
+
+    costs: list[PathCost]
+    times: PathTimes
+
+    def ratios(self) -> list[Ratio]:
+        page = next(each for each in self.costs if each.way == PAGE_WAY)
+        share = statistics.median(self.times.shares)
+        crowd = statistics.median(self.times.crowd_answers_per_second)
+        return [
+            Ratio(
+                "CPU seconds for 100 tokens through the page / before",
+                page.cpu_seconds / CPU_SECONDS_BEFORE,
+                0.5,
+                True,
+            ),
+            Ratio(f"share of the tokens that reach {PATH_USERS} users", share, 0.95),
+            Ratio(f"answers/s of one page replica, {CROWD_USERS} users", crowd, 20),
+        ]
+
+    def tables(self) -> list[str]:
+        names = [*self.costs[0].by_process]
+        rows = [
+            f"| {each.way} | {' | '.join(f'{each.by_process[name]:.4f}' for name in names)} "
+            f"| {each.cpu_seconds:.4f} | {_all(each.rounds, 4)} |"
+            for each in self.costs
+        ]
+        times = [
+            (f"share of the tokens that reach {PATH_USERS} users", self.times.shares, 3),
+            (f"first text of {PATH_USERS} users, s", self.times.first_texts, 2),
+            (f"answers/s, {CROWD_USERS} users", self.times.crowd_answers_per_second, 1),
+        ]
+        return [
+            "CPU seconds for an answer of 100 tokens of a stand-in model, which writes them in 4 "
+            f"seconds to each of {PATH_USERS} users, beyond what is taken when nobody asks:",
+            *("", f"| through | {' | '.join(names)} | all three | rounds |"),
+            f"|{'---|' * (len(names) + 3)}",
+            *(*rows, "", "All ask in the same instant:"),
+            *("", "| | median | rounds |", "|---|---|---|"),
+            *(
+                f"| {what} | {statistics.median(each):.{digits}f} | {_all(each, digits)} |"
+                for what, each, digits in times
+            ),
+        ]
+
+
+@dataclass(frozen=True)
 class Engines:
     """The engine beside what a user would pick instead, on the same weights."""
 
@@ -291,7 +357,7 @@ class Engines:
         }
 
 
-def write(name: str, part: Users | Growth | Footprint | Own | Api | Engines) -> None:
+def write(name: str, part: Users | Growth | Footprint | Own | Api | Delivery | Engines) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
     (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")
@@ -325,6 +391,10 @@ def machine() -> str:
         f"{cpu} ({sets}), {psutil.cpu_count()} cores, {memory:.0f} GiB, "
         f"Python {platform.python_version()}"
     )
+
+
+def _all(rounds: list[float], digits: int) -> str:
+    return ", ".join(f"{each:.{digits}f}" for each in rounds)
 
 
 def _requests(number: int) -> str:

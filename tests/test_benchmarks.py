@@ -6,8 +6,32 @@ from benchmarks.__main__ import PARTS, read
 from benchmarks.contenders import MODELS, NEW_TOKENS
 from benchmarks.engines import OURS as OUR_ENGINE
 from benchmarks.engines import REFERENCE, RIVALS, EngineLoad
-from benchmarks.measures import Alone, Load, OwnStart, ShortCall, WayCost, load_of, median_load
-from benchmarks.report import GUIDE, ORIGINAL, OURS, SAME_DTYPE, Api, Engines, Own, Ratio, Users
+from benchmarks.measures import (
+    API_WAY,
+    PAGE_WAY,
+    Alone,
+    Load,
+    OwnStart,
+    PathCost,
+    PathTimes,
+    ShortCall,
+    WayCost,
+    load_of,
+    median_load,
+)
+from benchmarks.report import (
+    CPU_SECONDS_BEFORE,
+    GUIDE,
+    ORIGINAL,
+    OURS,
+    SAME_DTYPE,
+    Api,
+    Delivery,
+    Engines,
+    Own,
+    Ratio,
+    Users,
+)
 from benchmarks.users import Answer
 
 WHERE = ["project", "environment", "model", "own", "rivals"]
@@ -88,6 +112,18 @@ def test_the_api_is_held_against_the_page() -> None:
     [ratio] = costs.ratios()
     assert (round(ratio.value, 3), ratio.reached()) == (0.4, True)
     assert "| `/v1` | 0.080 | 0.080, 0.050, 0.090 |" in costs.tables()
+
+
+def test_what_an_answer_takes_on_its_way_is_told_by_process() -> None:
+    page = PathCost(PAGE_WAY, {"the page": 0.02, "the proxy": 0.01}, [0.03, 0.02, 0.04])
+    api = PathCost(API_WAY, {"the page": 0.01, "the proxy": 0.01}, [0.02, 0.02, 0.02])
+    times = PathTimes([0.9, 0.96, 0.97], [0.1, 0.2, 0.3], [19, 21, 22])
+    part = Delivery([page, api], times)
+    cpu, share, crowd = part.ratios()
+    assert (cpu.value, cpu.reached()) == (0.03 / CPU_SECONDS_BEFORE, True)
+    assert (share.value, share.reached()) == (0.96, True)
+    assert (crowd.value, crowd.reached()) == (21, True)
+    assert "| the page | 0.0200 | 0.0100 | 0.0300 | 0.0300, 0.0200, 0.0400 |" in part.tables()
 
 
 def test_an_engine_is_held_against_the_better_of_its_rivals_at_as_many_requests_and_threads() -> (

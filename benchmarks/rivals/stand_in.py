@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import os
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal
@@ -22,15 +23,17 @@ class StandInSettings:
     replicas: int
     at_once: int
     """Requests that a replica works on at the same time, as a GPU does with a batch."""
-    pieces: int = 8
-    """Updates of which an answer is made."""
+    tokens: int
+    """Of an answer, which come evenly and are shown as the project's engine shows its own."""
 
 
 @serve.deployment
 class StandIn:
-    def __init__(self, seconds: float, pieces: int) -> None:
+    def __init__(self, seconds: float, tokens: int) -> None:
         self._seconds = seconds
-        self._pieces = pieces
+        self._tokens = tokens
+        self._running = 0
+        self._limits = importlib.import_module(f"{PACKAGE}.serving").Limits()
 
     async def stream(
         self,
@@ -38,12 +41,23 @@ class StandIn:
         options: object,  # noqa: ARG002
         request: str,  # noqa: ARG002
     ) -> AsyncGenerator[object, None]:
-        """Writes the id of its process again and again."""
+        """Writes the id of its process for each token."""
         protocol = importlib.import_module(f"{PACKAGE}.serving.protocol")
-        for _ in range(self._pieces):
-            await asyncio.sleep(self._seconds / self._pieces)
-            yield protocol.Piece(f"{os.getpid()} ", 1)
-        yield protocol.End("stop")
+        began, told, each = time.monotonic(), 0, self._seconds / self._tokens
+        self._running += 1
+        try:
+            await asyncio.sleep(each)
+            while told < self._tokens:
+                passed = time.monotonic() - began
+                tokens = min(max(int(passed / each), told + 1), self._tokens) - told
+                told += tokens
+                yield protocol.Piece(f"{os.getpid()} " * tokens, tokens)
+                passed = time.monotonic() - began
+                end = max(self._seconds - passed, 0)
+                await asyncio.sleep(min(self._limits.pause(self._running), end))
+            yield protocol.End("stop")
+        finally:
+            self._running -= 1
 
 
 class Arguments(BaseModel):
@@ -64,7 +78,7 @@ def build(args: Arguments) -> Application:
             num_replicas=model.replicas,
             max_ongoing_requests=model.at_once,
             ray_actor_options={"num_cpus": 0.05},
-        ).bind(model.seconds, model.pieces)
+        ).bind(model.seconds, model.tokens)
         for model in args.models
     ]
     settings = serving.PageSettings(

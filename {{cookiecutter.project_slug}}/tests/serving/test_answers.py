@@ -1,5 +1,6 @@
 """Several models asked at once, without Ray and Gradio."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -62,6 +63,14 @@ async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
     assert (stopped.state, stopped.text) == (State.FAILED, "in time ")
     assert "late was stopped, because it took too long" in stopped.failure
     assert late.left == 1
+
+
+async def test_a_whole_answer_is_shown_without_a_pause_before_its_last_piece() -> None:
+    models = [fast(), StandIn("late", ["a", "b"], pause=0.1)]
+    updates = fan_out(models, user("Hello"), GenerationOptions(), lambda: 60, 30)
+    async with asyncio.timeout(20):
+        shown = [[answer.text for answer in update] async for update in updates]
+    assert shown[-1] == ["one two three", "ab"]
 
 
 async def test_an_answer_says_how_far_it_is() -> None:

@@ -6,7 +6,7 @@ Knows neither Ray nor Gradio nor torch.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -116,7 +116,7 @@ async def fan_out_each(
 ) -> AsyncGenerator[list[Answer], None]:
     """Does what `fan_out` does, with a conversation of its own for each model."""
     answers = [Answer() for _ in models]
-    changed = asyncio.Event()
+    changed, all_ended = asyncio.Event(), asyncio.Event()
     running = len(models)
 
     async def read(answer: Answer, model: Model, messages: Sequence[Message]) -> None:
@@ -135,6 +135,8 @@ async def fan_out_each(
         finally:
             running -= 1
             changed.set()
+            if not running:
+                all_ended.set()
 
     readers = [
         asyncio.create_task(read(*each))
@@ -145,8 +147,9 @@ async def fan_out_each(
             await changed.wait()
             changed.clear()
             yield answers
-            if running:
-                await asyncio.sleep(pause())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause()):
+                    await all_ended.wait()
     finally:
         for reader in readers:
             reader.cancel()

@@ -206,6 +206,27 @@ def test_a_queue_that_waits_leaves_the_processor_to_others(
         assert 0 < looks - before < 300
 
 
+def test_a_call_does_not_look_on_the_disk_for_a_library_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_for: list[str] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            looked_for.append(name)
+
+    with visitor(plain()) as web:
+        # What a first call imports stays.
+        for _ in range(2):
+            looked_for.clear()
+            with monkeypatch.context() as patched:
+                patched.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+                answer = web.post("/gradio_api/run/shout", json={"data": ["whale"]})
+            assert answer.json()["data"] == ["WHALE"]
+    assert looked_for == []
+
+
 def test_paths_of_the_environment_count_as_with_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

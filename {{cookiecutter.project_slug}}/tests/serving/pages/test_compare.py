@@ -12,6 +12,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
 
+from {{ cookiecutter.__package }}.serving.http.mount import (
+    mount,
+)
 from {{ cookiecutter.__package }}.serving.pages.panes import (
     panes_of,
 )
@@ -21,7 +24,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 )
 
 from ...support.accessibility import violations, wait_for_rest
-from ...support.compare_page import BUTTON, EXAMPLES, PROMPT_LABEL, build_page
+from ...support.compare_page import BUTTON, EXAMPLES, LAUNCH, PROMPT_LABEL, build_page
 from ...support.stand_ins import (
     CutOff,
     StandIn,
@@ -49,8 +52,10 @@ def test_a_visitor_reads_how_the_models_differ_and_nothing_of_it_is_html() -> No
     assert "<h2>plain</h2>" in heads
 
 
-def test_the_page_has_a_worker_for_each_answer_that_may_run() -> None:
-    page = build_page(settings_of(running_requests=64), [fast()])
+def test_the_page_that_is_served_has_a_worker_for_each_answer_that_may_run() -> None:
+    settings = settings_of(running_requests=64)
+    page = build_page(settings, [fast()])
+    mount(page, settings, LAUNCH)
     assert page._queue.max_thread_count > 64
 
 
@@ -84,6 +89,25 @@ def test_two_plain_requests_stream_the_texts_to_who_gives_the_prompt_alone() -> 
         joined = httpx2.post(f"{url}gradio_api/call/v2/generate", json={"prompt": "Hello"})
         answer = httpx2.get(f"{url}gradio_api/call/generate/{joined.json()['event_id']}")
     assert answer.text.endswith('event: complete\ndata: ["one two three"]\n\n')
+
+
+def test_who_waits_is_told_the_place_in_the_queue_again_and_again() -> None:
+    with page_of(slow(), running_requests=1) as url, httpx2.Client(base_url=url) as visitor:
+        [function] = [
+            each["id"]
+            for each in visitor.get("config").json()["dependencies"]
+            if each["api_name"] == "generate"
+        ]
+        for session in ("runs", "waits"):
+            call = {"fn_index": function, "session_hash": session, "data": ["Hi", 0, 9, "1", "1"]}
+            visitor.post("gradio_api/queue/join", json=call).raise_for_status()
+        told, waits = 0, {"session_hash": "waits"}
+        with visitor.stream("GET", "gradio_api/queue/data", params=waits, timeout=60) as events:
+            for line in events.iter_lines():
+                told += '"estimation"' in line
+                if told == 3:
+                    break
+    assert told == 3
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,9 @@ class RemoteModel:
     async def _ask(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> AsyncGenerator[Piece | End, None]:
-        response = self.handle.options(stream=True).stream.remote(
-            tuple(messages), options, request_id.get()
-        )
+        # By gRPC: an object of Ray's for each piece takes more of both processes.
+        handle = self.handle.options(stream=True, _by_reference=False)
+        response = handle.stream.remote(tuple(messages), options, request_id.get())
         try:
             pieces = aiter(response)
             yield await self._first(pieces)

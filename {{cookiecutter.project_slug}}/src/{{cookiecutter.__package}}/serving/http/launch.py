@@ -88,6 +88,7 @@ class Launch:
     enable_monitoring: bool | None = None
     """Whether a replica shows at `/monitoring` how its own calls went."""
     max_threads: int = 40
+    """A page of models has by itself as many as its limits need."""
     state_session_capacity: int = 10_000
     app_kwargs: Mapping[str, Any] | None = None
 

@@ -3,8 +3,9 @@
 import inspect
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
+from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
@@ -22,6 +23,10 @@ from .login import keep_browser_states, keep_logins, logged_in
 from .settings import HttpSettings
 
 IDLE_SECONDS = 0.005
+
+if find_spec("matplotlib") is None:
+    # Gradio looks for it on the disk before and after each update of a page.
+    gr.utils.MatplotlibBackendMananger = nullcontext
 
 
 def mount(
@@ -59,7 +64,8 @@ def mount(
     check_files(blocks)
     log_failures(blocks)
     meter_calls(blocks)
-    blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
+    if launch.max_threads != Launch.max_threads:
+        blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
     # Gradio's looks for a call each millisecond, which takes 7% of a core while there is none.
     blocks._queue.sleep_when_free = IDLE_SECONDS
     blocks.state_session_capacity = launch.state_session_capacity

@@ -12,6 +12,8 @@ from .settings import PageSettings
 
 # Gradio's workers beyond those that answer, so that what else is clicked has no need to wait.
 OTHER_WORKERS = 8
+PLACE_SECONDS = 1.0
+"""How often who waits is told the place in the queue; at first it is told at once."""
 
 Ask = Callable[
     [Sequence[Model], Sequence[Sequence[Message]], GenerationOptions, gr.Request | None],
@@ -81,5 +83,10 @@ def take_turns(page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: 
     stop.elem_classes = [*stop.elem_classes, "stops"]
     limits = settings.limits
     page.max_threads = limits.running_requests + OTHER_WORKERS
-    # A direct call would pass the queue by, and get the first words alone.
-    page.queue(max_size=limits.waiting_requests, api_open=False)
+    page.queue(
+        # Else all who wait are told each time that one of them begins.
+        status_update_rate=PLACE_SECONDS,
+        max_size=limits.waiting_requests,
+        # A direct call would pass the queue by, and get the first words alone.
+        api_open=False,
+    )

@@ -113,6 +113,8 @@ def connect(
         "concurrency_limit": limits.running_requests,
         "concurrency_id": "answers",
         "show_progress": "minimal",
+        # They are text as they are, and Gradio would hand each of them to another thread.
+        "postprocess": False,
     }
     starts = [controls.run.click, controls.prompt.submit]
     running = [gr.on(starts, show, inputs, [*texts, *states], js=KEEP_PROMPT, **answering)]
@@ -142,6 +144,7 @@ def connect(
         inputs,
         texts,
         api_name="generate",
+        postprocess=False,
         concurrency_limit=limits.running_requests,
         concurrency_id="answers",
     )
