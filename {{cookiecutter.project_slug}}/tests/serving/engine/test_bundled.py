@@ -13,7 +13,9 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
 from {{ cookiecutter.__package }}.serving.engine import bundled
 from {{ cookiecutter.__package }}.serving.engine.bundled import BUNDLED
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+from {{ cookiecutter.__package }}.serving.engine.kept import KeptGraph
 from {{ cookiecutter.__package }}.serving.engine.prompts import PromptEncoder
+from {{ cookiecutter.__package }}.serving.engine.weights import locate
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
@@ -106,6 +108,15 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
     with pytest.raises(OSError, match="missing"):
         bundled.bundled_weights()
     assert not [path for path in (tmp_path / "converted").iterdir() if path.is_dir()]
+
+
+def test_the_step_of_an_image_keeps_what_a_start_makes(hf_home: Path) -> None:
+    bundled.keep_graph()
+    [graph] = [each for each in hf_home.glob("converted/int8/*") if each.is_dir()]
+    weights = locate(ModelSettings(name="smollm2", source=BUNDLED))
+    assert KeptGraph("smollm2", BUNDLED, weights).directory == graph
+    # Not by the times of its files, which an image cuts off.
+    assert weights.commit == bundled.bundled_weights().name
 
 
 def test_finding_the_converted_weights_imports_no_torch() -> None:

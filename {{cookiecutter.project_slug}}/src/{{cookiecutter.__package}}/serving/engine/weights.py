@@ -73,7 +73,7 @@ class Weights:
     gguf_file: str | None = None
     """The file in that directory that holds all of it; None where it is as save_pretrained writes."""
     commit: str | None = None
-    """Which of the hub's versions it is."""
+    """Which of the hub's versions it is, or of the package's; None for files that may change."""
 
 
 def locate(model: EngineSettings) -> Weights:
@@ -85,7 +85,8 @@ def locate(model: EngineSettings) -> Weights:
     source = model.source
 {% if cookiecutter.models == "bundled" %}
     if source == BUNDLED:
-        return Weights(bundled_weights())
+        directory = bundled_weights()
+        return Weights(directory, commit=directory.name)
 {% endif %}
     path = Path(source).expanduser()
     if path.is_dir():
