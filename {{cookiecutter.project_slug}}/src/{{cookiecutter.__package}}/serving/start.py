@@ -181,6 +181,15 @@ def run(
                 "it where the cluster starts: ray start --metrics-export-port."
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
+    # Here, because the preview's first process does without Serve's routers.
+    from .http import haproxy
+
+    if haproxy.is_enabled():
+        haproxy.check_binary()
+        for option, port in haproxy.PORTS.items():
+            check_port("0.0.0.0", int(os.environ.get(option, port)), option)  # noqa: S104
+        for option, value in haproxy.variables(each.config.name for each in planned).items():
+            os.environ.setdefault(option, value)
     if alone:
         check_resources(planned, path)
         for application in planned:

@@ -1,0 +1,103 @@
+"""Keeps each session with its replica behind Serve's HAProxy, which asks no router of ours.
+
+Serve writes HAProxy's config from a template of its own, which has no word for a rule of a backend.
+It writes the time between two health checks there as it stands in a variable, so the rules follow
+that. They do what `SessionRouter` does, except for a replica that leaves.
+
+`python -m PACKAGE.serving.http.haproxy NAME …` prints the value for applications of these names.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+
+from ..base import PAGE_DEPLOYMENT, StartError
+from .sessions import COOKIE, WITHOUT_SESSION, cookie_name
+
+RULES = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
+CHECK_SECONDS = "5s"
+"""Serve's own."""
+
+PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+"""Of HAProxy itself, with Serve's own values."""
+
+
+def variables(applications: Iterable[str]) -> dict[str, str]:
+    """Returns what differs from Serve's own values."""
+    return {
+        RULES: session_rules(applications),
+        # After each change of replicas, open streams go on in the HAProxy of before. With Serve's
+        # own two minutes, tabs that are open would lose theirs, and with it their session.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
+        # A replica that leaves answers so long, though nobody asks. HAProxy hears of it within a
+        # second, and asks another where a connection is refused. With Serve's own 30 seconds,
+        # Ctrl-C takes as long.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+    }
+
+
+def session_rules(applications: Iterable[str]) -> str:
+    """Returns the value of `RULES` with which HAProxy keeps the sessions of these applications."""
+    # A backslash would have to be written once more for each time that HAProxy reads it.
+    session = COOKIE.pattern.replace(r"\.", "[.]")
+    in_path = f'path,regsub("^.*?/~({session})(/.*)?$","\\\\1")'
+    found, none_found = "{ var(txn.session) -m found }", "!{ var(txn.session) -m found }"
+    rules = [f"http-request set-var(txn.session) '{in_path}' if {{ path_reg /~{session}(/|$) }}"]
+    for name in applications:
+        # HAProxy gives each application a backend, and each backend these same lines.
+        here = f"{{ be_name {_safe(f'http-{name}')} }}"
+        cookie = f"req.cook({cookie_name(name)})"
+        replica = f"{_safe(f'SERVE_REPLICA::{name}#{PAGE_DEPLOYMENT}#')}%[var(txn.session),field(1,.)]"
+        rules += [
+            f"http-request set-var(txn.session) {cookie} if {here} {none_found} "
+            f"{{ {cookie} -m reg ^{session}$ }} !{{ path_reg {WITHOUT_SESSION.pattern}$ }}",
+            f"http-request set-var-fmt(txn.replica) {replica} if {here} {found}",
+        ]
+    rules += [
+        "use-server %[var(txn.replica)] if { var(txn.replica) -m found }",
+        # For sessions whose replica is gone. Who has none yet meets the replicas in turns.
+        "balance hash var(txn.session)",
+        "hash-type consistent",
+        # What Serve writes after the time belongs to servers.
+        "default-server",
+    ]
+    return "\n    ".join([CHECK_SECONDS, *rules])
+
+
+def _safe(name: str) -> str:
+    """Returns what Serve makes of a name for HAProxy."""
+    return re.sub("[^A-Za-z0-9._-]+", "_", name.replace("#", "-").replace("/", "."))
+
+
+def is_enabled() -> bool:
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
+def check_binary() -> None:
+    """Serve itself would try again and again, and say so in a log alone."""
+    # Here, because a replica does without it.
+    from ray.serve._private.haproxy import get_haproxy_binary
+
+    try:
+        get_haproxy_binary()
+    except FileNotFoundError as error:
+        raise StartError(
+            "RAY_SERVE_ENABLE_HA_PROXY=1 asks for HAProxy, which is not on this machine. Install "
+            "it (2.8 or later), name it in RAY_SERVE_HAPROXY_BINARY_PATH, or unset "
+            f"RAY_SERVE_ENABLE_HA_PROXY: {error}"
+        ) from error
+
+
+def check_rules(application: str) -> None:
+    """Raises where HAProxy, which has this process's variables, would scatter the requests."""
+    if f"req.cook({cookie_name(application)})" not in os.environ.get(RULES, ""):
+        raise StartError(
+            f"HAProxy does not know how to keep the sessions of {application}. Before Ray starts, "
+            f'on every node: export {RULES}="$(python -m {__name__} {application})", with the '
+            "names of all applications in one line."
+        )
+
+
+if __name__ == "__main__":
+    print(session_rules(sys.argv[1:]))
