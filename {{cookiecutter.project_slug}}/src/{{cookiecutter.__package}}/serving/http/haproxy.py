@@ -1,26 +1,33 @@
 """Keeps each session with its replica behind Serve's HAProxy, which asks no router of ours.
 
-Serve writes HAProxy's config from a template of its own, which has no word for a rule of a backend.
-It writes the time between two health checks there as it stands in a variable, so the rules follow
-that. They do what `SessionRouter` does, except for a replica that leaves.
+Serve writes HAProxy's config from a template that has no word for how a backend chooses its server.
+It writes the time between two health checks there as it stands in a variable, so rules follow the
+time. They do what `SessionRouter` does, but for a replica that leaves.
 
-`python -m PACKAGE.serving.http.haproxy NAME …` prints the value for applications of these names.
+`python -m PACKAGE.serving.http.haproxy NAME…` prints what a shell has to export before it starts
+Ray, with the names of all applications.
 """
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 
 from ..base import PAGE_DEPLOYMENT, StartError
 from .sessions import COOKIE, WITHOUT_SESSION, cookie_name
 
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 RULES = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
 CHECK_SECONDS = "5s"
 """Serve's own."""
 
 PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
-"""Of HAProxy itself, with Serve's own values."""
+"""On which HAProxy tells of itself, with Serve's own values."""
+
+
+def is_enabled() -> bool:
+    return os.environ.get(ENABLED) == "1"
 
 
 def variables(applications: Iterable[str]) -> dict[str, str]:
@@ -45,14 +52,15 @@ def session_rules(applications: Iterable[str]) -> str:
     found, none_found = "{ var(txn.session) -m found }", "!{ var(txn.session) -m found }"
     rules = [f"http-request set-var(txn.session) '{in_path}' if {{ path_reg /~{session}(/|$) }}"]
     for name in applications:
-        # HAProxy gives each application a backend, and each backend these same lines.
+        # Each application has a backend of its own, and each backend all these lines.
         here = f"{{ be_name {_safe(f'http-{name}')} }}"
         cookie = f"req.cook({cookie_name(name)})"
-        replica = f"{_safe(f'SERVE_REPLICA::{name}#{PAGE_DEPLOYMENT}#')}%[var(txn.session),field(1,.)]"
+        page = _safe(f"SERVE_REPLICA::{name}#{PAGE_DEPLOYMENT}#")
         rules += [
             f"http-request set-var(txn.session) {cookie} if {here} {none_found} "
             f"{{ {cookie} -m reg ^{session}$ }} !{{ path_reg {WITHOUT_SESSION.pattern}$ }}",
-            f"http-request set-var-fmt(txn.replica) {replica} if {here} {found}",
+            f"http-request set-var-fmt(txn.replica) {page}%[var(txn.session),field(1,.)] "
+            f"if {here} {found}",
         ]
     rules += [
         "use-server %[var(txn.replica)] if { var(txn.replica) -m found }",
@@ -70,10 +78,6 @@ def _safe(name: str) -> str:
     return re.sub("[^A-Za-z0-9._-]+", "_", name.replace("#", "-").replace("/", "."))
 
 
-def is_enabled() -> bool:
-    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-
-
 def check_binary() -> None:
     """Serve itself would try again and again, and say so in a log alone."""
     # Here, because a replica does without it.
@@ -83,21 +87,21 @@ def check_binary() -> None:
         get_haproxy_binary()
     except FileNotFoundError as error:
         raise StartError(
-            "RAY_SERVE_ENABLE_HA_PROXY=1 asks for HAProxy, which is not on this machine. Install "
-            "it (2.8 or later), name it in RAY_SERVE_HAPROXY_BINARY_PATH, or unset "
-            f"RAY_SERVE_ENABLE_HA_PROXY: {error}"
+            f"{ENABLED}=1 asks for HAProxy, which is not here. Install version 2.8 or a later one, "
+            f"name it in RAY_SERVE_HAPROXY_BINARY_PATH, or unset {ENABLED}: {error}"
         ) from error
 
 
 def check_rules(application: str) -> None:
-    """Raises where HAProxy, which has this process's variables, would scatter the requests."""
+    """Raises where HAProxy, which has this process's variables, would scatter a session."""
     if f"req.cook({cookie_name(application)})" not in os.environ.get(RULES, ""):
         raise StartError(
-            f"HAProxy does not know how to keep the sessions of {application}. Before Ray starts, "
-            f'on every node: export {RULES}="$(python -m {__name__} {application})", with the '
-            "names of all applications in one line."
+            f"HAProxy is not told to keep the sessions of {application} together. Before Ray "
+            f'starts, on each node: eval "$(python -m {__name__} {shlex.quote(application)})", '
+            "with the names of all applications in it."
         )
 
 
 if __name__ == "__main__":
-    print(session_rules(sys.argv[1:]))
+    for name, value in {ENABLED: "1", **variables(sys.argv[1:])}.items():
+        print(f"export {name}={shlex.quote(value)}")
