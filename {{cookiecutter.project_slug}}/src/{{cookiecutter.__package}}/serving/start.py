@@ -36,6 +36,7 @@ from ray.serve.schema import ApplicationStatusOverview, ServeDeploySchema
 from .base import StartError, explained
 from .config import (
     LOOPBACK,
+    Planned,
     check_deployments,
     check_host,
     check_port,
@@ -181,19 +182,11 @@ def run(
                 "it where the cluster starts: ray start --metrics-export-port."
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
-    # Here, because the preview's first process does without Serve's routers.
-    from .http import haproxy
-
-    if haproxy.is_enabled():
-        haproxy.check_binary()
-        for option, port in haproxy.PORTS.items():
-            check_port("0.0.0.0", int(os.environ.get(option, port)), option)  # noqa: S104
-        for option, value in haproxy.variables(each.config.name for each in planned).items():
-            os.environ.setdefault(option, value)
     if alone:
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())
+        prepare_haproxy(planned)
     else:
         check_cluster(os.environ["RAY_ADDRESS"])
     if ray.is_initialized():
@@ -228,6 +221,21 @@ def run(
                 signal.pause()
     finally:
         ray.shutdown()
+
+
+def prepare_haproxy(planned: Sequence[Planned]) -> None:
+    """Has Serve's HAProxy keep sessions with their replicas, if Serve is told to use it."""
+    # Here, because the preview's first process does without Serve's routers.
+    from .http import haproxy
+
+    if not haproxy.is_enabled():
+        return
+    haproxy.check_binary()
+    for name, port in haproxy.PORTS.items():
+        check_port("0.0.0.0", int(os.environ.get(name, port)), f"{name} as a variable")  # noqa: S104
+    names = [application.config.name for application in planned]
+    for name, value in haproxy.variables(names).items():
+        os.environ.setdefault(name, value)
 
 
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:

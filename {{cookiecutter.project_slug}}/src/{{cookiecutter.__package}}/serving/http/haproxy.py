@@ -49,28 +49,34 @@ def session_rules(applications: Iterable[str]) -> str:
     # A backslash would have to be written once more for each time that HAProxy reads it.
     session = COOKIE.pattern.replace(r"\.", "[.]")
     in_path = f'path,regsub("^.*?/~({session})(/.*)?$","\\\\1")'
-    found, none_found = "{ var(txn.session) -m found }", "!{ var(txn.session) -m found }"
-    rules = [f"http-request set-var(txn.session) '{in_path}' if {{ path_reg /~{session}(/|$) }}"]
+    rules = [f"http-request set-var(txn.session) '{in_path}'" + _if(f"path_reg /~{session}(/|$)")]
     for name in applications:
         # Each application has a backend of its own, and each backend all these lines.
-        here = f"{{ be_name {_safe(f'http-{name}')} }}"
+        here = f"be_name {_safe(f'http-{name}')}"
         cookie = f"req.cook({cookie_name(name)})"
+        of_cookie = (f"{cookie} -m reg ^{session}$", f"!path_reg {WITHOUT_SESSION.pattern}$")
         page = _safe(f"SERVE_REPLICA::{name}#{PAGE_DEPLOYMENT}#")
         rules += [
-            f"http-request set-var(txn.session) {cookie} if {here} {none_found} "
-            f"{{ {cookie} -m reg ^{session}$ }} !{{ path_reg {WITHOUT_SESSION.pattern}$ }}",
-            f"http-request set-var-fmt(txn.replica) {page}%[var(txn.session),field(1,.)] "
-            f"if {here} {found}",
+            f"http-request set-var(txn.session) {cookie}"
+            + _if(here, "!var(txn.session) -m found", *of_cookie),
+            f"http-request set-var-fmt(txn.replica) {page}%[var(txn.session),field(1,.)]"
+            + _if(here, "var(txn.session) -m found"),
         ]
     rules += [
-        "use-server %[var(txn.replica)] if { var(txn.replica) -m found }",
-        # For sessions whose replica is gone. Who has none yet meets the replicas in turns.
+        "use-server %[var(txn.replica)]" + _if("var(txn.replica) -m found"),
+        # For sessions whose replica is gone. Who has none yet meets the replicas in turns, which
+        # HAProxy does not do with `hash-type consistent`.
         "balance hash var(txn.session)",
-        "hash-type consistent",
         # What Serve writes after the time belongs to servers.
         "default-server",
     ]
     return "\n    ".join([CHECK_SECONDS, *rules])
+
+
+def _if(*conditions: str) -> str:
+    """Returns the end of a rule. What begins with `!` must not be."""
+    each = (re.sub("^(!?)(.*)$", r"\1{ \2 }", condition) for condition in conditions)
+    return f" if {' '.join(each)}"
 
 
 def _safe(name: str) -> str:
@@ -80,11 +86,11 @@ def _safe(name: str) -> str:
 
 def check_binary() -> None:
     """Serve itself would try again and again, and say so in a log alone."""
-    # Here, because a replica does without it.
-    from ray.serve._private.haproxy import get_haproxy_binary
+    # Here, because a replica does without it. The name without `_` prints a line, too.
+    from ray.serve._private.haproxy import _resolve_haproxy_binary
 
     try:
-        get_haproxy_binary()
+        _resolve_haproxy_binary()
     except FileNotFoundError as error:
         raise StartError(
             f"{ENABLED}=1 asks for HAProxy, which is not here. Install version 2.8 or a later one, "
