@@ -52,11 +52,13 @@ class Replica(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        """Says who it is."""
+        """Says who it is, or for whom it is asked."""
+        visitors = ", ".join(self.headers.get_all("x-forwarded-for", []))
+        said = visitors.encode() if self.path.endswith("/visitors") else self._name
         self.send_response(200)
-        self.send_header("content-length", str(len(self._name)))
+        self.send_header("content-length", str(len(said)))
         self.end_headers()
-        self.wfile.write(self._name)
+        self.wfile.write(said)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -183,6 +185,12 @@ def test_who_has_no_session_meets_the_replicas_in_turns(proxy: Proxy, cookie: st
 @pytest.mark.parametrize("path", ["/chat/v1/models", "/chat/v1/chat/completions"])
 def test_what_needs_no_session_meets_the_replicas_in_turns(proxy: Proxy, path: str) -> None:
     assert one_each([proxy.ask(path, **{COOKIES[CHAT]: "second.2b"}) for _ in REPLICAS])
+
+
+def test_a_replica_hears_last_who_really_asks(proxy: Proxy) -> None:
+    claimed = {"x-forwarded-for": "203.0.113.7"}
+    answer = proxy.client.get(f"{proxy.url}/visitors", headers=claimed)
+    assert answer.text == "203.0.113.7, 127.0.0.1"
 
 
 def test_a_page_of_which_haproxy_was_told_nothing_does_not_start(

@@ -67,6 +67,8 @@ def session_rules(applications: Iterable[str]) -> str:
         # For sessions whose replica is gone. Who has none yet meets the replicas in turns, which
         # HAProxy does not do with `hash-type consistent`.
         "balance hash var(txn.session)",
+        # Else a page would take HAProxy's address for its visitor's, or one that the visitor names.
+        "option forwardfor",
         # What Serve writes after the time belongs to servers.
         "default-server",
     ]
