@@ -28,7 +28,7 @@ def haproxy(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """As docs/operations.md of the project tells to start it."""
     python = str(project.environment / "bin" / "python")
     exports = subprocess.run(
-        [python, "-m", f"{project.package}.serving.http.haproxy", COUNTING],
+        [python, "-m", f"{project.package}.serving.http.proxy", COUNTING],
         stdout=subprocess.PIPE,
         check=True,
         text=True,

@@ -226,15 +226,15 @@ def run(
 def prepare_haproxy(planned: Sequence[Planned]) -> None:
     """Has Serve's HAProxy keep sessions with their replicas, if Serve is told to use it."""
     # Here, because the preview's first process does without Serve's routers.
-    from .http import haproxy
+    from .http import proxy
 
-    if not haproxy.is_enabled():
+    if not proxy.behind_haproxy():
         return
-    haproxy.check_binary()
-    for name, port in haproxy.PORTS.items():
+    proxy.check_haproxy()
+    for name, port in proxy.HAPROXY_PORTS.items():
         check_port("0.0.0.0", int(os.environ.get(name, port)), f"{name} as a variable")  # noqa: S104
     names = [application.config.name for application in planned]
-    for name, value in haproxy.variables(names).items():
+    for name, value in proxy.haproxy_variables(names).items():
         os.environ.setdefault(name, value)
 
 

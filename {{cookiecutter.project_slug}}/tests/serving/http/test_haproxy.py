@@ -25,7 +25,7 @@ from ray.serve._private.haproxy import (
 from ray.serve.config import HTTPOptions
 
 from {{ cookiecutter.__package }}.serving.base import StartError
-from {{ cookiecutter.__package }}.serving.http.haproxy import (
+from {{ cookiecutter.__package }}.serving.http.proxy import (
     RULES,
     check_rules,
     session_rules,
@@ -197,7 +197,7 @@ def test_a_page_of_which_haproxy_was_told_nothing_does_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(RULES, raising=False)
-    with pytest.raises(StartError, match=r"haproxy 'my #1/chat'\)\""):
+    with pytest.raises(StartError, match=r"proxy 'my #1/chat'\)\""):
         check_rules(CHAT)
     monkeypatch.setenv(RULES, session_rules([ROOT]))
     with pytest.raises(StartError, match="sessions of my #1/chat"):

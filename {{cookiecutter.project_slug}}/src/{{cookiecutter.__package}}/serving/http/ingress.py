@@ -16,11 +16,11 @@ from starlette.routing import BaseRoute
 
 from ..base import PAGE_DEPLOYMENT, StartError
 from ..telemetry.logs import clean_request_ids, where
-from . import haproxy
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
+from .proxy import behind_haproxy, check_rules
 from .sessions import SessionCookie, SessionRouter
 from .settings import HttpSettings
 
@@ -62,8 +62,8 @@ class PageIngress(GradioIngress):
         routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._builder = builder
-        if haproxy.is_enabled():
-            haproxy.check_rules(_application())
+        if behind_haproxy():
+            check_rules(_application())
         # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
@@ -122,7 +122,7 @@ GradioServer = serve.deployment(
     name=PAGE_DEPLOYMENT,
     # Behind HAProxy Serve refuses one.
     request_router_config=RequestRouterConfig()
-    if haproxy.is_enabled()
+    if behind_haproxy()
     else RequestRouterConfig(request_router_class=SessionRouter),
     # Every open tab holds one request for as long as it is open, and a second while it
     # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
