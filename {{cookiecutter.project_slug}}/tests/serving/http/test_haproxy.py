@@ -68,8 +68,10 @@ class Replica(BaseHTTPRequestHandler):
 def replica(name: str) -> Iterator[int]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Replica, name)) as server:
         Thread(target=server.serve_forever, args=[0.05]).start()
-        yield server.server_port
-        server.shutdown()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
 
 @dataclass(frozen=True)
