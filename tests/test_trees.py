@@ -89,7 +89,8 @@ ALWAYS = set(
     tests/serving/engine/test_vocabulary.py
     tests/serving/engine/test_weights.py
     tests/serving/http/__init__.py tests/serving/http/test_disconnects.py
-    tests/serving/http/test_guard.py tests/serving/http/test_hosts.py
+    tests/serving/http/test_guard.py tests/serving/http/test_haproxy.py
+    tests/serving/http/test_hosts.py
     tests/serving/http/test_launch.py tests/serving/http/test_leaving.py
     tests/serving/http/test_mcp_server.py tests/serving/http/test_mount.py
     tests/serving/http/test_openai_api.py

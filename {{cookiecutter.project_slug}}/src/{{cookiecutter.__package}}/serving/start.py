@@ -45,6 +45,7 @@ from ray.serve.schema import (
 from .base import StartError, explained
 from .config import (
     LOOPBACK,
+    Planned,
     check_deployments,
     check_host,
     check_port,
@@ -195,6 +196,7 @@ def run(
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())
+        prepare_haproxy(planned)
     else:
         check_cluster(os.environ["RAY_ADDRESS"])
     if ray.is_initialized():
@@ -231,6 +233,21 @@ def run(
     finally:
         with ending():
             ray.shutdown()
+
+
+def prepare_haproxy(planned: Sequence[Planned]) -> None:
+    """Has Serve's HAProxy keep sessions with their replicas, if Serve is told to use it."""
+    # Here, because the preview's first process does without Serve's routers.
+    from .http import proxy
+
+    if not proxy.behind_haproxy():
+        return
+    proxy.check_haproxy()
+    for name, port in proxy.HAPROXY_PORTS.items():
+        check_port("0.0.0.0", int(os.environ.get(name, port)), f"{name} as a variable")  # noqa: S104
+    names = [application.config.name for application in planned]
+    for name, value in proxy.haproxy_variables(names).items():
+        os.environ.setdefault(name, value)
 
 
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:

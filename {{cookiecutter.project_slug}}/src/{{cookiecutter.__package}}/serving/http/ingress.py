@@ -20,6 +20,7 @@ from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
+from .proxy import behind_haproxy, check_rules
 from .sessions import SessionCookie, SessionRouter
 from .settings import HttpSettings
 
@@ -61,6 +62,8 @@ class PageIngress(GradioIngress):
         routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._builder = builder
+        if behind_haproxy():
+            check_rules(_application())
         # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
@@ -117,7 +120,10 @@ def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server
 GradioServer = serve.deployment(
     PageIngress,
     name=PAGE_DEPLOYMENT,
-    request_router_config=RequestRouterConfig(request_router_class=SessionRouter),
+    # Behind HAProxy Serve refuses one.
+    request_router_config=RequestRouterConfig()
+    if behind_haproxy()
+    else RequestRouterConfig(request_router_class=SessionRouter),
     # Every open tab holds one request for as long as it is open, and a second while it
     # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
     max_ongoing_requests=1000,
