@@ -76,6 +76,7 @@ ALWAYS = set(
     tests/serving/engine/test_configured.py
     tests/serving/engine/test_engine.py
     tests/serving/engine/test_gguf.py
+    tests/serving/engine/test_graphs.py
     tests/serving/engine/test_history.py
     tests/serving/engine/test_paged.py
     tests/serving/engine/test_prompts.py
