@@ -24,6 +24,7 @@ from .measures import (
     starts_of_an_own_page,
     under_load,
 )
+from .quality import qualities
 from .report import (
     GUIDE,
     ORIGINAL,
@@ -34,12 +35,13 @@ from .report import (
     Footprint,
     Growth,
     Own,
+    Qualities,
     Ratio,
     Users,
     write,
 )
 
-PARTS = ["users", "growth", "footprint", "own", "api", "engines"]
+PARTS = ["users", "growth", "footprint", "own", "api", "engines", "quality"]
 QUICK = "quick"
 ROUNDS = 3
 ENGINE_ROUNDS = 5
@@ -76,6 +78,8 @@ def main() -> None:
             rendered, options.model, options.rivals, ENGINE_ROUNDS, threads=[1, 2]
         )
         write("engines", Engines(*alone))
+    if "quality" in options.parts:
+        write("quality", Qualities(qualities(rendered, options.model, options.rivals)))
 
 
 def read(arguments: list[str]) -> argparse.Namespace:

@@ -12,6 +12,7 @@ from .contenders import NEW_TOKENS
 from .engines import OURS as OUR_ENGINE
 from .engines import RIVALS, EngineCost, EngineLoad
 from .measures import Alone, Cost, Load, Memory, OwnStart, Scale, ShortCall, Start, WayCost
+from .quality import FLOAT32, TOKENS, Quality
 
 INSTRUCTION_SETS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -291,7 +292,48 @@ class Engines:
         }
 
 
-def write(name: str, part: Users | Growth | Footprint | Own | Api | Engines) -> None:
+@dataclass(frozen=True)
+class Qualities:
+    """What each engine loses of the same weights."""
+
+    qualities: list[Quality]
+
+    def ratios(self) -> list[Ratio]:
+        of = {each.contender: each for each in self.qualities}
+        ours, float32 = of[OUR_ENGINE], of[FLOAT32]
+        return [
+            Ratio(
+                "perplexity / float32's",
+                (ours.perplexity or 0) / (float32.perplexity or 0),
+                1.03,
+                True,
+            ),
+            Ratio(
+                "likeliest token as in float32, share / the better rival's",
+                ours.agreement / max(of[rival].agreement for rival in RIVALS),
+                1,
+            ),
+        ]
+
+    def tables(self) -> list[str]:
+        rows = [
+            f"| {x.contender} | {'not told' if x.perplexity is None else f'{x.perplexity:.2f}'} "
+            f"| {100 * x.agreement:.1f}% |"
+            for x in self.qualities
+        ]
+        return [
+            f"Over {TOKENS:,} tokens of a project's `docs/operations.md`, on the bundled weights. The "
+            "rivals read the GGUF, ours its weights as safetensors:",
+            *(
+                "",
+                "| engine | perplexity | likeliest token as in float32 |",
+                "|---|---|---|",
+                *rows,
+            ),
+        ]
+
+
+def write(name: str, part: Users | Growth | Footprint | Own | Api | Engines | Qualities) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
     (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")
