@@ -78,13 +78,7 @@ def the_same_numbers() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "LEAST_FOUR", 0)
-
-
 @pytest.mark.parametrize("made", [as_q4_0, as_q4_1])
-@pytest.mark.usefixtures("of_any_size")
 def test_weights_of_a_file_of_4_bits_stay_what_they_are(
     made: Callable[[], torch.Tensor],
 ) -> None:
@@ -96,7 +90,6 @@ def test_weights_of_a_file_of_4_bits_stay_what_they_are(
     assert torch.allclose(multiplied(states), states @ weights.T, rtol=0, atol=1e-4)
 
 
-@pytest.mark.usefixtures("of_any_size")
 def test_a_group_need_not_use_all_codes() -> None:
     weights = as_q4_1()
     weights[:, :GROUP] = torch.arange(GROUP).remainder(12) * 0.25 - 1
@@ -106,7 +99,6 @@ def test_a_group_need_not_use_all_codes() -> None:
     assert torch.allclose(multiplied.linear.weight, weights, rtol=0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("of_any_size")
 def test_weights_of_which_one_lies_between_two_codes_take_8_bits() -> None:
     weights = as_q4_1(rows=400)
     codes_apart = (weights[-1, -GROUP:].max() - weights[-1, -GROUP:].min()) / 15
@@ -115,17 +107,10 @@ def test_weights_of_which_one_lies_between_two_codes_take_8_bits() -> None:
     assert Multiplied(weights).kinds == {ov.Type.u8}
 
 
-@pytest.mark.usefixtures("of_any_size")
 def test_a_width_of_no_whole_groups_takes_8_bits() -> None:
     assert Multiplied(as_q4_0()[:, : COLUMNS - 8]).kinds == {ov.Type.u8}
 
 
-def test_a_small_matrix_takes_4_bits_only_where_its_zeros_are_codes() -> None:
-    assert Multiplied(as_q4_0()).kinds == {ov.Type.u4}
-    assert Multiplied(as_q4_1()).kinds == {ov.Type.u8}
-
-
-@pytest.mark.usefixtures("of_any_size")
 def test_a_model_of_both_scores_as_the_plain_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,8 +25,6 @@ FOUR_APART = FOUR_STEPS / STEPS / 2
 """Steps of 4 bits that a weight may lie off: as much as 8 bits would move it."""
 FOUR_SAMPLE = 1024
 """Groups that are tried before all are."""
-LEAST_FOUR = 1 << 19
-"""Weights of a matrix for which it is faster to read 4 bits and to add their rest."""
 
 
 def graph_of(model: PreTrainedModel) -> ov.Model:
@@ -247,8 +245,6 @@ def _fours_of(weights: Sequence[torch.nn.Parameter]) -> _Fours | None:
     rest = least + zero * scale
     if (rest.abs() <= FOUR_APART * scale).all():
         rest.zero_()
-    elif joined.numel() < LEAST_FOUR:
-        return None
     _write((codes - zero) * scale + rest, weights)
     shape = (len(joined), columns // FOUR_GROUP, -1)
     return _Fours(
