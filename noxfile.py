@@ -187,7 +187,7 @@ def benchmark(session: nox.Session) -> None:
     """Compares a rendered project with what a user would pick instead, and writes the report.
 
     Takes parts of it: `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`,
-    `delivery`, `engines`.
+    `delivery`, `engines`, `quality`.
     `nox -s benchmark -- quick` ends in five minutes and fails when a ratio is clearly lost.
     """
     install(session, "benchmark")
@@ -201,7 +201,7 @@ def benchmark(session: nox.Session) -> None:
     printed = session.run(python, "-c", weights, external=True, silent=True) or ""
     [*_, model] = printed.splitlines()
     rivals = session.cache_dir.resolve() / "rivals"
-    if not session.posargs or "engines" in session.posargs:
+    if not session.posargs or {"engines", "quality"} & {*session.posargs}:
         install_rivals(session, rivals)
     arguments = [str(project), str(project / ".venv"), model, str(own), str(python_in(rivals))]
     session.run("python", "-m", "benchmarks", *arguments, *session.posargs)

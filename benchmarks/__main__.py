@@ -25,6 +25,7 @@ from .measures import (
     starts_of_an_own_page,
     under_load,
 )
+from .quality import qualities
 from .report import (
     GUIDE,
     ORIGINAL,
@@ -36,12 +37,13 @@ from .report import (
     Footprint,
     Growth,
     Own,
+    Qualities,
     Ratio,
     Users,
     write,
 )
 
-PARTS = ["users", "growth", "footprint", "own", "api", "delivery", "engines"]
+PARTS = ["users", "growth", "footprint", "own", "api", "delivery", "engines", "quality"]
 QUICK = "quick"
 ROUNDS = 3
 ENGINE_ROUNDS = 5
@@ -80,6 +82,8 @@ def main() -> None:
             rendered, options.model, options.rivals, ENGINE_ROUNDS, threads=[1, 2]
         )
         write("engines", Engines(*alone))
+    if "quality" in options.parts:
+        write("quality", Qualities(qualities(rendered, options.model, options.rivals)))
 
 
 def read(arguments: list[str]) -> argparse.Namespace:

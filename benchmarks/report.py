@@ -28,6 +28,7 @@ from .measures import (
     Start,
     WayCost,
 )
+from .quality import FLOAT32, TOKENS, Quality
 
 CPU_SECONDS_BEFORE = 0.096
 """For 100 tokens through the page, before what an answer takes on its way was looked at."""
@@ -357,7 +358,50 @@ class Engines:
         }
 
 
-def write(name: str, part: Users | Growth | Footprint | Own | Api | Delivery | Engines) -> None:
+@dataclass(frozen=True)
+class Qualities:
+    """What each engine loses of the same weights."""
+
+    qualities: list[Quality]
+
+    def ratios(self) -> list[Ratio]:
+        of = {each.contender: each for each in self.qualities}
+        ours, float32 = of[OUR_ENGINE], of[FLOAT32]
+        return [
+            Ratio(
+                "perplexity / float32's",
+                (ours.perplexity or 0) / (float32.perplexity or 0),
+                1.03,
+                True,
+            ),
+            Ratio(
+                "likeliest token as in float32, share / the better rival's",
+                ours.agreement / max(of[rival].agreement for rival in RIVALS),
+                1,
+            ),
+        ]
+
+    def tables(self) -> list[str]:
+        rows = [
+            f"| {x.contender} | {'not told' if x.perplexity is None else f'{x.perplexity:.2f}'} "
+            f"| {100 * x.agreement:.1f}% |"
+            for x in self.qualities
+        ]
+        return [
+            f"Over {TOKENS:,} tokens of a project's `docs/operations.md`, on the bundled weights. The "
+            "rivals read the GGUF, ours its weights as safetensors:",
+            *(
+                "",
+                "| engine | perplexity | likeliest token as in float32 |",
+                "|---|---|---|",
+                *rows,
+            ),
+        ]
+
+
+def write(
+    name: str, part: Users | Growth | Footprint | Own | Api | Delivery | Engines | Qualities
+) -> None:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     measured = {"machine": machine(), "date": f"{date.today()}", **asdict(part)}
     (DIRECTORY / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")

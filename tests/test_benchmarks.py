@@ -19,6 +19,7 @@ from benchmarks.measures import (
     load_of,
     median_load,
 )
+from benchmarks.quality import FLOAT32, Quality, quality
 from benchmarks.report import (
     CPU_SECONDS_BEFORE,
     GUIDE,
@@ -29,6 +30,7 @@ from benchmarks.report import (
     Delivery,
     Engines,
     Own,
+    Qualities,
     Ratio,
     Users,
 )
@@ -141,3 +143,21 @@ def test_an_engine_is_held_against_the_better_of_its_rivals_at_as_many_requests_
     assert (by_clock.value, by_clock.reached()) == (0.9, False)
     assert by_cpu.value == 0.75
     assert [ratio.value for ratio in more] == [1, 1]
+
+
+def test_quality_is_perplexity_and_the_share_of_the_same_likeliest_tokens() -> None:
+    reference: list[tuple[int, float | None]] = [(1, -1.0), (2, -1.0), (3, -1.0), (4, -1.0)]
+    read: list[tuple[int, float | None]] = [(1, 0.0), (2, 0.0), (3, 0.0), (5, 0.0)]
+    assert quality("mine", read, reference) == Quality("mine", 1.0, 0.75)
+    silent: list[tuple[int, float | None]] = [(token, None) for token, _ in reference]
+    assert quality("silent", silent, reference) == Quality("silent", None, 1.0)
+
+
+def test_quality_is_held_against_float32_and_the_better_rival() -> None:
+    slow, fast = RIVALS
+    measured = [Quality(FLOAT32, 20, 1), Quality(OUR_ENGINE, 20.5, 0.9)]
+    part = Qualities([*measured, Quality(slow, None, 0.8), Quality(fast, 24, 0.96)])
+    perplexity, agreement = part.ratios()
+    assert (perplexity.value, perplexity.reached()) == (1.025, True)
+    assert (agreement.value, agreement.reached()) == (0.9 / 0.96, False)
+    assert f"| {slow} | not told | 80.0% |" in part.tables()

@@ -79,6 +79,7 @@ ALWAYS = set(
     tests/serving/engine/test_configured.py
     tests/serving/engine/test_engine.py
     tests/serving/engine/test_gguf.py
+    tests/serving/engine/test_graphs.py
     tests/serving/engine/test_history.py
     tests/serving/engine/test_kept.py
     tests/serving/engine/test_paged.py

@@ -1,4 +1,4 @@
-"""Makes the graph of a decoder for OpenVINO's runtime, with weights in 8 bits."""
+"""Makes the graph of a decoder for OpenVINO's runtime, with weights in 8 bits, or 4 of a file."""
 
 import math
 from collections.abc import Sequence
@@ -17,6 +17,13 @@ GROUP = 64
 LEAST_GROUP = 16
 STEPS = 255
 """Of the 8 bits, between the least and the largest weight of a group."""
+FOUR_GROUP = 32
+"""Weights that share a scale in files of 4 bits."""
+FOUR_STEPS = 15
+FOUR_APART = FOUR_STEPS / STEPS / 2
+"""Steps of 4 bits that a weight may lie off: as much as 8 bits would move it."""
+FOUR_SAMPLE = 1024
+"""Groups that are tried before all are."""
 
 
 def graph_of(model: PreTrainedModel) -> ov.Model:
@@ -176,8 +183,7 @@ def _normed(norm: torch.nn.Module, states: ov.Node) -> ov.Node:
 
 def _linears(linears: Sequence[torch.nn.Linear], states: ov.Node) -> Sequence[ov.Output]:
     """Multiplies with several matrices at once: one large product is faster than small ones."""
-    weights = _weights(*(linear.weight for linear in linears))
-    product = ops.matmul(states, weights, transpose_a=False, transpose_b=True)
+    product = _product(states, [linear.weight for linear in linears])
     if any(linear.bias is not None for linear in linears):
         biases = [
             torch.zeros(linear.out_features) if linear.bias is None else linear.bias.float()
@@ -191,12 +197,82 @@ def _linears(linears: Sequence[torch.nn.Linear], states: ov.Node) -> Sequence[ov
     return split
 
 
+def _product(states: ov.Node, weights: Sequence[torch.nn.Parameter]) -> ov.Node:
+    fours = _fours_of(weights)
+    if fours is None:
+        return ops.matmul(states, _weights(*weights), transpose_a=False, transpose_b=True)
+    node = _decompressed(_in_4_bits(fours.codes), _in_4_bits(fours.zero), fours.scale)
+    product = ops.matmul(states, node, transpose_a=False, transpose_b=True)
+    if fours.rest is None:
+        return product
+    grouped = ops.reshape(states, _integers(0, 0, -1, FOUR_GROUP), special_zero=True)
+    sums = ops.reduce_sum(grouped, _integers(-1), keep_dims=False)
+    rest = ops.matmul(sums, _numbers(fours.rest), transpose_a=False, transpose_b=True)
+    return ops.add(product, rest)
+
+
+@dataclass
+class _Fours:
+    """Weights that a file keeps in 4 bits: each is scale * (code - zero) + rest."""
+
+    codes: torch.Tensor
+    """Of shape [rows, groups, weights of a group]; those below have one for each group."""
+    zero: torch.Tensor
+    scale: torch.Tensor
+    rest: torch.Tensor | None
+    """Of shape [rows, groups]. A file's zero may lie between two codes, and the runtime's is one."""
+
+
+@torch.no_grad()
+def _fours_of(weights: Sequence[torch.nn.Parameter]) -> _Fours | None:
+    """Returns weights as 4 bits, and writes those into the model; None where 8 are better."""
+    columns = weights[0].shape[1]
+    if columns % FOUR_GROUP:
+        return None
+    joined = torch.cat([weight.detach().float() for weight in weights])
+    parts = joined.reshape(-1, FOUR_GROUP)
+    if _scales_of(parts[:FOUR_SAMPLE]) is None:
+        return None
+    scale = _scales_of(parts)
+    if scale is None:
+        return None
+    least = parts.amin(-1, keepdim=True)
+    codes = ((parts - least) / scale).round()
+    zero = (-least / scale).round().clamp(0, FOUR_STEPS)
+    rest = least + zero * scale
+    if (rest.abs() <= FOUR_APART * scale).all():
+        rest.zero_()
+    _write((codes - zero) * scale + rest, weights)
+    shape = (len(joined), columns // FOUR_GROUP, -1)
+    return _Fours(
+        codes.reshape(shape),
+        zero.reshape(shape),
+        scale.reshape(shape),
+        rest.reshape(shape[:2]) if rest.any() else None,
+    )
+
+
+def _scales_of(parts: torch.Tensor) -> torch.Tensor | None:
+    """Returns a scale for each group, by whose steps its weights lie apart; None where one has none."""
+    least = parts.amin(-1, keepdim=True)
+    width = parts.amax(-1, keepdim=True) - least
+    scales = torch.empty_like(least)
+    left = torch.arange(len(parts))
+    # Most groups use all codes.
+    for steps in range(FOUR_STEPS, 0, -1):
+        scale = (width[left] / steps).clamp(min=torch.finfo(torch.float32).tiny)
+        codes = (parts[left] - least[left]) / scale
+        fit = (codes - codes.round()).abs().amax(-1) <= FOUR_APART
+        scales[left[fit]] = scale[fit]
+        left = left[~fit]
+        if not len(left):
+            return scales
+    return None
+
+
 @torch.no_grad()
 def _weights(*weights: torch.nn.Parameter) -> ov.Node:
-    """Returns weights of 8 bits, and writes into the model what they stand for.
-
-    The runtime multiplies with them as they are, which the form of these steps tells it.
-    """
+    """Returns weights of 8 bits, and writes into the model what they stand for."""
     columns = weights[0].shape[1]
     rows = sum(len(weight) for weight in weights)
     group = math.gcd(GROUP, columns)
@@ -208,13 +284,36 @@ def _weights(*weights: torch.nn.Parameter) -> ov.Node:
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     zero = (-least / scale).round().clamp(0, STEPS)
     codes = (parts / scale + zero).round().clamp(0, STEPS)
-    rounded = ((codes - zero) * scale).reshape(rows, columns)
-    for weight, part in zip(weights, rounded.split([len(each) for each in weights]), strict=True):
+    _write((codes - zero) * scale, weights)
+    return _decompressed(_in_8_bits(codes), _in_8_bits(zero), scale)
+
+
+def _write(values: torch.Tensor, weights: Sequence[torch.nn.Parameter]) -> None:
+    """Writes into the model what the graph has."""
+    joined = values.reshape(-1, weights[0].shape[1])
+    for weight, part in zip(weights, joined.split([len(each) for each in weights]), strict=True):
         weight.copy_(part)
-    node = ops.convert(ops.constant(codes.to(torch.uint8).numpy()), "f32")
-    node = ops.subtract(node, ops.convert(ops.constant(zero.to(torch.uint8).numpy()), "f32"))
+
+
+def _decompressed(codes: ov.Node, zero: ov.Node, scale: torch.Tensor) -> ov.Node:
+    """Returns a matrix in the form by which the runtime knows to multiply with the codes."""
+    node = ops.subtract(ops.convert(codes, "f32"), ops.convert(zero, "f32"))
     node = ops.multiply(node, ops.constant(scale.numpy()))
-    return ops.reshape(node, _integers(rows, columns), special_zero=False)
+    return ops.reshape(node, _integers(len(scale), -1), special_zero=False)
+
+
+def _in_8_bits(values: torch.Tensor) -> ov.Node:
+    return ops.constant(values.to(torch.uint8).numpy())
+
+
+def _in_4_bits(values: torch.Tensor) -> ov.Node:
+    codes = values.to(torch.uint8).flatten()
+    if len(codes) % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    # A tensor over memory of numpy's would not keep it.
+    tensor = ov.Tensor(ov.Type.u4, ov.Shape(values.shape))
+    tensor.data[:] = (codes[::2] | codes[1::2] << 4).numpy()
+    return ops.constant(tensor)
 
 
 def _parameter(name: str, kind: ov.Type, shape: list[int]) -> ov.Node:
