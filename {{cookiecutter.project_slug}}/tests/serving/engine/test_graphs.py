@@ -127,4 +127,5 @@ def test_a_model_of_both_scores_as_the_plain_one(
     [scores] = decoder.scores([Part(PROMPT, 0, [0], is_last=True)])
     with torch.inference_mode():
         expected = model(torch.tensor([PROMPT])).logits[0, -1]
-    assert torch.allclose(torch.from_numpy(scores), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    apart = (torch.from_numpy(scores) - expected).abs().max()
+    assert apart <= 1e-3 * expected.abs().max()
