@@ -149,6 +149,10 @@ def test_a_start_refuses_a_header_that_anybody_may_send(monkeypatch: pytest.Monk
     settings = HttpSettings.model_validate({"login_header": "X-User", "proxies": ["10.0.0.7"]})
     [check] = settings.start_checks()
     check()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(LoginError, match="RAY_SERVE_ENABLE_HA_PROXY cannot be set"):
+        check()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     monkeypatch.delenv("FORWARDED_ALLOW_IPS")
     with pytest.raises(LoginError, match="export FORWARDED_ALLOW_IPS="):
         check()

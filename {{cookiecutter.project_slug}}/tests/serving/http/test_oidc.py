@@ -43,6 +43,7 @@ PAGE_SECRET = "a secret of thirty-two characters"  # noqa: S105
 def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGE_SECRET", PAGE_SECRET)
     monkeypatch.setenv("OIDC_CLIENT_SECRET", SECRET)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
 
 
 @pytest.fixture
@@ -238,14 +239,12 @@ def test_a_session_ends(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> 
 def refusals(browser: TestClient, provider: Provider, caplog: pytest.LogCaptureFixture) -> str:
     """Returns what the log says of a login that the page refuses because of the token."""
     caplog.clear()
-    caplog.set_level(logging.DEBUG)
-    logging.getLogger("ray.serve").propagate = True
     answer = browser.get(provider.log_in(sent_to(browser), "1"))
 
     assert answer.status_code == 502
     assert browser.get("/").status_code == 303
-    [line] = [record for record in caplog.records if record.name == "ray.serve"]
-    return line.getMessage()
+    [line] = {record.getMessage() for record in caplog.records if record.name == "ray.serve"}
+    return line
 
 
 def test_a_token_for_another_audience_is_refused(
@@ -255,8 +254,6 @@ def test_a_token_for_another_audience_is_refused(
     address = sent_to(browser)
     token = provider.token_for("another client", address, "1")
     provider.change = lambda answer: {**answer, "id_token": token, "access_token": None}
-    caplog.set_level(logging.ERROR)
-    logging.getLogger("ray.serve").propagate = True
 
     assert browser.get(provider.log_in(address, "1")).status_code == 502
     assert browser.get("/").status_code == 303

@@ -351,6 +351,11 @@ def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
     if settings.login_header is None:
         raise ValueError("the settings ask for no login")
     _secret_for("login_header")
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != "0":
+        raise LoginError(
+            "with login_header, RAY_SERVE_ENABLE_HA_PROXY cannot be set: every request would come "
+            "from Serve's own HAProxy. Unset it where Ray starts, on each node."
+        )
     if os.environ.get(FORWARDED_VARIABLE) != "":
         raise LoginError(
             f"with login_header, {FORWARDED_VARIABLE} has to be there and empty: else whoever comes "
