@@ -22,6 +22,7 @@ from {{ cookiecutter.__package }}.serving import (
     option_controls,
 )
 from {{ cookiecutter.__package }}.serving.http.mount import mount
+from {{ cookiecutter.__package }}.serving.http.settings import Oidc
 
 from .compare_page import LAUNCH
 from .stand_ins import StandIn, in_thread, settings_of
@@ -68,8 +69,10 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
 
 
 @contextmanager
-def conversation_with(*models: StandIn, login_user: str | None = None) -> Iterator[str]:
+def conversation_with(
+    *models: StandIn, login_user: str | None = None, oidc: Oidc | None = None
+) -> Iterator[str]:
     """Yields the address of the page before these models, without Ray."""
-    settings = settings_of().model_copy(update={"login_user": login_user})
+    settings = settings_of().model_copy(update={"login_user": login_user, "oidc": oidc})
     with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
         yield f"{url}/"

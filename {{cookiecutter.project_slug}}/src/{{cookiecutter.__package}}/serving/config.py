@@ -91,7 +91,7 @@ class Planned:
     @property
     def has_no_login(self) -> bool:
         """Whether that is known."""
-        return isinstance(self.settings, HttpSettings) and self.settings.login_user is None
+        return isinstance(self.settings, HttpSettings) and not self.settings.asks_login
 
 
 def read_config(path: Path) -> ServeDeploySchema:

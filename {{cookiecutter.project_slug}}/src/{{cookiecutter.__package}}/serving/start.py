@@ -193,6 +193,8 @@ def run(
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
     if alone:
+        # Serve's proxy tells who sent a request, never who a header says it was.
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())

@@ -97,6 +97,70 @@ def test_a_login_lets_in_who_knows_it(login: TestClient) -> None:
     assert login.post("/echo", headers=basic("ada", PASSWORD)).status_code == 200
 
 
+@pytest.fixture
+def _trusts_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "")
+    monkeypatch.setenv("PAGE_SECRET", "a secret of thirty-two characters")
+
+
+def named_to(address: str, headers: list[tuple[str, str]]) -> Answer:
+    """Returns what the page answers to a request from an address, as one that logs in there."""
+    proxies = ["10.0.0.7", "192.168.0.0/24", "fd00::/8"]
+    settings = HttpSettings.model_validate({"login_header": "X-User", "proxies": proxies})
+    web = FastAPI()
+
+    @web.post("/who")
+    async def name(request: Request) -> str | None:
+        return logged_in(request)
+
+    guard(web, settings)
+    browser = TestClient(web, base_url=HERE, client=(address, 1234))
+    return browser.post("/who", headers=Headers(headers, encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("_trusts_no_header")
+@pytest.mark.parametrize("address", ["10.0.0.7", "192.168.0.99", "fd00::1", "::ffff:10.0.0.7"])
+def test_a_proxy_that_is_named_says_who_somebody_is(address: str) -> None:
+    assert named_to(address, [("x-user", "ada")]).json() == "ada"
+    assert named_to(address, [("X-User", " Zoë ")]).json() == "Zoë"
+
+
+@pytest.mark.usefixtures("_trusts_no_header")
+@pytest.mark.parametrize(
+    ("address", "headers"),
+    [
+        ("10.0.0.8", [("x-user", "ada")]),
+        ("127.0.0.1", [("x-user", "ada")]),
+        ("no address", [("x-user", "ada")]),
+        ("10.0.0.8", [("x-user", "ada"), ("x-forwarded-for", "10.0.0.7")]),
+        ("10.0.0.7", []),
+        ("10.0.0.7", [("x-user", "")]),
+        ("10.0.0.7", [("x-user", "eve"), ("x-user", "ada")]),
+        ("10.0.0.7", [("x-user", "a" * 257)]),
+        ("10.0.0.7", [("authorization", "Basic YWRhOg==")]),
+    ],
+)
+def test_nobody_else_does(address: str, headers: list[tuple[str, str]]) -> None:
+    assert named_to(address, headers).status_code == 401
+
+
+@pytest.mark.usefixtures("_trusts_no_header")
+def test_a_start_refuses_a_header_that_anybody_may_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = HttpSettings.model_validate({"login_header": "X-User", "proxies": ["10.0.0.7"]})
+    [check] = settings.start_checks()
+    check()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(LoginError, match="RAY_SERVE_ENABLE_HA_PROXY cannot be set"):
+        check()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS")
+    with pytest.raises(LoginError, match="export FORWARDED_ALLOW_IPS="):
+        check()
+    monkeypatch.delenv("PAGE_SECRET")
+    with pytest.raises(LoginError, match="login_header needs PAGE_SECRET"):
+        guard(FastAPI(), settings)
+
+
 def who(request: gr.Request) -> str:
     return str(request.username)
 

@@ -1,6 +1,7 @@
 """The chat without Ray, before models that answer as a test needs."""
 
 import json
+import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from playwright.sync_api import (
     expect,
 )
 
+from {{ cookiecutter.__package }}.serving.http.settings import Oidc
 from {{ cookiecutter.__package }}.serving.pages.browser import (
     NOT_KEPT,
     keep_conversation,
@@ -34,6 +36,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support.accessibility import violations
 from ...support.conversation_page import PROMPT_LABEL, conversation_with
+from ...support.oidc_provider import CLIENT, SECRET, an_app, provider_of
 from ...support.stand_ins import CutOff, StandIn, broken, fast, slow
 
 
@@ -385,6 +388,43 @@ def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
         expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
         expect(pane(page, "fast")).not_to_contain_text("Hello")
         assert stored(page) == []
+
+
+def test_in_the_browser_who_logs_in_at_a_provider_has_a_conversation_of_their_own(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PAGE_SECRET", "a secret of thirty-two characters")
+    monkeypatch.setenv("OIDC_CLIENT_SECRET", SECRET)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    caplog.set_level(logging.INFO, "ray.serve")
+    with provider_of(an_app()) as provider, browser.new_context() as context:
+        provider.know("1", preferred_username="ann")
+        provider.know("2", preferred_username="bob")
+        page = context.new_page()
+
+        def log_in(user: str) -> None:
+            page.goto(url)
+            page.get_by_placeholder("sub").fill(user)
+            page.get_by_role("button", name="Authorize", exact=True).click()
+            expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()
+
+        with conversation_with(fast(), oidc=Oidc(issuer=provider.url, client_id=CLIENT)) as url:
+            log_in("1")
+            ask(page, "Hello")
+            expect(state(page, "fast")).to_contain_text("Done")
+            page.wait_for_function(f"{STORED}.length")
+            [(_, text)] = stored(page)
+            assert "three" not in text
+            page.goto(url)
+            expect(pane(page, "fast")).to_contain_text("one two three")
+            page.goto(f"{url}logout")
+            page.get_by_role("button", name="End session").click()
+            expect(page.get_by_text("You are logged out.")).to_be_visible()
+            log_in("2")
+            page.wait_for_function(f"!{STORED}.length")
+            expect(pane(page, "fast")).not_to_contain_text("one two three")
+    asked = [vars(record) for record in caplog.records if record.getMessage() == "asked"]
+    assert {each["user"] for each in asked} == {"ann"}
 
 
 SLOW_KEY = """

@@ -23,7 +23,7 @@ from ..telemetry.logs import logger, where
 from . import files
 from .hosts import OwnSite, PublicAddress
 from .launch import Launch
-from .login import Login, read_credentials, read_keys
+from .login import login_of, read_keys
 from .settings import TOOLS_NEED_KEYS, HttpSettings, RequestLimits
 
 RETRY_SECONDS = 5
@@ -63,13 +63,12 @@ def guard(
         asks_login: where the settings want one.
 
     Raises:
-        LoginError: a login is asked for, and the environment holds no password, or no key for
-            the tools.
+        LoginError: a login is asked for, and the environment holds no password or secret, or no
+            key for the tools.
     """
-    if settings.login_user is not None and asks_login:
-        credentials = read_credentials(settings.login_user)
-        keys = read_keys(TOOLS_NEED_KEYS) if offers_tools else None
-        web.add_middleware(Login, credentials=credentials, keys=keys)
+    if settings.asks_login and asks_login:
+        login = login_of(settings, read_keys(TOOLS_NEED_KEYS) if offers_tools else None)
+        web.add_middleware(login.cls, *login.args, **login.kwargs)
     web.add_middleware(BodyLimit, limits=settings.limits, takes_files=takes_files)
     # With no origin allowed too; Gradio itself would allow all of them.
     web.add_middleware(

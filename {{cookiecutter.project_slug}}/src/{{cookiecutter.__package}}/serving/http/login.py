@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +18,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 from gradio.components import BrowserState
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -25,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..base import LoginError
 from ..telemetry.logs import logger
 from .launch import Launch
-from .settings import HttpSettings
+from .settings import HttpSettings, Oidc
 
 PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
 COOKIE = "page-login"
@@ -40,6 +42,10 @@ TOOLS = ("/mcp", *(f"{GRADIOS_TOOLS}{end}" for end in ("", "/", "/http", "/http/
 """Where clients of the Model Context Protocol ask."""
 SECRET_VARIABLE = "PAGE_SECRET"  # noqa: S105
 SECRET_CHARACTERS = 32
+FORWARDED_VARIABLE = "FORWARDED_ALLOW_IPS"
+"""From whom uvicorn takes `X-Forwarded-For` for the address that sent a request."""
+LONGEST_USER = 256
+OIDC_LIBRARIES = {"authlib", "httpx2", "joserfc"}
 LOGIN_SECONDS = 7 * 24 * 3600
 TOKEN = "access-token"  # noqa: S105
 """How the cookies of Gradio's login begin."""
@@ -196,17 +202,14 @@ def refused_key() -> Response:
 
 
 class Login:
-    """Asks for a name and a password, in a way that every replica can check by itself.
-
-    A browser answers with a header, and `gradio_client` with a form, for which it gets a cookie.
+    """Lets in whom a login knows, and at the page's tools whoever has a key.
 
     Args:
         keys: with which programs, and they alone, come to the page's tools.
     """
 
-    def __init__(self, app: ASGIApp, credentials: Credentials, keys: ApiKeys | None = None) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
         self._app = app
-        self._credentials = credentials
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,20 +218,44 @@ class Login:
             return
         request = HTTPConnection(scope)
         if self._keys is not None and inner_path(scope) in TOOLS:
-            name = self._keys.name_of(request.headers.get("authorization", ""))
-            if name is None and scope["type"] == "http":
-                await refused_key()(scope, receive, send)
-            elif name is not None:
-                await self._app({**scope, USER: name}, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008})
-        elif self._credentials.allow(
-            request.headers.get("authorization", "")
-        ) or self._credentials.allow_cookie(request.cookies.get(COOKIE, "")):
-            await self._app({**scope, USER: self._credentials.user}, receive, send)
+            user = self._keys.name_of(request.headers.get("authorization", ""))
+            refuse: ASGIApp = refused_key()
+        else:
+            user, refuse = self.user_of(request), self.answer
+        if user is not None:
+            await self._app({**scope, USER: user}, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif scope["method"] == "POST" and inner_path(scope) == "/login":
+        else:
+            await refuse(scope, receive, send)
+
+    def user_of(self, request: HTTPConnection) -> str | None:
+        """Returns who sent a request, or None where the login does not know."""
+        raise NotImplementedError
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers whom it does not know."""
+        await PlainTextResponse("Log in first.", 401)(scope, receive, send)
+
+
+class PasswordLogin(Login):
+    """Asks for a name and a password, in a way that every replica can check by itself.
+
+    A browser answers with a header, and `gradio_client` with a form, for which it gets a cookie.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None, credentials: Credentials) -> None:
+        super().__init__(app, keys)
+        self._credentials = credentials
+
+    def user_of(self, request: HTTPConnection) -> str | None:
+        knows = self._credentials.allow(
+            request.headers.get("authorization", "")
+        ) or self._credentials.allow_cookie(request.cookies.get(COOKIE, ""))
+        return self._credentials.user if knows else None
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST" and inner_path(scope) == "/login":
             response = await self._answer_form(Request(scope, receive))
             await response(scope, receive, send)
         else:
@@ -256,6 +283,123 @@ class Login:
             samesite="lax",
         )
         return response
+
+
+class HeaderLogin(Login):
+    """Takes the name that a proxy tells, from the addresses of that proxy alone."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: ApiKeys | None,
+        header: str,
+        proxies: tuple[IPv4Network | IPv6Network, ...],
+    ) -> None:
+        super().__init__(app, keys)
+        self._header = header
+        self._proxies = proxies
+
+    def user_of(self, request: HTTPConnection) -> str | None:
+        names = request.headers.getlist(self._header)
+        # Of two, one may be what the proxy was sent.
+        if len(names) != 1 or not self._is_of_a_proxy(request.scope):
+            return None
+        try:
+            name = names[0].encode("latin-1").decode().strip()
+        except UnicodeDecodeError:
+            return None
+        return name if name.isprintable() and 0 < len(name) <= LONGEST_USER else None
+
+    def _is_of_a_proxy(self, scope: Scope) -> bool:
+        host, _ = scope.get("client") or ("", 0)
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return False
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._proxies)
+
+
+def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
+    """Returns the login that the settings ask for.
+
+    Raises:
+        LoginError: something of it is not there.
+    """
+    if settings.login_user is not None:
+        credentials = read_credentials(settings.login_user)
+        return Middleware(PasswordLogin, keys=keys, credentials=credentials)
+    if settings.oidc is not None:
+        secret, client_secret = _secret_for("oidc"), _client_secret(settings.oidc)
+        try:
+            from .oidc import OidcLogin
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in OIDC_LIBRARIES:
+                raise
+            raise LoginError(
+                f"oidc needs {error.name}, which is an extra of the project. Install it: "
+                "uv sync --extra oidc"
+            ) from error
+        return Middleware(
+            OidcLogin,
+            keys=keys,
+            settings=settings.oidc,
+            client_secret=client_secret,
+            secret=secret,
+        )
+    if settings.login_header is None:
+        raise ValueError("the settings ask for no login")
+    _secret_for("login_header")
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != "0":
+        raise LoginError(
+            "with login_header, RAY_SERVE_ENABLE_HA_PROXY cannot be set: every request would come "
+            "from Serve's own HAProxy. Unset it where Ray starts, on each node."
+        )
+    if os.environ.get(FORWARDED_VARIABLE) != "":
+        raise LoginError(
+            f"with login_header, {FORWARDED_VARIABLE} has to be there and empty: else whoever comes "
+            "through a proxy on this machine chooses the address that the page sees. "
+            f"Set it in the environment in which Ray starts, on each node: export "
+            f"{FORWARDED_VARIABLE}="
+        )
+    header, proxies = settings.login_header, settings.proxies
+    return Middleware(HeaderLogin, keys=keys, header=header, proxies=proxies)
+
+
+def check_login(settings: HttpSettings) -> None:
+    """Looks whether the login can be offered, and whether its provider answers.
+
+    Raises:
+        LoginError: it cannot, or the provider does not.
+    """
+    login_of(settings, None)
+    if settings.oidc is not None:
+        # Here, as its libraries may not be there.
+        from .oidc import check_provider
+
+        check_provider(settings.oidc)
+
+
+def _secret_for(setting: str) -> str:
+    secret = read_secret()
+    if secret is None:
+        raise LoginError(
+            f"{setting} needs {SECRET_VARIABLE}, which is not set. Set it to a long random text in "
+            "the environment in which Ray starts, the same on each node."
+        )
+    return secret
+
+
+def _client_secret(settings: Oidc) -> str:
+    secret = os.environ.get(settings.client_secret_variable)
+    if not secret:
+        raise LoginError(
+            f"oidc needs the secret of the client {settings.client_id!r}, and "
+            f"{settings.client_secret_variable} is not set. Set it in the environment in which Ray "
+            "starts, on each node."
+        )
+    return secret
 
 
 def inner_path(scope: Scope) -> str:

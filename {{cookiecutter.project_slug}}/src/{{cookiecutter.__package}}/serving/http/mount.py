@@ -78,7 +78,7 @@ def mount(
         "max_file_size": settings.limits.file_bytes,
     }
     asks = any(options.get(name) is not None for name in ("auth", "auth_dependency"))
-    if settings.login_user is not None and not asks:
+    if settings.asks_login and not asks:
         options["auth_dependency"] = logged_in
     with _in_place_of_an_app(page):
         gr.mount_gradio_app(web, blocks, path="/", **options)

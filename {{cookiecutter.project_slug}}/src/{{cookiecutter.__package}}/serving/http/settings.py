@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, IPvAnyNetwork, StringConstraints, model_validator
 
 from ..base import Strict
 
-TOOLS_NEED_KEYS = "with login_user, mcp asks for keys"
+TOOLS_NEED_KEYS = "with a login, mcp asks for keys"
 
 FrameOrigin = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.*-]+(:[0-9]+)?$")]
 Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.-]+(:[0-9]{1,5})?$")]
@@ -24,6 +24,14 @@ PublicUrl = Annotated[
     ),
 ]
 Policy = Annotated[str, StringConstraints(pattern=r"^[ -~]*$")]
+Issuer = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(https://[A-Za-z0-9.-]+|http://(localhost|127\.0\.0\.1))(:[0-9]{1,5})?(/[!-~]*)?$"
+    ),
+]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")]
+EnvironmentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class RequestLimits(Strict):
@@ -35,6 +43,22 @@ class RequestLimits(Strict):
     """Size of one file where a page takes files."""
 
 
+class Oidc(Strict):
+    """A provider of OpenID Connect that says who somebody is."""
+
+    issuer: Issuer
+    """Its address, as it writes it itself: `https://login.example.org/realms/staff`."""
+    client_id: str = Field(min_length=1)
+    client_secret_variable: EnvironmentName = "OIDC_CLIENT_SECRET"  # noqa: S105
+    """The variable of the environment that holds the client's secret."""
+    username_claim: str = Field(default="preferred_username", min_length=1)
+    """Which claim is `request.username`. Take one that nobody can choose for themselves."""
+    required_claims: dict[str, str] = Field(default_factory=dict)
+    """What the provider has to say of who may come in: `{hd: example.org}`. Of a list, one entry."""
+    scope: str = Field(default="openid profile", pattern=r"^(.* )?openid( .*)?$")
+    """What is asked of the provider, for claims that need more: `openid email`."""
+
+
 class HttpSettings(Strict):
     """How the page is reached."""
 
@@ -42,6 +66,13 @@ class HttpSettings(Strict):
     login_user: str | None = Field(default=None, min_length=1, pattern="^[^:]+$")
     """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`.
     Programs come with a key."""
+    oidc: Oidc | None = None
+    """Asks everybody to log in at a provider of OpenID Connect. Programs come with a key."""
+    login_header: HeaderName | None = None
+    """The header in which a proxy of `proxies` names who has logged in there. Without it, and from
+    everybody else, the page takes nothing. Programs come with a key."""
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses of the proxies before the page, as it sees them: `10.0.3.7`, `10.0.4.0/24`."""
     mcp: bool = False
     """Whether clients of the Model Context Protocol find the page's function at `/mcp`."""
     hosts: tuple[Host, ...] = ()
@@ -63,6 +94,23 @@ class HttpSettings(Strict):
     """The longest that a stream stays open before the page asks for the rest of it, for a platform
     that ends each request after a time: 25 where that is 30 seconds."""
 
+    @model_validator(mode="after")
+    def _check_login(self) -> Self:
+        logins = ("login_user", "oidc", "login_header")
+        given = [name for name in logins if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} contradict each other. Keep one of them")
+        if self.login_header is not None and not self.proxies:
+            raise ValueError(
+                "login_header needs proxies: anybody can send a header. Name the addresses of the "
+                "proxy that sets it"
+            )
+        return self
+
+    @property
+    def asks_login(self) -> bool:
+        return any(each is not None for each in (self.login_user, self.oidc, self.login_header))
+
     @property
     def public_path(self) -> str | None:
         """Returns the path of `public_url`, without a slash at its end."""
@@ -70,10 +118,10 @@ class HttpSettings(Strict):
 
     def start_checks(self) -> list[Callable[[], object]]:
         """Returns what raises a readable error where this machine cannot serve the page."""
-        if self.login_user is None:
+        if not self.asks_login:
             return []
         # Here, so that the settings alone load no server.
-        from .login import read_credentials, read_keys
+        from .login import check_login, read_keys
 
-        checks: list[Callable[[], object]] = [partial(read_credentials, self.login_user)]
+        checks: list[Callable[[], object]] = [partial(check_login, self)]
         return [*checks, partial(read_keys, TOOLS_NEED_KEYS)] if self.mcp else checks

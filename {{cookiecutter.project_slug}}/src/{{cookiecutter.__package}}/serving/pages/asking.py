@@ -40,7 +40,9 @@ def asking(settings: PageSettings) -> Ask:
             keep_request_id(request.headers)
         running += 1
         characters = len(conversations[0][-1].content)
-        logger.info("asked", extra={"request": request_id.get(), "characters": characters})
+        user = None if request is None else request.username
+        facts = {"request": request_id.get(), "user": user, "characters": characters}
+        logger.info("asked", extra=facts)
         try:
             yield [Answer() for _ in models]
             answers = fan_out_each(

@@ -61,9 +61,9 @@ class PageSettings(HttpSettings, ModelsSettings):
 
     @model_validator(mode="after")
     def _check_api(self) -> Self:
-        if self.openai_api == "without-keys" and self.login_user is not None:
+        if self.openai_api == "without-keys" and self.asks_login:
             raise ValueError(
-                "openai_api: without-keys and login_user contradict each other. Set openai_api to "
+                "openai_api: without-keys and a login contradict each other. Set openai_api to "
                 "true and name keys in API_KEYS"
             )
         return self

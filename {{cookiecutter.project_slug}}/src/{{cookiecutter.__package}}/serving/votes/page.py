@@ -138,7 +138,7 @@ def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds)
 def terms_of(settings: PageSettings) -> str:
     """Says what is kept of who votes, and for how long."""
     kept = "with the texts above" if settings.keep_texts else "without the texts above"
-    if settings.login_user is not None:
+    if settings.asks_login:
         kept += " and your name" if settings.keep_texts else " but with your name"
     days = settings.keep_days
     time = "with no time limit" if days is None else f"for {days:g} days"

@@ -1,0 +1,452 @@
+"""A login by OpenID Connect: the authorization code flow with PKCE, which keeps nothing.
+
+What is to be known later is encrypted, with a key that every replica derives from the variable
+`PAGE_SECRET`, in cookies: for a few minutes what belongs to a login under way, then who it was.
+A token of the provider stays in the function that reads it.
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping
+from html import escape
+from http import HTTPStatus
+from secrets import token_urlsafe
+from typing import Any, TypedDict
+from urllib.parse import quote, urlencode
+
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+from authlib.oidc.core import CodeIDToken
+from httpx2 import AsyncClient, HTTPError, InvalidURL, create_ssl_context
+from joserfc import jwt
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
+from joserfc.jwe import JWERegistry
+from joserfc.jwk import KeySet, OctKey
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..base import LoginError
+from ..telemetry.logs import logger
+from .hosts import SESSION_PATH
+from .login import LONGEST_USER, ApiKeys, Login, derived, inner_path
+from .settings import Oidc
+
+CALLBACK = "/oidc/callback"
+LOGGED_OUT = "/oidc/logged-out"
+LOGOUT = "/logout"
+FLOW_SECONDS = 600
+"""How long somebody may take at the provider."""
+FLOWS_AT_ONCE = 5
+"""Tabs of one browser that may log in at the same time."""
+SESSION_SECONDS = 12 * 3600
+HTTP_SECONDS = 10.0
+LEEWAY_SECONDS = 60
+"""By which the provider's clock may differ from this machine's."""
+METADATA_SECONDS = 3600.0
+KEYS_SECONDS = 10.0
+"""Between two looks for a key that the provider may have added."""
+LONGEST_ADDRESS = 1500
+"""Of the page, that a cookie keeps during a login: browsers drop one of over 4,096 characters."""
+ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
+"""Those with a public key. With another, whoever knows that key could sign a token."""
+KEY_TYPES = {"RSA", "EC"}
+SEALED = {"alg": "dir", "enc": "A256GCM"}
+NEEDED = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+
+
+class ProviderError(Exception):
+    """The provider does not answer as it should; the message is for the log."""
+
+
+class RefusedUserError(Exception):
+    """Somebody may not come in; the message is for them."""
+
+
+class Flow(TypedDict):
+    """A login under way."""
+
+    state: str
+    nonce: str
+    verifier: str
+    redirect_uri: str
+    address: str
+    """The path and the query to go on to."""
+
+
+class OidcLogin(Login):
+    """Sends browsers to the provider, and knows them by an encrypted cookie when they are back."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: ApiKeys | None,
+        settings: Oidc,
+        client_secret: str,
+        secret: str,
+    ) -> None:
+        super().__init__(app, keys)
+        self._provider = Provider(settings, client_secret)
+        # Other settings may let others in, so they know nobody that these have let in.
+        key = derived(secret, "oidc", settings.model_dump_json())
+        self._flows = Box(derived(key, "flow"))
+        self._sessions = Box(derived(key, "session"))
+        # Applications of one host see each other's cookies.
+        self._cookie = f"page-oidc-{derived(key, 'cookie')[:8]}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers what belongs to the login before it asks who it is."""
+        own = {CALLBACK: self._finish, LOGGED_OUT: self._say_bye, LOGOUT: self._log_out}
+        path = inner_path(scope).rstrip("/") if scope["type"] == "http" else ""
+        if path in own and scope["method"] == "GET":
+            response = await own[path](Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def user_of(self, request: HTTPConnection) -> str | None:
+        session = self._sessions.opened(request.cookies.get(self._cookie, ""))
+        return None if session is None else str(session["user"])
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if _is_navigation(request):
+            response = await self._begin(request)
+        else:
+            detail = "Log in first: open the page in a browser."
+            response = JSONResponse({"detail": detail}, 401, {"cache-control": "no-store"})
+        await response(scope, receive, send)
+
+    async def _begin(self, request: Request) -> Response:
+        root = _root(request)
+        query = request.url.query
+        address = quote(root + inner_path(request.scope)) + (f"?{query}" if query else "")
+        flow = Flow(
+            state=token_urlsafe(32),
+            nonce=token_urlsafe(32),
+            verifier=token_urlsafe(48),
+            redirect_uri=_url(request, root + CALLBACK),
+            address=address if len(address) <= LONGEST_ADDRESS else f"{root}/",
+        )
+        try:
+            response: Response = RedirectResponse(await self._provider.login_url(flow), 303)
+        except ProviderError as error:
+            return self._unreachable(request, error)
+        response.headers["cache-control"] = "no-store"
+        begun = [name for name in request.cookies if name.startswith(f"{self._cookie}-")]
+        for name in begun[: 1 - FLOWS_AT_ONCE]:
+            response.delete_cookie(name, path=root or "/")
+        self._keep(request, response, self._flow_cookie(flow["state"]), self._flows, flow)
+        return response
+
+    async def _finish(self, request: Request) -> Response:
+        given = request.query_params
+        name = self._flow_cookie(given.get("state", ""))
+        flow = self._flows.opened(request.cookies.get(name, ""))
+        if flow is None or not _equal(given.get("state", ""), flow["state"]):
+            reason = "This login began in another browser, or too long ago."
+            return _message(request, 400, reason, "Log in again")
+        try:
+            user = await self._provider.user_of(given, flow)
+        except RefusedUserError as refused:
+            response: Response = _message(request, 403, str(refused), "Log in again")
+        except ProviderError as error:
+            response = self._unreachable(request, error)
+        else:
+            # The address of the page itself, whatever follows in it.
+            response = RedirectResponse(_url(request, flow["address"]), 303)
+            response.headers["cache-control"] = "no-store"
+            self._keep(request, response, self._cookie, self._sessions, {"user": user})
+        response.delete_cookie(name, path=_root(request) or "/")
+        return response
+
+    async def _log_out(self, request: Request) -> Response:
+        if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            return _message(request, 403, "Another site may not log you out.", "Back to the page")
+        back = _url(request, _root(request) + LOGGED_OUT)
+        try:
+            url = await self._provider.logout_url(back)
+        except ProviderError as error:
+            logger.warning("A logout did not reach the provider: %s", error)
+            url = back
+        response = RedirectResponse(url, 303, {"cache-control": "no-store"})
+        response.delete_cookie(self._cookie, path=_root(request) or "/")
+        return response
+
+    async def _say_bye(self, request: Request) -> Response:
+        return _message(request, 200, "You are logged out.", "Log in again")
+
+    def _unreachable(self, request: Request, error: ProviderError) -> Response:
+        logger.error("The login's provider: %s", error)
+        reason = "Whoever checks the login does not answer as expected. Try again in a moment."
+        return _message(request, 502, reason, "Try again")
+
+    def _flow_cookie(self, state: str) -> str:
+        return f"{self._cookie}-{derived(state, 'flow')[:16]}"
+
+    def _keep(
+        self,
+        request: Request,
+        response: Response,
+        name: str,
+        box: "Box",
+        content: Mapping[str, Any],
+    ) -> None:
+        seconds = SESSION_SECONDS if box is self._sessions else FLOW_SECONDS
+        response.set_cookie(
+            name,
+            box.closed(content, seconds),
+            max_age=seconds,
+            path=_root(request) or "/",
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="lax",
+        )
+
+
+class Box:
+    """Encrypts what a cookie keeps, for a time."""
+
+    def __init__(self, key: str) -> None:
+        self._key = OctKey.import_key(bytes.fromhex(key))
+        self._registry = JWERegistry(algorithms=list(SEALED.values()))
+
+    def closed(self, content: Mapping[str, Any], seconds: int) -> str:
+        claims = {**content, "exp": int(time.time()) + seconds}
+        text: str = jwt.encode(SEALED, claims, self._key, registry=self._registry)
+        return text
+
+    def opened(self, text: str) -> Any:
+        """Returns the content, or None where it is another's, changed or too old."""
+        try:
+            claims = jwt.decode(text, self._key, registry=self._registry).claims
+        except (JoseError, ValueError):
+            return None
+        return claims if claims["exp"] > time.time() else None
+
+
+class Provider:
+    """Asks a provider who somebody is, and remembers where it answers and by which keys."""
+
+    def __init__(self, settings: Oidc, client_secret: str = "") -> None:
+        self._settings = settings
+        self._secret = client_secret
+        # Each client would read all certificates again, while the page waits.
+        self._tls = create_ssl_context()
+        self._metadata: Mapping[str, Any] = {}
+        self._metadata_until = 0.0
+        self._keys = KeySet([])
+        self._keys_until = 0.0
+
+    async def login_url(self, flow: Flow) -> str:
+        metadata = await self.metadata()
+        async with self._client(metadata) as client:
+            url, _ = client.create_authorization_url(
+                metadata["authorization_endpoint"],
+                state=flow["state"],
+                nonce=flow["nonce"],
+                code_verifier=flow["verifier"],
+                redirect_uri=flow["redirect_uri"],
+            )
+        return str(url)
+
+    async def logout_url(self, back: str) -> str:
+        """Returns where the provider ends its own session, or `back` where it does not."""
+        url = (await self.metadata()).get("end_session_endpoint")
+        if not url:
+            return back
+        query = {"client_id": self._settings.client_id, "post_logout_redirect_uri": back}
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
+
+    async def user_of(self, given: Mapping[str, str], flow: Flow) -> str:
+        """Returns who has come back from the provider with a code.
+
+        Raises:
+            RefusedUserError: the provider lets nobody in, or not this one.
+            ProviderError: it does not answer, or its token is not right.
+        """
+        if "code" not in given or given.get("iss", self._settings.issuer) != self._settings.issuer:
+            raise RefusedUserError("The provider did not let you in.")
+        metadata = await self.metadata()
+        try:
+            async with self._client(metadata) as client:
+                token = await client.fetch_token(
+                    metadata["token_endpoint"],
+                    grant_type="authorization_code",
+                    code=given["code"],
+                    code_verifier=flow["verifier"],
+                    redirect_uri=flow["redirect_uri"],
+                )
+                claims = await self._claims(token, flow["nonce"])
+                if not self._wanted() <= claims.keys() and metadata.get("userinfo_endpoint"):
+                    # Some leave out of the token what another request tells.
+                    answer = await client.get(metadata["userinfo_endpoint"])
+                    answer.raise_for_status()
+                    more = answer.json()
+                    if more["sub"] != claims["sub"]:
+                        raise ProviderError("it tells of somebody else than its token does")
+                    claims = {**more, **claims}
+        except JoseError as error:
+            raise ProviderError(f"its ID token is refused: {_named(error)}") from error
+        except OAuthError as error:
+            raise ProviderError(f"it gives no token: {error.error}") from error
+        except (HTTPError, InvalidURL, LookupError, TypeError, ValueError) as error:
+            raise ProviderError(f"it gives no token: {type(error).__name__}") from error
+        return self._admitted(claims)
+
+    def _wanted(self) -> set[str]:
+        return {self._settings.username_claim, *self._settings.required_claims}
+
+    def _admitted(self, claims: Mapping[str, Any]) -> str:
+        for name, value in self._settings.required_claims.items():
+            said = claims.get(name)
+            if str(value) not in map(str, said if isinstance(said, list) else [said]):
+                raise RefusedUserError("You are logged in, and this page is not for you.")
+        user = claims.get(self._settings.username_claim)
+        if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= LONGEST_USER):
+            logger.warning(
+                "The provider says no %s of who logs in. Set username_claim of oidc to a claim "
+                "that it says, or scope to one that brings it.",
+                self._settings.username_claim,
+            )
+            raise RefusedUserError("You are logged in, and the provider does not say your name.")
+        return user
+
+    async def _claims(self, token: Mapping[str, Any], nonce: str) -> dict[str, Any]:
+        """Returns what an ID token says, once its signature and its claims are right."""
+        text = token["id_token"]
+        try:
+            read = jwt.decode(text, await self._known_keys(), algorithms=ALGORITHMS)
+        except (InvalidKeyIdError, BadSignatureError):
+            read = jwt.decode(text, await self._known_keys(again=True), algorithms=ALGORITHMS)
+        claims = CodeIDToken(
+            read.claims,
+            read.header,
+            options={
+                "iss": {"essential": True, "value": self._settings.issuer},
+                "aud": {"essential": True, "value": self._settings.client_id},
+            },
+            params={
+                "nonce": nonce,
+                "client_id": self._settings.client_id,
+                "access_token": token.get("access_token"),
+            },
+        )
+        claims.validate(leeway=LEEWAY_SECONDS)
+        return dict(claims)
+
+    async def _known_keys(self, *, again: bool = False) -> KeySet:
+        now = time.monotonic()
+        if not self._keys or now > self._keys_until or again:
+            fetched = self._keys_until - METADATA_SECONDS
+            if not again or now > fetched + KEYS_SECONDS:
+                found = (await self._fetched((await self.metadata())["jwks_uri"])).get("keys", [])
+                # A provider may have keys that are made for something else.
+                own = [
+                    key
+                    for key in found
+                    if key.get("kty") in KEY_TYPES and key.get("use", "sig") == "sig"
+                ]
+                self._keys = KeySet.import_key_set({"keys": own})
+                self._keys_until = now + METADATA_SECONDS
+        return self._keys
+
+    async def metadata(self) -> Mapping[str, Any]:
+        """Returns what the provider says of itself, which is remembered for an hour.
+
+        Raises:
+            ProviderError: it does not answer, or is another.
+        """
+        if time.monotonic() < self._metadata_until:
+            return self._metadata
+        issuer = self._settings.issuer
+        address = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+        found = await self._fetched(address)
+        if found.get("issuer") != issuer:
+            raise ProviderError(f"{address} is of the issuer {str(found.get('issuer'))[:200]!r}")
+        for name in NEEDED:
+            if not isinstance(found.get(name), str):
+                raise ProviderError(f"{address} says no {name}")
+        self._metadata, self._metadata_until = found, time.monotonic() + METADATA_SECONDS
+        return found
+
+    async def _fetched(self, address: str) -> dict[str, Any]:
+        try:
+            async with AsyncClient(timeout=HTTP_SECONDS, verify=self._tls) as client:
+                answer = await client.get(address)
+            answer.raise_for_status()
+            found = answer.json()
+        except (HTTPError, InvalidURL, ValueError) as error:
+            raise ProviderError(f"{address} does not answer: {type(error).__name__}") from error
+        if not isinstance(found, dict):
+            raise ProviderError(f"{address} answers with something else")
+        return found
+
+    def _client(self, metadata: Mapping[str, Any]) -> Any:
+        methods = metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        basic = "client_secret_basic" in methods
+        return AsyncOAuth2Client(
+            self._settings.client_id,
+            self._secret,
+            token_endpoint_auth_method="client_secret_basic" if basic else "client_secret_post",
+            scope=self._settings.scope,
+            code_challenge_method="S256",
+            timeout=HTTP_SECONDS,
+            verify=self._tls,
+        )
+
+
+def check_provider(settings: Oidc) -> None:
+    """Looks whether the provider answers.
+
+    Raises:
+        LoginError: it does not.
+    """
+    try:
+        asyncio.run(Provider(settings).metadata())
+    except ProviderError as error:
+        raise LoginError(
+            f"oidc: {error}. Set issuer to what the provider itself calls so, and let this machine "
+            "reach it."
+        ) from error
+
+
+def _is_navigation(request: Request) -> bool:
+    """Says whether somebody opens the page, and no script of it asks."""
+    if request.method != "GET":
+        return False
+    # Over plain HTTP, browsers tell it to their own machine alone.
+    if mode := request.headers.get("sec-fetch-mode"):
+        return mode == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _root(request: Request) -> str:
+    """Returns the path of the page, which is one for all of its sessions."""
+    root: str = request.scope.get("root_path", "")
+    return root.removesuffix(request.scope.get(SESSION_PATH, ""))
+
+
+def _url(request: Request, path: str) -> str:
+    return f"{request.url.scheme}://{request.url.netloc}{path}"
+
+
+def _equal(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _named(error: JoseError) -> str:
+    """Returns what is wrong with a token, without what it says."""
+    claim = getattr(error, "claim", None)
+    return f"{type(error).__name__} {claim}" if claim else type(error).__name__
+
+
+def _message(request: Request, status: int, text: str, link: str) -> Response:
+    title, root = HTTPStatus(status).phrase if status >= 400 else "Login", f"{_root(request)}/"
+    content = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width">'
+        f'<p>{escape(text)} <a href="{escape(root)}">{escape(link)}</a>'
+    )
+    return HTMLResponse(content, status, {"cache-control": "no-store"})
