@@ -64,11 +64,13 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
     },
     "deploy": {
         "local": [
-            *("Dockerfile", ".dockerignore", "deploy"),
+            *("Dockerfile", ".dockerignore", "deploy", "config/kustomization.yml"),
             "tests/serving/telemetry/test_monitoring.py",
-            "tests/serving/test_rayservice.py",
         ],
-        "docker": ["deploy/kubernetes", "tests/serving/test_rayservice.py"],
+        "docker": [
+            *("deploy/kubernetes", "config/kustomization.yml"),
+            *(f"deploy/monitoring/{name}.yaml" for name in ("kustomization", "pod-monitor")),
+        ],
         "kubernetes": [],
     },
     "ci": {

@@ -1,14 +1,24 @@
-"""What a project is deployed with: the image and the RayService."""
+"""What a project is deployed with: the image, and what Kubernetes is given."""
 
+import json
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -17,46 +27,98 @@ from packaging.requirements import Requirement
 from .answers import TEMPLATE, Answers, every_answer_to, in_words
 from .conftest import Render
 from .dockerfile import Instruction, flags_and_rest, instructions
+from .kustomize import Manifest, compose
 from .tools import run
 
-CRD = TEMPLATE / "tests" / "data" / "kuberay" / "ray.io_rayservices.yaml"
+CRDS = TEMPLATE / "tests" / "data" / "crds"
+OVERLAYS = ("staging", "production")
+SLUGS = ["our_app", "our.app", "our.big_app-2", "a" * 47]
+ANSWER_SECONDS = 600
+"""The longest that an answer may take, where a config says nothing else."""
 
 any_cluster = pytest.mark.parametrize(
     "answers",
-    every_answer_to("page", "parallel_models", "accelerator", "models", "ci"),
+    every_answer_to("page", "parallel_models", "accelerator", "models"),
     ids=in_words,
     scope="module",
 )
+any_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 any_image = pytest.mark.parametrize(
     "answers", every_answer_to("page", "models", "accelerator"), ids=in_words, scope="module"
 )
 
 
 @any_cluster
-def test_the_rayservice_is_one_that_kuberay_takes(answers: Answers, rendered: Render) -> None:
-    service = rayservice(rendered(deploy="kubernetes", **answers))
+@any_overlay
+def test_everything_in_an_overlay_is_something_that_kubernetes_takes(
+    overlay: str, answers: Answers, rendered: Render
+) -> None:
+    manifests = composed(rendered(deploy="kubernetes", **answers), overlay)
 
-    errors = Draft202012Validator(schema_of(service["apiVersion"])).iter_errors(service)
-
-    assert service["kind"] == "RayService"
-    assert [f"{error.json_path}: {error.message}" for error in errors] == []
+    assert [complaint for each in manifests for complaint in complaints(each)] == []
 
 
-@pytest.mark.parametrize("slug", ["our_app", "our.app", "our.big_app-2", "a" * 47])
-def test_the_rayservice_has_a_name_that_kuberay_takes(slug: str, rendered: Render) -> None:
-    name = rayservice(rendered(deploy="kubernetes", project_slug=slug))["metadata"]["name"]
+@any_overlay
+def test_what_kubernetes_would_refuse_or_drop_is_complained_about(
+    overlay: str, rendered: Render
+) -> None:
+    for manifest in composed(rendered(deploy="kubernetes"), overlay):
+        misspelt = {**manifest, "spce": {}}
+        assert complaints(misspelt), manifest["kind"]
 
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
-    assert len(name) <= 47
+
+@any_overlay
+def test_an_overlay_has_these_kinds(overlay: str, rendered: Render) -> None:
+    kinds = {each["kind"] for each in composed(rendered(deploy="kubernetes"), overlay)}
+
+    more = {"ConfigMap", "PodDisruptionBudget", "PodMonitor", "PrometheusRule"}
+    assert kinds == {"Gateway", "HTTPRoute", "NetworkPolicy", "RayService"} | (
+        more if overlay == "production" else set()
+    )
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_everything_has_a_name_that_kubernetes_and_kuberay_take(
+    slug: str, rendered: Render
+) -> None:
+    for each in composed(rendered(deploy="kubernetes", project_slug=slug)):
+        name = each["metadata"]["name"]
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+        assert len(name) <= (47 if each["kind"] == "RayService" else 63)
+        assert complaints(each) == []
+
+
+def test_the_overlays_are_in_namespaces_of_their_own(rendered: Render) -> None:
+    found = [
+        {each["metadata"]["namespace"] for each in composed(rendered(deploy="kubernetes"), overlay)}
+        for overlay in OVERLAYS
+    ]
+
+    assert [len(names) for names in found] == [1, 1]
+    assert found[0].isdisjoint(found[1])
 
 
 @any_cluster
-def test_the_rayservice_serves_the_production_config(answers: Answers, rendered: Render) -> None:
+@any_overlay
+def test_the_rayservice_serves_the_production_config(
+    overlay: str, answers: Answers, rendered: Render
+) -> None:
     project = rendered(deploy="kubernetes", **answers)
+    config = project / "config" / "production.yaml"
 
-    served = yaml.safe_load(rayservice(project)["spec"]["serveConfigV2"])
+    assert rayservice(project, overlay)["spec"]["serveConfigV2"] == config.read_text("utf-8")
 
-    assert served == yaml.safe_load((project / "config" / "production.yaml").read_text("utf-8"))
+
+def test_a_change_of_the_production_config_is_all_that_its_rayservice_needs(render: Render) -> None:
+    project = render(deploy="kubernetes")
+    config = project / "config" / "production.yaml"
+    config.write_text(config.read_text("utf-8").replace("max_replicas: 4", "max_replicas: 8"))
+
+    assert "max_replicas: 8" in rayservice(project)["spec"]["serveConfigV2"]
+    written = [
+        path for path in project.glob("deploy/**/*.yaml") if "GradioServer" in path.read_text()
+    ]
+    assert written == []
 
 
 @any_cluster
@@ -67,47 +129,207 @@ def test_the_rayservice_asks_for_gpus_where_the_models_do(
 
     limits = [
         container["resources"]["limits"]
-        for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
-        for container in group["template"]["spec"]["containers"]
+        for pod in pods(service)
+        for container in pod["spec"]["containers"]
     ]
 
     assert any("nvidia.com/gpu" in limit for limit in limits) == (answers["accelerator"] == "gpu")
 
 
-@pytest.mark.parametrize("slug", ["our_app", "our.app", "a" * 47])
-def test_the_ingress_is_one_that_kubernetes_takes_and_leads_to_the_page(
-    slug: str, rendered: Render
+@any_overlay
+def test_an_overlay_says_image_and_host_once(overlay: str, render: Render) -> None:
+    project = render(deploy="kubernetes")
+    path = project / "deploy" / "kubernetes" / "overlays" / overlay / "kustomization.yaml"
+    text = path.read_text("utf-8")
+    [hosts] = re.findall(r"[a-z.-]+\.example\.com$", text, re.MULTILINE)
+    [image] = re.findall(r"newName: (.*)", text)
+    text = text.replace(hosts, "page.example.org").replace(image, "ghcr.io/org/page")
+    text = text.replace("newTag: 0.1.0", "digest: sha256:abc")
+    path.write_text(text, "utf-8")
+
+    manifests = composed(project, overlay)
+    [route] = of_kind("HTTPRoute", manifests)
+    [service] = of_kind("RayService", manifests)
+    containers = [each for pod in pods(service) for each in pod["spec"]["containers"]]
+    assert {each["image"] for each in containers} == {"ghcr.io/org/page@sha256:abc"}
+    assert route["spec"]["hostnames"] == ["page.example.org"]
+    assert variables(worker(service))["PAGE_HOSTS"] == "page.example.org"
+    assert "page.invalid" not in json.dumps(manifests)
+
+
+@any_overlay
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_route_leads_through_the_gateway_to_the_page_and_cuts_no_stream(
+    slug: str, overlay: str, rendered: Render
 ) -> None:
-    project = rendered(deploy="kubernetes", project_slug=slug)
-    path = project / "deploy" / "kubernetes" / "ingress.yaml"
-    ingress = yaml.safe_load(path.read_text("utf-8"))
+    manifests = composed(rendered(deploy="kubernetes", project_slug=slug), overlay)
+    [gateway], [route], [service] = (
+        of_kind(kind, manifests) for kind in ("Gateway", "HTTPRoute", "RayService")
+    )
 
-    run("kubernetes-validate", "--strict", path)
-    [rule] = ingress["spec"]["rules"]
-    [path_of_rule] = rule["http"]["paths"]
-    service = path_of_rule["backend"]["service"]
-    name = rayservice(project)["metadata"]["name"]
-    assert service == {"name": f"{name}-serve-svc", "port": {"number": 8000}}
-    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+    assert route["spec"]["parentRefs"] == [{"name": gateway["metadata"]["name"]}]
+    [rule] = route["spec"]["rules"]
+    name = f"{service['metadata']['name']}-serve-svc"
+    assert rule["backendRefs"] == [{"name": name, "port": 8000}]
+    assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+    assert [each["protocol"] for each in gateway["spec"]["listeners"]] == ["HTTPS"]
 
 
-@pytest.mark.parametrize("slug", ["our_app", "our.app", "a" * 47])
-def test_the_network_policy_is_one_that_kubernetes_takes_and_is_for_every_pod(
-    slug: str, rendered: Render
+def test_the_network_policy_is_for_every_pod_and_gives_metrics_to_prometheus_alone(
+    rendered: Render,
 ) -> None:
-    project = rendered(deploy="kubernetes", project_slug=slug)
-    path = project / "deploy" / "kubernetes" / "network-policy.yaml"
-    policy = yaml.safe_load(path.read_text("utf-8"))["spec"]
-    cluster = rayservice(project)["spec"]["rayClusterConfig"]
+    manifests = composed(rendered(deploy="kubernetes"))
+    [policy], [service] = (of_kind(kind, manifests) for kind in ("NetworkPolicy", "RayService"))
 
-    run("kubernetes-validate", "--strict", path)
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert group["template"]["metadata"]["labels"] == policy["podSelector"]["matchLabels"]
-    own, anybody, operator = policy["ingress"]
-    assert own == {"from": [{"podSelector": policy["podSelector"]}]}
+    chosen = policy["spec"]["podSelector"]
+    for pod in pods(service):
+        assert pod["metadata"]["labels"] == chosen["matchLabels"]
+    own, anybody, prometheus, operator = policy["spec"]["ingress"]
+    assert own == {"from": [{"podSelector": chosen}]}
     assert "from" not in anybody
-    assert [port["port"] for port in anybody["ports"]] == [8000, 8080]
-    assert [port["port"] for port in operator["ports"]] == [8265]
+    assert ports(anybody) == [8000]
+    assert ports(prometheus) == [8080]
+    [asks] = prometheus["from"]
+    assert asks["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+    assert ports(operator) == [8265]
+
+
+def test_the_monitor_and_the_budget_find_the_pods(rendered: Render) -> None:
+    manifests = composed(rendered(deploy="kubernetes"))
+    [monitor], [budget], [service] = (
+        of_kind(kind, manifests) for kind in ("PodMonitor", "PodDisruptionBudget", "RayService")
+    )
+
+    for pod in pods(service):
+        assert (
+            monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        )
+    # KubeRay adds the second.
+    label, kind = budget["spec"]["selector"]["matchLabels"].items()
+    assert label in worker_pod(service)["metadata"]["labels"].items()
+    assert kind == ("ray.io/node-type", "worker")
+    # A budget that all of them meet would let no node be drained.
+    assert group(service)["minReplicas"] > budget["spec"]["minAvailable"]
+    # Kubernetes takes nothing else for pods of a kind that it does not know.
+    assert budget["spec"].keys() == {"minAvailable", "selector"}
+
+
+def test_prometheus_and_grafana_get_what_lies_in_monitoring(rendered: Render) -> None:
+    project = rendered(deploy="kubernetes")
+    manifests = composed(project)
+    [rule], [dashboard] = (of_kind(kind, manifests) for kind in ("PrometheusRule", "ConfigMap"))
+    as_image = rendered(deploy="docker") / "deploy" / "monitoring"
+
+    assert rule["spec"] == yaml.safe_load((as_image / "alerts.yaml").read_text("utf-8"))
+    board = dashboard["data"]["grafana-dashboard.json"]
+    assert json.loads(board) == json.loads((as_image / "grafana-dashboard.json").read_text("utf-8"))
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+@any_cluster
+def test_workers_are_spread_over_nodes(answers: Answers, rendered: Render) -> None:
+    service = rayservice(rendered(deploy="kubernetes", **answers))
+
+    [spread] = worker_pod(service)["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert group(service)["minReplicas"] == 2
+    assert group(service)["maxReplicas"] >= 2
+
+
+@any_cluster
+def test_nothing_ends_before_the_longest_answer(answers: Answers, rendered: Render) -> None:
+    project = rendered(deploy="kubernetes", **answers)
+    service = rayservice(project)
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    deployments = [*application["deployments"], application["args"].get("deployment")]
+
+    for each in filter(None, deployments):
+        assert each["graceful_shutdown_timeout_s"] >= ANSWER_SECONDS
+    assert service["spec"]["rayClusterDeletionDelaySeconds"] > ANSWER_SECONDS
+    drains = float(variables(worker(service))["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    grace = worker_pod(service)["spec"]["terminationGracePeriodSeconds"]
+    assert ANSWER_SECONDS < drains < grace
+
+
+def test_answers_take_so_long_at_most(rendered: Render) -> None:
+    [settings] = rendered().glob("src/*/serving/pages/settings.py")
+
+    assert f"answer_seconds: float = Field(default={ANSWER_SECONDS}," in settings.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("raylet", "proxy", "ready"),
+    [("success", "success", True), (None, "success", False), ("success", None, False)],
+)
+def test_a_worker_is_ready_when_its_raylet_and_its_proxy_say_so(
+    raylet: str | None, proxy: str | None, ready: bool, rendered: Render
+) -> None:
+    probe = worker(rayservice(rendered(deploy="kubernetes")))["readinessProbe"]
+    python, *arguments = probe["exec"]["command"]
+    assert python == "python"
+
+    with (
+        answering("/api/local_raylet_healthz", raylet) as of_raylet,
+        answering("/-/healthz", proxy) as of_proxy,
+    ):
+        script = (
+            arguments[-1].replace(":52365/", f":{of_raylet}/").replace(":8000/", f":{of_proxy}/")
+        )
+        command = [sys.executable, *arguments[:-1], script]
+        status = subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
+    assert (status == 0) == ready
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a script of a container's shell")
+def test_what_serve_logs_comes_out_of_the_container_of_logs(
+    rendered: Render, tmp_path: Path
+) -> None:
+    service = rayservice(rendered(deploy="kubernetes"))
+    ray_containers = [pod["spec"]["containers"][0] for pod in pods(service)]
+    readers = [pod["spec"]["containers"][1] for pod in pods(service)]
+    [mount] = readers[0]["volumeMounts"]
+    assert all(mount in each["volumeMounts"] for each in ray_containers)
+    assert readers[0] == readers[1]
+
+    logs = tmp_path / "ray" / "session_2026-11-28" / "logs" / "serve"
+    logs.mkdir(parents=True)
+    (logs / "controller.log").write_text("first\n")
+    [script] = readers[0]["args"]
+    script = script.replace("/tmp/", f"{tmp_path}/").replace("sleep 5", "sleep 0.2")  # noqa: S108
+    with (tmp_path / "out").open("wb") as out:
+        reader = subprocess.Popen(
+            [*readers[0]["command"], script], stdout=out, start_new_session=True
+        )
+    try:
+        wait_for_lines(tmp_path / "out", {"first"})
+        (logs / "replica.log").write_text("second\n")
+        with (logs / "controller.log").open("a") as log:
+            log.write("third\n")
+        wait_for_lines(tmp_path / "out", {"first", "second", "third"})
+        time.sleep(1)
+        assert sorted((tmp_path / "out").read_text().split()) == ["first", "second", "third"]
+    finally:
+        os.killpg(reader.pid, signal.SIGKILL)
+        reader.wait()
+
+
+def test_the_incremental_upgrade_is_one_that_kuberay_takes(rendered: Render) -> None:
+    project = rendered(deploy="kubernetes")
+    path = project / "deploy" / "kubernetes" / "base" / "rayservice.yaml"
+    text = path.read_text("utf-8").replace("    type: NewCluster\n", "")
+    text = re.sub(
+        r"^    # ((?:type: New|clusterUp|  \w+: ).*)$", r"    \1", text, flags=re.MULTILINE
+    )
+    service = yaml.safe_load(text.partition("# gcsFault")[0])
+    manifests = composed(project)
+    [gateway], [whole] = (of_kind(kind, manifests) for kind in ("Gateway", "RayService"))
+
+    strategy = service["spec"]["upgradeStrategy"]
+    assert strategy["type"] == "NewClusterWithIncrementalUpgrade"
+    whole["spec"]["upgradeStrategy"] = strategy
+    assert complaints(whole) == []
+    of_gateway = gateway["spec"]["gatewayClassName"]
+    assert strategy["clusterUpgradeOptions"]["gatewayClassName"] == of_gateway
 
 
 def test_the_rayservice_needs_no_feature_that_the_operator_has_off(rendered: Render) -> None:
@@ -169,25 +391,106 @@ def test_the_image_says_whether_it_is_healthy(answers: Answers, rendered: Render
     assert "CMD" in check
 
 
-def rayservice(project: Path) -> dict[str, Any]:
-    """Returns the only RayService among the documents of the manifest."""
-    text = (project / "deploy" / "kubernetes" / "rayservice.yaml").read_text("utf-8")
-    [service] = [
-        document for document in yaml.safe_load_all(text) if document["kind"] == "RayService"
-    ]
-    return dict(service)
+def composed(project: Path, overlay: str = "production") -> list[Manifest]:
+    return compose(project / "deploy" / "kubernetes" / "overlays" / overlay)
+
+
+def of_kind(kind: str, manifests: list[Manifest]) -> list[Manifest]:
+    return [each for each in manifests if each["kind"] == kind]
+
+
+def rayservice(project: Path, overlay: str = "production") -> Manifest:
+    [service] = of_kind("RayService", composed(project, overlay))
+    return service
+
+
+def group(service: Manifest) -> Manifest:
+    [workers] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return dict(workers)
+
+
+def pods(service: Manifest) -> list[Manifest]:
+    """Returns the templates of the head and of the workers."""
+    return [service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"], worker_pod(service)]
+
+
+def worker_pod(service: Manifest) -> Manifest:
+    return dict(group(service)["template"])
+
+
+def worker(service: Manifest) -> Manifest:
+    return dict(worker_pod(service)["spec"]["containers"][0])
+
+
+def variables(container: Manifest) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+def ports(rule: Manifest) -> list[int]:
+    return [port["port"] for port in rule["ports"]]
+
+
+def complaints(manifest: Manifest) -> list[str]:
+    """Says what the cluster would refuse of it, or drop without a word."""
+    schema = schemas().get((manifest["apiVersion"], manifest["kind"]))
+    if schema is None:
+        # A kind of Kubernetes' own, or none at all.
+        try:
+            kubernetes_validate.validate(
+                manifest, kubernetes_validate.latest_version(), strict=True
+            )
+        except (
+            kubernetes_validate.ValidationError,
+            kubernetes_validate.SchemaNotFoundError,
+        ) as error:
+            return [f"{manifest['kind']}: {error}"]
+        return []
+    errors = Draft202012Validator(schema).iter_errors(manifest)
+    return [f"{manifest['kind']}: {error.json_path}: {error.message}" for error in errors]
 
 
 @cache
-def schema_of(api_version: str) -> dict[str, Any]:
-    with CRD.open("rb") as file:
-        definition = yaml.load(file, Loader=yaml.CSafeLoader)
-    [schema] = [
-        version["schema"]["openAPIV3Schema"]
-        for version in definition["spec"]["versions"]
-        if f"{definition['spec']['group']}/{version['name']}" == api_version
-    ]
-    return without_unknown_fields(schema)
+def schemas() -> dict[tuple[str, str], dict[str, Any]]:
+    found = {}
+    for path in CRDS.glob("*.yaml"):
+        with path.open("rb") as file:
+            spec = yaml.load(file, Loader=yaml.CSafeLoader)["spec"]
+        for version in spec["versions"]:
+            schema = without_unknown_fields(version["schema"]["openAPIV3Schema"])
+            found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
+    return found
+
+
+@contextmanager
+def answering(path: str, answer: str | None) -> Iterator[int]:
+    """Yields a port where that path answers so, or where nothing listens."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == path else 404)
+            self.end_headers()
+            self.wfile.write((answer or "").encode())
+
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if answer is None:
+        server.server_close()
+        yield server.server_port
+        return
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def wait_for_lines(path: Path, lines: set[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not lines <= set(path.read_text().split()):
+        assert time.monotonic() < deadline, path.read_text()
+        time.sleep(0.1)
 
 
 def without_unknown_fields(schema: dict[str, Any]) -> dict[str, Any]:

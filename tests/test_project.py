@@ -174,7 +174,7 @@ def test_nothing_but_the_models_file_names_a_model(answers: Answers, rendered: R
 def test_the_configs_name_no_model(answers: Answers, rendered: Render) -> None:
     project = rendered(deploy="kubernetes", **answers)
 
-    for path in (*project.glob("config/*.yaml"), project / "deploy/kubernetes/rayservice.yaml"):
+    for path in project.glob("config/*.yaml"):
         text = path.read_text("utf-8")
         assert [name for name in names_of_models(project) if name in text] == []
 

@@ -163,11 +163,17 @@ BROUGHT: dict[str, dict[str | bool, set[str]]] = {
         "docker": IMAGE,
         "kubernetes": IMAGE
         | {
-            "deploy/kubernetes/ingress.yaml",
-            "deploy/kubernetes/network-policy.yaml",
-            "deploy/kubernetes/rayservice.yaml",
-        }
-        | {"tests/serving/test_rayservice.py"},
+            "config/kustomization.yml",
+            "deploy/kubernetes/base/gateway.yaml",
+            "deploy/kubernetes/base/kustomization.yaml",
+            "deploy/kubernetes/base/network-policy.yaml",
+            "deploy/kubernetes/base/rayservice.yaml",
+            "deploy/kubernetes/overlays/production/kustomization.yaml",
+            "deploy/kubernetes/overlays/production/pod-disruption-budget.yaml",
+            "deploy/kubernetes/overlays/staging/kustomization.yaml",
+            "deploy/monitoring/kustomization.yaml",
+            "deploy/monitoring/pod-monitor.yaml",
+        },
     },
     "ci": {
         "github": {".github/CODEOWNERS", ".github/dependabot.yml", ".github/workflows/ci.yml"},

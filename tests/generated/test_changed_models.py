@@ -46,18 +46,18 @@ def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
         project.run("uv", "run", "ruff", "check", "src")
         # The others know nothing of the team's models.
         of_the_team = [f"tests/test_{name}.py" for name in ("app", "models", "page")]
-        of_configs = [f"tests/serving/test_{name}.py" for name in ("config", "rayservice")]
-        project.run("uv", "run", "pytest", "-q", "-m", "not served", *of_the_team, *of_configs)
+        paths = [*of_the_team, "tests/serving/test_config.py"]
+        project.run("uv", "run", "pytest", "-q", "-m", "not served", *paths)
         with project.started("python", "-m", project.package, "--port", str(free_port())) as start:
             start.wait_for(lambda log: "The page is up" in log, START_SECONDS)
 
         for model in said["args"]["models"]:
             model["source"] = source
-        for path in configs(project)[:2]:
+        for path in configs(project):
             config = yaml.safe_load(path.read_text("utf-8"))
             config["applications"][0]["args"] |= said["args"]
             path.write_text(yaml.safe_dump(config), "utf-8")
-        check(project, "ours", configs(project)[:2])
+        check(project, "ours", configs(project))
 
 
 def snippet(text: str, language: str) -> str:
@@ -82,9 +82,7 @@ def remove_second(models: Path) -> None:
 
 
 def configs(project: Project) -> list[Path]:
-    """Returns the two configs, and the manifest that holds the second."""
-    manifest = project.root / "deploy" / "kubernetes" / "rayservice.yaml"
-    return [*sorted(project.root.glob("config/*.yaml")), manifest]
+    return sorted(project.root.glob("config/*.yaml"))
 
 
 def check(project: Project, name: str, paths: list[Path]) -> None:

@@ -29,7 +29,7 @@ from .project import (
 ASKED_BY_PYTHON = ("task", "parallel_models", "models")
 TESTS_OF_ANSWERS = (
     *("test_app.py", "test_models.py", "test_page.py"),
-    *("serving/test_config.py", "serving/test_rayservice.py", "serving/test_settings.py"),
+    *("serving/test_config.py", "serving/test_settings.py"),
 )
 """What reads the files that the answers choose; the others read what every project has."""
 TESTS_OF_ONE_ANSWER = {

@@ -20,17 +20,16 @@ from ..generated.project import Project
 from ..tools import run
 
 PACKAGE = "src/our_app"
-GONE = {f"{PACKAGE}/settings.py", f"{PACKAGE}/task.py"}
+MANIFEST = "deploy/kubernetes/rayservice.yaml"
+GONE = {f"{PACKAGE}/settings.py", f"{PACKAGE}/task.py", MANIFEST}
 CONFLICTS = GONE | {
     "config/local.yaml",
     "config/production.yaml",
-    "deploy/kubernetes/rayservice.yaml",
     f"{PACKAGE}/page.py",
 }
 TOUCHED = {
     "pyproject.toml",
     "config/production.yaml",
-    "deploy/kubernetes/rayservice.yaml",
     f"{PACKAGE}/models.py",
     f"{PACKAGE}/page.py",
 }
@@ -216,9 +215,8 @@ def test_the_edits_of_the_team_and_of_the_template_are_both_there(alone: Update)
     found = texts(alone.project.root)
 
     assert 'name="ours"' in found[f"{PACKAGE}/models.py"]
-    for name in ("config/production.yaml", "deploy/kubernetes/rayservice.yaml"):
-        assert "- name: ours" in found[name]
-        assert "max_replicas: 8" in found[name]
+    assert "- name: ours" in found["config/production.yaml"]
+    assert "max_replicas: 8" in found["config/production.yaml"]
     assert "smollm2-lively" not in "".join(found.values())
     assert "gr.Markdown(welcome())" in found[f"{PACKAGE}/page.py"]
     assert '"Ask us"' in found[f"{PACKAGE}/page.py"]
@@ -249,7 +247,7 @@ def test_in_a_folder_of_a_larger_repository_it_ends_the_same(alone: Update, insi
 def test_the_projects_own_checks_are_green_there(inside: Update) -> None:
     inside.project.run("uv", "run", "prek", "run", "--all-files")
     # The other tests are of files that are as the working tree makes them; `generated` runs those.
-    tests = [f"tests/serving/test_{name}.py" for name in ("config", "rayservice", "settings")]
+    tests = [f"tests/serving/test_{name}.py" for name in ("config", "settings")]
     tests += [f"tests/test_{name}.py" for name in ("app", "models", "page", "welcome")]
     inside.project.run("uv", "run", "pytest", "-q", "-m", "not served and not browser", *tests)
 
@@ -285,7 +283,7 @@ def names(listed: str) -> list[str]:
 def change_as_a_team(root: Path) -> None:
     package = root / PACKAGE
     production = root / "config" / "production.yaml"
-    manifest = root / "deploy" / "kubernetes" / "rayservice.yaml"
+    manifest = root / MANIFEST
     for path in (package / "settings.py", manifest, *(root / "config").iterdir()):
         edit(path, "smollm2-lively", "ours")
     for path in (production, manifest):
@@ -317,7 +315,7 @@ def finish_as_a_team(root: Path) -> None:
         git(root, "rm", "--quiet", name)
     keep("HEAD", package / "page.py", root / "config" / "local.yaml")
     edit(package / "page.py", "\n)\n\nTITLE", "\n)\nfrom .welcome import welcome\n\nTITLE")
-    keep("ours", root / "config" / "production.yaml", root / "deploy/kubernetes/rayservice.yaml")
+    keep("ours", root / "config" / "production.yaml")
     edit(package / "welcome.py", "from .settings import", "from .serving import")
 
 

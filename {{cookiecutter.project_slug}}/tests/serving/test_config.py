@@ -25,7 +25,7 @@ from {{ cookiecutter.__package }}.serving.config import (
 )
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted([*ROOT.glob("config/*.yaml"), *ROOT.glob("deploy/kubernetes/rayservice.yaml")])
+CONFIGS = sorted(ROOT.glob("config/*.yaml"))
 NAME = f"{build.__module__}:{build.__name__}"
 THREE = [{"name": name, "source": "org/model"} for name in ("one", "two", "three")]
 
@@ -132,23 +132,6 @@ def test_a_deployment_that_the_settings_describe_and_no_model_has(
     application = planned(import_path=f"{name}:build", args=args)
     with pytest.raises(StartError, match=r"ours\.yaml: deployment is set, and one has none of its"):
         check_deployments(application, Path("config/ours.yaml"))
-
-
-def test_the_config_of_a_rayservice_is_read_as_one(tmp_path: Path) -> None:
-    path = tmp_path / "rayservice.yaml"
-    config = {"applications": [{"import_path": NAME, "deployments": [{"name": "gone"}]}]}
-    service = {"kind": "RayService", "spec": {"serveConfigV2": yaml.safe_dump(config)}}
-    path.write_text(yaml.safe_dump(service))
-    [application] = plan(read_config(path), path, alone=True)
-    with pytest.raises(StartError, match=r"rayservice\.yaml: deployments names gone"):
-        check_deployments(application, path)
-
-
-def test_a_rayservice_without_a_config(tmp_path: Path) -> None:
-    path = tmp_path / "rayservice.yaml"
-    path.write_text("kind: RayService\nspec: {}\n")
-    with pytest.raises(StartError, match=r"has no spec\.serveConfigV2"):
-        read_config(path)
 
 
 @pytest.mark.parametrize(

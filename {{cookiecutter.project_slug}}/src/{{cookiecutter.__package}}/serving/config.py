@@ -95,11 +95,9 @@ class Planned:
 
 
 def read_config(path: Path) -> ServeDeploySchema:
-    """Reads a Serve config, or the one that a RayService of KubeRay holds."""
+    """Reads a Serve config."""
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(written, dict) and written.get("kind") == "RayService":
-            written = yaml.safe_load(written["spec"]["serveConfigV2"])
         config = ServeDeploySchema.model_validate(written)
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}. Name a Serve config.") from error
@@ -108,8 +106,6 @@ def read_config(path: Path) -> ServeDeploySchema:
         raise StartError(f"{path} is no YAML: line {line}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StartError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    except (KeyError, TypeError) as error:
-        raise StartError(f"{path}: the RayService has no spec.serveConfigV2") from error
     except ValidationError as error:
         raise StartError(f"{path}: {_reasons(error, ())}") from error
     # Serve drops names that it does not know, misspelt ones among them.

@@ -73,6 +73,14 @@ def test_without_a_name_in_the_settings_every_name_but_localhost_is_wrong() -> N
     assert page().get("http://192.0.2.1/mcp").status_code == 200
 
 
+def test_names_in_the_environment_are_right_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGE_HOSTS", "staging.example.org, *.test.example.org")
+    client = page(*NAMED)
+    for host in ("page.example.org", "staging.example.org", "a.test.example.org"):
+        assert client.get(f"http://{host}/mcp").status_code == 200
+    assert client.get("http://evil.example/mcp").status_code == 421
+
+
 def test_of_two_names_in_a_request_both_have_to_be_right() -> None:
     headers = [(b"host", b"localhost"), (b"host", b"evil.example")]
     assert page().get("/mcp", headers=headers).status_code == 421

@@ -31,7 +31,9 @@ def dashboard() -> set[str]:
 
 def alerts() -> set[str]:
     rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text(encoding="utf-8"))
-    return names_in([rule["expr"] for group in rules["groups"] for rule in group["rules"]])
+    # On Kubernetes they stand in a PrometheusRule.
+    groups = rules.get("spec", rules)["groups"]
+    return names_in([rule["expr"] for group in groups for rule in group["rules"]])
 
 
 def test_the_lines_of_a_panel_have_names_of_their_own() -> None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..telemetry.logs import logger, where
 from . import files
-from .hosts import OwnSite, PublicAddress
+from .hosts import OwnSite, PublicAddress, hosts_of_environment
 from .launch import Launch
 from .login import login_of, read_keys
 from .settings import TOOLS_NEED_KEYS, HttpSettings, RequestLimits
@@ -80,7 +80,7 @@ def guard(
     )
     web.add_middleware(PublicAddress, public_url=settings.public_url)
     host = urlsplit(settings.public_url or "").netloc
-    hosts = (*settings.hosts, host) if host else settings.hosts
+    hosts = (*settings.hosts, host, *hosts_of_environment())
     web.add_middleware(OwnSite, hosts=hosts, origins=settings.origins)
     policy = f"frame-ancestors {' '.join([SELF, *settings.embedded_in])}"
     if settings.content_policy:

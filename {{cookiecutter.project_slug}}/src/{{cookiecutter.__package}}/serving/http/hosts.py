@@ -4,6 +4,7 @@ A site whose name is turned to this machine's address (DNS rebinding) gives itse
 Host header, and another site that sends a form by Origin. No browser lets a site set either.
 """
 
+import os
 import re
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -18,6 +19,7 @@ AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-
 REMEDY = "If that is the page's own name, add it to `hosts` of the settings."
 ORIGIN = re.compile(r"(https?)://(.+)")
 PORT = re.compile("[0-9]{1,5}", re.ASCII)
+HOSTS_VARIABLE = "PAGE_HOSTS"
 SESSION_PATH = "page.session_path"
 """Where a request says which end of its root path names a session."""
 
@@ -148,6 +150,14 @@ def _authority(text: str, before: str = "") -> Authority | None:
     wildcard = before if before and text.startswith(before) else ""
     found = AUTHORITY.fullmatch(text.removeprefix(wildcard))
     return found and Authority(wildcard + found[1].lower().removesuffix("."), found[2])
+
+
+def hosts_of_environment() -> tuple[str, ...]:
+    """Returns the names in the variable `PAGE_HOSTS`, with commas between them.
+
+    A config that serves in several places has other names in each.
+    """
+    return tuple(name.strip() for name in os.environ.get(HOSTS_VARIABLE, "").split(","))
 
 
 def is_loopback(name: str) -> bool:

@@ -78,7 +78,7 @@ class HttpSettings(Strict):
     hosts: tuple[Host, ...] = ()
     """Names by which browsers reach the page, of a proxy before it too: `page.example.org`,
     `*.example.org`, with a port where only that one is right. Its addresses and localhost need
-    none."""
+    none. Those in the variable `PAGE_HOSTS` are added."""
     public_url: PublicUrl | None = None
     """Where visitors find the page, if a proxy takes a part of its path away or tells no host:
     `https://page.example.org/chat`. `/chat` alone where the page has several names."""
