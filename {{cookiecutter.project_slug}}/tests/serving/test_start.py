@@ -27,7 +27,12 @@ from ray.serve.schema import (
 
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import choose_port, read_config
-from {{ cookiecutter.__package }}.serving.start import how_far, main, served, start_ray
+from {{ cookiecutter.__package }}.serving.start import (
+    how_far,
+    main,
+    served,
+    start_ray,
+)
 
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
