@@ -15,6 +15,9 @@ from .project import START_SECONDS, Project, ask
 
 pytestmark = pytest.mark.makes_networks
 
+MOST_BYTES = 3_000_000_000
+"""Of an image beside its base: libraries, PyTorch among them, and the model as it is kept."""
+
 
 def test_the_image_is_small_and_its_user_serves_the_page(
     render: Render, environment: Path, tmp_path: Path
@@ -24,6 +27,9 @@ def test_the_image_is_small_and_its_user_serves_the_page(
     with hosts(1) as [host], image(project.root / "Dockerfile", tmp_path) as stage:
         assert stage.user == "1000:1000"
         assert only_what_is_served(stage)
+        assert bytes_in(stage.layer) < MOST_BYTES
+        graphs = kept_graphs(stage)
+        assert len(graphs) == 1
         address = f"{host.address} {socket.gethostname()}\n"
         (stage.root / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n{address}")
         within = stage.within(*host.within)
@@ -34,8 +40,26 @@ def test_the_image_is_small_and_its_user_serves_the_page(
             metrics = f"http://{host.address}:8080/metrics"
             counted = "ray_model_answers_total"
             server.wait_for(lambda _: counted in httpx2.get(metrics).text, START_SECONDS)
+            # They would have made another, in its place.
+            assert kept_graphs(stage) == graphs
     assert len(texts) == 2
     assert all(texts)
+
+
+def kept_graphs(stage: Stage) -> set[str]:
+    """Returns the graphs that replicas on this machine take as they are."""
+    return {each.name for each in stage.path("/models/converted/int8").iterdir() if each.is_dir()}
+
+
+def bytes_in(directory: Path) -> int:
+    """What its files take, each counted once."""
+    files = {
+        (status.st_dev, status.st_ino): status.st_size
+        for path in directory.glob("**/*")
+        if path.is_file() and not path.is_symlink()
+        for status in [path.stat()]
+    }
+    return sum(files.values())
 
 
 def is_healthy(stage: Stage, within: tuple[str, ...]) -> bool:
