@@ -49,7 +49,7 @@ def ours(model: Path, tokens: list[int]) -> Iterator[tuple[int, float | None]]:
     for place, (token, following) in enumerate(pairwise(tokens)):
         used = pages[: place // decoder.page_tokens + 1]
         scores = decoder.scores([runtime.Part([token], place, used, is_last=True)])
-        yield from found(scores.numpy(), [token, following])
+        yield from found(scores, [token, following])
 
 
 def openvino_genai(model: Path, tokens: list[int]) -> Iterable[tuple[int, float | None]]:
