@@ -128,8 +128,9 @@ class Heard(logging.Handler):
 def load(package: str, directory: Path, heard: Heard) -> Any:
     module = import_module(f"{package}.serving.engine.engine")
     settings = import_module(f"{package}.serving.engine.settings")
-    module.logger.addHandler(heard)
-    module.logger.setLevel(logging.INFO)
+    logger = import_module(f"{package}.serving.telemetry.logs").logger
+    logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
     model = settings.EngineSettings(name="tiny", source=str(directory), dtype="float32")
     return module.Engine(model, settings.ModelLimits(update_seconds=0, cache_tokens=4096))
 
