@@ -23,6 +23,8 @@ MODEL = "stand-in"
 PAGE = "GradioServer"
 COUNTING = "counting"
 TALK = "talk"
+PIECES = 8
+"""What a stand-in writes in its two seconds."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,13 @@ class Cluster:
         path.write_text(yaml.safe_dump(config))
         serve = str(self.project.environment / "bin" / "serve")
         self.project.run(serve, "deploy", str(path), "--address", self.dashboard)
-        self.wait_until(self.is_whole)
+        self.wait_until(lambda: self.has_failed() or self.is_whole())
+        if self.has_failed():
+            raise RuntimeError(yaml.safe_dump(self.status()))
+
+    def has_failed(self) -> bool:
+        applications = self.status()["applications"].values()
+        return any(application["status"] == "DEPLOY_FAILED" for application in applications)
 
     def is_whole(self) -> bool:
         """Whether every application runs and each deployment has the replicas it should."""
@@ -181,7 +189,13 @@ def applications(
                 "runtime_env": {"env_vars": {"PYTHONPATH": str(TEMPLATE)}},
                 "args": {
                     "models": [
-                        {"name": MODEL, "seconds": seconds, "replicas": models, "at_once": 50}
+                        {
+                            "name": MODEL,
+                            "seconds": seconds,
+                            "replicas": models,
+                            "at_once": 50,
+                            "tokens": PIECES,
+                        }
                     ],
                     "page_replicas": pages,
                 },

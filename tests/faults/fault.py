@@ -10,7 +10,7 @@ import psutil
 
 from benchmarks.users import Call
 
-from .cluster import WORDS, Cluster
+from .cluster import PIECES, WORDS, Cluster
 from .users import PAUSE_SECONDS, Outcome, crowd
 
 USERS = 20
@@ -18,8 +18,6 @@ ASKED_SECONDS = 0.5
 AFTER_SECONDS = 6
 STRENGTH_SECONDS = 60
 LONGEST_SECONDS = 10
-PIECES = 8
-"""What a stand-in writes in its two seconds."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from ..generated.project import free_port
-from .cluster import COUNTING, MODEL, WORDS, Cluster, applications
-from .fault import PIECES
+from .cluster import COUNTING, MODEL, PIECES, WORDS, Cluster, applications
 
 # What Debian's own nginx.conf has, but for its folders.
 CONFIG = Template("""

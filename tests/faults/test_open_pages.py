@@ -4,8 +4,7 @@ import re
 
 from playwright.sync_api import Browser, expect
 
-from .cluster import MODEL, WORDS, Cluster, applications
-from .fault import PIECES
+from .cluster import MODEL, PIECES, WORDS, Cluster, applications
 
 PROMPT = "The whale"
 
