@@ -22,16 +22,25 @@ from ray.serve.schema import (
     DeploymentDetails,
     DeploymentStatus,
     ReplicaDetails,
+    ServeApplicationSchema,
     ServeDeploySchema,
 )
 
 from {{ cookiecutter.__package }}.serving.base import StartError
-from {{ cookiecutter.__package }}.serving.config import choose_port, read_config
+from {{ cookiecutter.__package }}.serving.config import (
+    Planned,
+    choose_port,
+    read_config,
+)
+from {{ cookiecutter.__package }}.serving.http.proxy import HAPROXY_PORTS
+from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.start import (
     how_far,
     main,
+    prepare_haproxy,
     served,
     start_ray,
+    trust_no_header,
 )
 
 from ..support.loopback_hub import loopback_hub
@@ -297,6 +306,34 @@ def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert ended == [True]
     assert before == api.HTTP_PROXY_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (HttpSettings(), None),
+        (HttpSettings(login_user="ada"), None),
+        (HttpSettings.model_validate({"login_header": "X-User", "proxies": ["10.0.0.7"]}), ""),
+    ],
+)
+def test_only_a_login_by_a_header_has_serve_s_proxy_hear_no_forwarded_address(
+    settings: HttpSettings, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "as it was")
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS")
+    application = ServeApplicationSchema(name="page", import_path="page:build")
+    trust_no_header([Planned(application, settings=settings)])
+    assert os.environ.get("FORWARDED_ALLOW_IPS") == expected
+
+
+def test_behind_haproxy_a_page_hears_its_visitor_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "environ", {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"})
+        for name in HAPROXY_PORTS:
+            os.environ[name] = str(free_port())
+        os.environ["FORWARDED_ALLOW_IPS"] = ""
+        prepare_haproxy([])
+        assert os.environ["FORWARDED_ALLOW_IPS"] == "127.0.0.1,::1"
 
 
 def test_what_is_waited_for_is_said_with_how_far_it_is() -> None:

@@ -3,6 +3,7 @@
 Knows neither Ray nor Gradio.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,13 @@ from pydantic import BaseModel, ConfigDict
 SESSION_LOST = "x-session-lost"
 """Header that the page finds in a request whose session went with a replica that is gone."""
 
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 PAGE_DEPLOYMENT = "GradioServer"
+
+
+def behind_haproxy() -> bool:
+    """Whether Serve's HAProxy stands in the place of its own proxy."""
+    return os.environ.get(HAPROXY) == "1"
 
 
 class Strict(BaseModel):

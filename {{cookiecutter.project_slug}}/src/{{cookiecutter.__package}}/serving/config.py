@@ -93,6 +93,11 @@ class Planned:
         """Whether that is known."""
         return isinstance(self.settings, HttpSettings) and not self.settings.asks_login
 
+    @property
+    def trusts_addresses(self) -> bool:
+        """Whether who somebody is depends on the address that a request comes from."""
+        return isinstance(self.settings, HttpSettings) and self.settings.login_header is not None
+
 
 def read_config(path: Path) -> ServeDeploySchema:
     """Reads a Serve config."""

@@ -42,7 +42,7 @@ from ray.serve.schema import (
     ServeInstanceDetails,
 )
 
-from .base import StartError, explained
+from .base import StartError, behind_haproxy, explained
 from .config import (
     LOOPBACK,
     Planned,
@@ -131,7 +131,7 @@ def _arguments(package: str) -> argparse.Namespace:
         nargs="?",
         type=Path,
         default=Path("config/local.yaml"),
-        help="a Serve config, or a RayService that holds one (config/local.yaml)",
+        help="a Serve config (config/local.yaml)",
     )
     serving.add_argument("--port", type=int, help="another port than the config's")
     serving.add_argument(
@@ -193,8 +193,7 @@ def run(
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
     if alone:
-        # Serve's proxy tells who sent a request, never who a header says it was.
-        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+        trust_no_header(planned)
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())
@@ -237,19 +236,29 @@ def run(
             ray.shutdown()
 
 
+def trust_no_header(planned: Sequence[Planned]) -> None:
+    """Has Serve's proxy tell who sent a request, not who a header says it was.
+
+    Where no login is by that, a page behind a proxy on this machine learns its visitor's address.
+    """
+    if any(application.trusts_addresses for application in planned):
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+
+
 def prepare_haproxy(planned: Sequence[Planned]) -> None:
     """Has Serve's HAProxy keep sessions with their replicas, if Serve is told to use it."""
+    if not behind_haproxy():
+        return
     # Here, because the preview's first process does without Serve's routers.
     from .http import proxy
 
-    if not proxy.behind_haproxy():
-        return
     proxy.check_haproxy()
     for name, port in proxy.HAPROXY_PORTS.items():
         check_port("0.0.0.0", int(os.environ.get(name, port)), f"{name} as a variable")  # noqa: S104
     names = [application.config.name for application in planned]
     for name, value in proxy.haproxy_variables(names).items():
-        os.environ.setdefault(name, value)
+        # An empty one, as in the image, says nothing.
+        os.environ[name] = os.environ.get(name) or value
 
 
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from {{ cookiecutter.__package }}.serving.engine import kept
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+from {{ cookiecutter.__package }}.serving.engine.loading import may_have_gpu
 from {{ cookiecutter.__package }}.serving.engine.runtime import (
     Decoder,
     release_file,
@@ -32,15 +33,8 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 from ...support.stand_ins import pieces_of, user
 from ...support.tiny_models import save_tiny
 from .conftest import EngineOf
+from .test_paged import LLAMA
 
-LLAMA = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 PROMPTS = ["The whale", "Far out the mist above the water turned to silver", "灯台"]
 OPTIONS = GenerationOptions(temperature=0, min_new_tokens=12, max_new_tokens=12)
 ROUNDING = "tiny: rounding its weights to 8 bits"
@@ -155,6 +149,24 @@ async def test_a_second_start_does_without_pytorch(
 ) -> None:
     first, _ = start()
     assert said_without_pytorch(model, hf_home) == f"{await texts(first)}\n"
+
+
+@pytest.mark.parametrize(
+    ("build", "sees", "expected"),
+    [
+        ("2.13.0+cpu", True, False),
+        ("2.13.0+cu130", True, True),
+        ("2.13.0", True, True),
+        ("2.13.0", False, False),
+    ],
+)
+def test_pytorch_is_asked_for_a_gpu_unless_it_is_built_for_cpus(
+    build: str, sees: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("importlib.metadata.version", lambda _: build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
+    assert may_have_gpu() is expected
 
 
 async def test_the_rules_of_a_models_configuration_hold_after_a_second_start(

@@ -14,13 +14,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from ..base import PAGE_DEPLOYMENT, StartError
+from ..base import PAGE_DEPLOYMENT, StartError, behind_haproxy
 from ..telemetry.logs import clean_request_ids, where
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
-from .proxy import behind_haproxy, check_rules
+from .proxy import check_rules
 from .sessions import SessionCookie, SessionRouter
 from .settings import HttpSettings
 

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..base import LoginError
+from ..base import HAPROXY, LoginError, behind_haproxy
 from ..telemetry.logs import logger
 from .launch import Launch
 from .settings import HttpSettings, Oidc
@@ -351,10 +351,10 @@ def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
     if settings.login_header is None:
         raise ValueError("the settings ask for no login")
     _secret_for("login_header")
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") != "0":
+    if behind_haproxy():
         raise LoginError(
-            "with login_header, RAY_SERVE_ENABLE_HA_PROXY cannot be set: every request would come "
-            "from Serve's own HAProxy. Unset it where Ray starts, on each node."
+            f"with login_header, {HAPROXY} cannot be set: every request would come from Serve's own "
+            "HAProxy. Unset it where Ray starts, on each node."
         )
     if os.environ.get(FORWARDED_VARIABLE) != "":
         raise LoginError(

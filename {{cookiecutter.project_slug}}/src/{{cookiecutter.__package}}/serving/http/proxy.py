@@ -20,12 +20,11 @@ from collections.abc import Iterable
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..base import PAGE_DEPLOYMENT, StartError
+from ..base import HAPROXY, PAGE_DEPLOYMENT, StartError
 from ..telemetry.logs import clean
 from .sessions import COOKIE, WITHOUT_SESSION, cookie_name
 
 REQUEST_ID = b"x-request-id"
-HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 RULES = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
 CHECK_SECONDS = "5s"
 """Serve's own."""
@@ -54,10 +53,6 @@ def middleware() -> list[Middleware]:
     return [Middleware(CleanRequestIds)]
 
 
-def behind_haproxy() -> bool:
-    return os.environ.get(HAPROXY) == "1"
-
-
 def haproxy_variables(applications: Iterable[str]) -> dict[str, str]:
     """Returns what differs from Serve's own values."""
     return {
@@ -69,6 +64,8 @@ def haproxy_variables(applications: Iterable[str]) -> dict[str, str]:
         # second, and asks another where a connection is refused. With Serve's own 30 seconds,
         # Ctrl-C takes as long.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        # uvicorn's own value, which the image takes away: HAProxy on this node tells of visitors.
+        "FORWARDED_ALLOW_IPS": "127.0.0.1,::1",
     }
 
 
