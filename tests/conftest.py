@@ -1,6 +1,7 @@
 """Each test renders into its own folder, with a configuration of Cookiecutter of its own."""
 
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+import httpx
+import httpx2
 import pytest
 from click.testing import CliRunner, Result
 from cookiecutter.cli import main
@@ -26,6 +29,10 @@ from .chromium import chromium
 
 # Tests share two cores with a Ray that starts.
 expect.set_options(timeout=30_000)
+for library in (httpx, httpx2):
+    # Every call that names none has this one, Gradio's client too: five seconds, unless changed.
+    bound = inspect.signature(library.get).parameters["timeout"].default
+    bound.connect = bound.read = bound.write = bound.pool = 60
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from .support.tiny_models import save_tiny_decoder
 
-# A browser beside other work may take longer than Playwright's five seconds, or thirty.
-BROWSER_MILLISECONDS = 60_000
+# A browser beside other work may take longer than Playwright's five seconds, or sixty.
+BROWSER_MILLISECONDS = 120_000
 expect.set_options(timeout=BROWSER_MILLISECONDS)
 for library in (httpx, httpx2):
     # Every call that names none has this one: five seconds, unless it is changed.

@@ -127,18 +127,23 @@ class Preview:
         assert old in text
         path.write_text(text.replace(old, new) if old else text + new, encoding="utf-8")
 
+    def ask(self, method: str = "GET", path: str = "", host: str = "") -> httpx.Response:
+        """Asks again when the page that took it is replaced, which ends what it has taken."""
+        deadline = time.monotonic() + SECONDS
+        headers = {"host": host} if host else None
+        while True:
+            with suppress(httpx.RemoteProtocolError, httpx.ReadError):
+                return httpx.request(method, self.url + path, headers=headers)
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.1)
+
     def until(self, happened: Callable[[httpx.Response], bool]) -> httpx.Response:
         """Asks for the page again and again."""
-        deadline, text = time.monotonic() + SECONDS, ""
-        while True:
-            # What the former page has taken ends with it.
-            with suppress(httpx.RemoteProtocolError):
-                answer = httpx.get(self.url)
-                if happened(answer):
-                    return answer
-                text = answer.text
-            assert time.monotonic() < deadline, f"{text}\n{self.said()}"
+        deadline = time.monotonic() + SECONDS
+        while not happened(answer := self.ask()):
+            assert time.monotonic() < deadline, f"{answer.text}\n{self.said()}"
             time.sleep(0.1)
+        return answer
 
 
 @pytest.fixture
@@ -247,8 +252,8 @@ def test_an_error_is_shown_and_said_until_the_next_and_until_all_are_corrected(
             answer = preview.until(partial(shows, cause))
             assert answer.status_code == 500
             assert cause in preview.said()
-            assert httpx.post(f"{preview.url}gradio_api/call/generate").status_code == 500
-            assert httpx.get(preview.url, headers={"host": "evil.example.org"}).status_code == 400
+            assert preview.ask("POST", "gradio_api/call/generate").status_code == 500
+            assert preview.ask(host="evil.example.org").status_code == 400
         save()
         preview.until(lambda answer: answer.status_code == 200)
 
@@ -266,9 +271,9 @@ def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
         refused = httpx.post(f"{preview.url}beside", headers={"sec-fetch-site": "cross-site"})
         assert refused.status_code == 403
         # Any file beside the Python is followed as well.
-        version = httpx.get(f"{preview.url}preview-version").text
+        version = preview.ask(path="preview-version").text
         (package / "looks.css").write_text("", encoding="utf-8")
-        preview.until(lambda _: httpx.get(f"{preview.url}preview-version").text != version)
+        preview.until(lambda _: preview.ask(path="preview-version").text != version)
         preview.change("app.py", 'name="Ada"', 'nome="Ada"')
         error = preview.until(lambda answer: answer.status_code == 500)
         assert "unexpected keyword argument" in error.text
