@@ -26,6 +26,13 @@ def test_the_templates_workflows_are_valid() -> None:
     check_schema("vendor.dependabot", TEMPLATE / ".github" / "dependabot.yml")
 
 
+def test_the_forms_for_issues_are_valid() -> None:
+    folder = TEMPLATE / ".github" / "ISSUE_TEMPLATE"
+
+    check_schema("vendor.github-issue-forms", folder / "bug.yml", folder / "idea.yml")
+    check_schema("vendor.github-issue-config", folder / "config.yml")
+
+
 def test_the_templates_workflows_are_safe() -> None:
     audit(TEMPLATE)
 
