@@ -13,7 +13,7 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
 from {{ cookiecutter.__package }}.serving.engine import bundled
 from {{ cookiecutter.__package }}.serving.engine.bundled import BUNDLED
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
-from {{ cookiecutter.__package }}.serving.engine.kept import KeptGraph
+from {{ cookiecutter.__package }}.serving.engine.places import place_of
 from {{ cookiecutter.__package }}.serving.engine.prompts import PromptEncoder
 from {{ cookiecutter.__package }}.serving.engine.weights import locate
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
@@ -91,6 +91,7 @@ def test_several_processes_at_once_convert_once(
     def convert(_gguf: Path, converted: Path) -> None:
         conversions.append(converted)
         converted.mkdir()
+        (converted / "model.safetensors").touch()
 
     monkeypatch.setattr(bundled, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(bundled, "_convert", convert)
@@ -114,7 +115,7 @@ def test_the_step_of_an_image_keeps_what_a_start_makes(hf_home: Path) -> None:
     bundled.keep_graph()
     [graph] = [each for each in hf_home.glob("converted/int8/*") if each.is_dir()]
     weights = locate(ModelSettings(name="smollm2", source=BUNDLED))
-    assert KeptGraph("smollm2", BUNDLED, weights).directory == graph
+    assert place_of(BUNDLED, weights).directory == graph
     # Not by the times of its files, which an image cuts off.
     assert weights.commit == bundled.bundled_weights().name
 

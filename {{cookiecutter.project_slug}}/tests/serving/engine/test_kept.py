@@ -18,9 +18,9 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from {{ cookiecutter.__package }}.serving.engine import kept
+from {{ cookiecutter.__package }}.serving.engine import kept, places
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
-from {{ cookiecutter.__package }}.serving.engine.loading import may_have_gpu
+from {{ cookiecutter.__package }}.serving.engine.machine import may_have_gpu
 from {{ cookiecutter.__package }}.serving.engine.runtime import (
     Decoder,
     release_file,
@@ -254,9 +254,9 @@ def test_another_version_takes_the_place_of_the_one_before(
     start()
     before = graphs(above)
     if what == "a package":
-        monkeypatch.setattr(kept, "version", lambda name: f"{name} of tomorrow")
+        monkeypatch.setattr(places, "version", lambda name: f"{name} of tomorrow")
     else:
-        monkeypatch.setattr(kept, "SOURCES", [*kept.SOURCES, "families.py"])
+        monkeypatch.setattr(places, "SOURCES", [*places.SOURCES, "families.py"])
     _, said = start()
     assert ROUNDING in said
     assert len(graphs(above)) == 1
@@ -360,7 +360,7 @@ async def test_without_a_place_each_start_makes_it_in_memory(
         graph.rename(above.parent / "away")
     if why == "no directory":
         # Even root cannot write below a file.
-        monkeypatch.setattr(kept, "HF_HOME", str(Path(__file__)))
+        monkeypatch.setattr(places, "HF_HOME", str(Path(__file__)))
     else:
         save = ov.save_model
 
