@@ -20,6 +20,7 @@ from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     Message,
+    ModelError,
 )
 
 from ...support.stand_ins import pieces_of, user
@@ -109,6 +110,19 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
     with pytest.raises(OSError, match="missing"):
         bundled.bundled_weights()
     assert not [path for path in (tmp_path / "converted").iterdir() if path.is_dir()]
+
+
+def test_without_its_package_it_is_what_an_image_has_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundled, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(bundled, "PACKAGE", "left_out")
+    with pytest.raises(ModelError, match=f"^{BUNDLED} is not in .*uv sync --group pytorch"):
+        bundled.bundled_weights()
+    directory = tmp_path / "converted" / "SmolLM2-135M-Instruct-0.1.2"
+    directory.mkdir(parents=True)
+    (directory / "config.json").touch()
+    assert bundled.bundled_weights() == directory
 
 
 def test_the_step_of_an_image_keeps_what_a_start_makes(hf_home: Path) -> None:
