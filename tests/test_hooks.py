@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,7 @@ def test_refuses_the_name_of_everything_that_a_project_declares(
         for requirement in [
             *pyproject["build-system"]["requires"],
             *pyproject["project"]["dependencies"],
-            *pyproject["dependency-groups"]["dev"],
+            *chain.from_iterable(pyproject["dependency-groups"].values()),
         ]:
             name = re.split(r"[\[<>=;~! ]", requirement)[0].lower()
             assert list(hook.problems_of_slug(name)), name

@@ -38,7 +38,8 @@ ALWAYS = set(
     src/our_app/serving/engine/facts.py src/our_app/serving/engine/families.py
     src/our_app/serving/engine/graphs.py src/our_app/serving/engine/groups.py
     src/our_app/serving/engine/history.py src/our_app/serving/engine/kept.py
-    src/our_app/serving/engine/loading.py src/our_app/serving/engine/paged.py
+    src/our_app/serving/engine/loading.py src/our_app/serving/engine/machine.py
+    src/our_app/serving/engine/paged.py src/our_app/serving/engine/places.py
     src/our_app/serving/engine/plain.py
     src/our_app/serving/engine/prompts.py
     src/our_app/serving/engine/room.py

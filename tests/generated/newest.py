@@ -14,7 +14,8 @@ def lift_bounds(pyproject: Path) -> list[Requirement]:
     pyproject.write_text(re.sub(r'(?m)^( +".*>=[^",<]+),<[^"]+"', r'\1"', text), "utf-8")
     return [
         Requirement(each)
-        for each in declared["project"]["dependencies"] + declared["dependency-groups"]["dev"]
+        for listed in (declared["project"]["dependencies"], *declared["dependency-groups"].values())
+        for each in listed
     ]
 
 

@@ -6,7 +6,7 @@ import pytest
 from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
-from {{ cookiecutter.__package }}.serving.engine import kept
+from {{ cookiecutter.__package }}.serving.engine import places
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.plain import PlainModel
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
@@ -18,7 +18,7 @@ EngineOf = Callable[..., Engine]
 def hf_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where each test keeps graphs of its own."""
     directory = tmp_path_factory.mktemp("hf-home")
-    monkeypatch.setattr(kept, "HF_HOME", str(directory))
+    monkeypatch.setattr(places, "HF_HOME", str(directory))
     return directory
 
 

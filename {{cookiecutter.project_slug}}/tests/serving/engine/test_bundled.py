@@ -13,13 +13,14 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
 from {{ cookiecutter.__package }}.serving.engine import bundled
 from {{ cookiecutter.__package }}.serving.engine.bundled import BUNDLED
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
-from {{ cookiecutter.__package }}.serving.engine.kept import KeptGraph
+from {{ cookiecutter.__package }}.serving.engine.places import place_of
 from {{ cookiecutter.__package }}.serving.engine.prompts import PromptEncoder
 from {{ cookiecutter.__package }}.serving.engine.weights import locate
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     Message,
+    ModelError,
 )
 
 from ...support.stand_ins import pieces_of, user
@@ -91,6 +92,7 @@ def test_several_processes_at_once_convert_once(
     def convert(_gguf: Path, converted: Path) -> None:
         conversions.append(converted)
         converted.mkdir()
+        (converted / "model.safetensors").touch()
 
     monkeypatch.setattr(bundled, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(bundled, "_convert", convert)
@@ -110,11 +112,24 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
     assert not [path for path in (tmp_path / "converted").iterdir() if path.is_dir()]
 
 
+def test_without_its_package_it_is_what_an_image_has_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundled, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr(bundled, "PACKAGE", "left_out")
+    with pytest.raises(ModelError, match=f"^{BUNDLED} is not in .*uv sync --group pytorch"):
+        bundled.bundled_weights()
+    directory = tmp_path / "converted" / "SmolLM2-135M-Instruct-0.1.2"
+    directory.mkdir(parents=True)
+    (directory / "config.json").touch()
+    assert bundled.bundled_weights() == directory
+
+
 def test_the_step_of_an_image_keeps_what_a_start_makes(hf_home: Path) -> None:
     bundled.keep_graph()
     [graph] = [each for each in hf_home.glob("converted/int8/*") if each.is_dir()]
     weights = locate(ModelSettings(name="smollm2", source=BUNDLED))
-    assert KeptGraph("smollm2", BUNDLED, weights).directory == graph
+    assert place_of(BUNDLED, weights).directory == graph
     # Not by the times of its files, which an image cuts off.
     assert weights.commit == bundled.bundled_weights().name
 

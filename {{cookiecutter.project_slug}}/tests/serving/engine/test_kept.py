@@ -18,13 +18,16 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from {{ cookiecutter.__package }}.serving.engine import kept
+from {{ cookiecutter.__package }}.serving.base import StartError
+from {{ cookiecutter.__package }}.serving.engine import kept, places
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
-from {{ cookiecutter.__package }}.serving.engine.loading import may_have_gpu
+from {{ cookiecutter.__package }}.serving.engine.machine import may_have_gpu
+from {{ cookiecutter.__package }}.serving.engine.places import check_model
 from {{ cookiecutter.__package }}.serving.engine.runtime import (
     Decoder,
     release_file,
 )
+from {{ cookiecutter.__package }}.serving.engine.settings import EngineSettings
 from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     ModelError,
@@ -151,6 +154,49 @@ async def test_a_second_start_does_without_pytorch(
     assert said_without_pytorch(model, hf_home) == f"{await texts(first)}\n"
 
 
+async def test_without_pytorch_a_graph_of_another_cpu_is_taken(
+    start: Start, model: Path, hf_home: Path, above: Path
+) -> None:
+    first, _ = start()
+    [graph] = graphs(above)
+    graph.rename(graph.with_suffix(".another"))
+    assert said_without_pytorch(model, hf_home) == f"{await texts(first)}\n"
+
+
+def settings_of(model: Path, **settings: str) -> EngineSettings:
+    return EngineSettings.model_validate({"name": "tiny", "source": str(model), **settings})
+
+
+def test_a_model_that_needs_pytorch_says_so_before_ray_starts(
+    start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    lacking = (
+        rf"^Model 'tiny': '{model}' needs PyTorch, which is not installed here\. "
+        r"Run `uv sync --group pytorch`"
+    )
+    with pytest.raises(StartError, match=lacking):
+        check_model(settings_of(model))
+    monkeypatch.undo()
+    # Its graph does not.
+    start()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    check_model(settings_of(model))
+    with pytest.raises(StartError, match=lacking):
+        check_model(settings_of(model, dtype="float32"))
+
+
+def test_a_damaged_graph_without_pytorch_says_what_is_damaged(
+    start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    [graph] = graphs(above)
+    (graph / "graph.xml").unlink()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ModelError, match=r"needs PyTorch.*cannot be used: .*graph\.xml.*uv sync"):
+        start()
+
+
 @pytest.mark.parametrize(
     ("build", "sees", "expected"),
     [
@@ -254,9 +300,9 @@ def test_another_version_takes_the_place_of_the_one_before(
     start()
     before = graphs(above)
     if what == "a package":
-        monkeypatch.setattr(kept, "version", lambda name: f"{name} of tomorrow")
+        monkeypatch.setattr(places, "version", lambda name: f"{name} of tomorrow")
     else:
-        monkeypatch.setattr(kept, "SOURCES", [*kept.SOURCES, "families.py"])
+        monkeypatch.setattr(places, "SOURCES", [*places.SOURCES, "families.py"])
     _, said = start()
     assert ROUNDING in said
     assert len(graphs(above)) == 1
@@ -360,7 +406,7 @@ async def test_without_a_place_each_start_makes_it_in_memory(
         graph.rename(above.parent / "away")
     if why == "no directory":
         # Even root cannot write below a file.
-        monkeypatch.setattr(kept, "HF_HOME", str(Path(__file__)))
+        monkeypatch.setattr(places, "HF_HOME", str(Path(__file__)))
     else:
         save = ov.save_model
 

@@ -159,6 +159,6 @@ class ModelsSettings(Strict):
     def start_checks(self) -> list[Callable[[], object]]:
         """Returns what finds, or downloads, each model that this machine is going to load."""
         # Here, so that the settings alone load no client of the hub.
-        from ..engine.weights import locate
+        from ..engine.places import check_model
 
-        return [partial(locate, model) for model in self.models if model.base_url is None]
+        return [partial(check_model, model) for model in self.models if model.base_url is None]

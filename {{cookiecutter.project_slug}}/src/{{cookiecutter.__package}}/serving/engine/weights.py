@@ -34,6 +34,7 @@ from ..protocol import ModelError
 from ..telemetry.logs import logger
 {% if cookiecutter.models == "bundled" %}
 from .bundled import BUNDLED, bundled_weights
+from .machine import SYNC_PYTORCH
 {% endif %}
 from .settings import EngineSettings
 
@@ -293,7 +294,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _check_gguf(model: EngineSettings) -> None:
     missing = [each for each in GGUF_PACKAGES if importlib.util.find_spec(each) is None]
     if missing:
+{% if cookiecutter.models == "bundled" %}
+        raise _refusal(model, f"needs packages that are not installed here. {SYNC_PYTORCH}")
+{% else %}
         raise _refusal(model, f"needs packages to be read: run `uv add {' '.join(missing)}`.")
+{% endif %}
     if GGUF_PART.search(model.source):
         raise _refusal(
             model,
