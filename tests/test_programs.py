@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="apt-get and sud
 APT_GET = """
 for word in "$@"; do
     case $word in
-        chromium | haproxy | nginx | prometheus) command=$word ;;
+        chromium | haproxy | nginx | prometheus | redis-server) command=$word ;;
         iproute2) command=ip ;;
         postgresql) command=pg_ctlcluster ;;
         *) continue ;;
@@ -94,7 +94,17 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_everything_is_there_nothing_runs(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("google-chrome", "haproxy", "nginx", "pg_ctl", "ip", "apt-get", "sudo", "uv"):
+    for command in (
+        "google-chrome",
+        "haproxy",
+        "nginx",
+        "pg_ctl",
+        "redis-server",
+        "ip",
+        "apt-get",
+        "sudo",
+        "uv",
+    ):
         machine.has(command)
 
     programs.bring("tests", "faults", "generated")
@@ -122,7 +132,7 @@ def test_root_installs_what_is_missing_at_once(
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends chromium haproxy nginx postgresql iproute2",
+        "apt-get install --no-install-recommends chromium haproxy nginx postgresql redis-server iproute2",
     ]
     assert "chromium, haproxy, nginx, postgresql, iproute2" in capfd.readouterr().out
 
@@ -137,7 +147,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends haproxy nginx iproute2",
+        "apt-get install --no-install-recommends haproxy nginx redis-server iproute2",
         "apt-get install --no-install-recommends postgresql",
     ]
 
@@ -249,7 +259,10 @@ def test_where_chromium_is_no_package_of_debians_playwright_brings_it_with_its_l
 
     programs.bring("tests", "faults")
 
-    assert "apt-get install --no-install-recommends haproxy nginx iproute2" in machine.calls()
+    assert (
+        "apt-get install --no-install-recommends haproxy nginx redis-server iproute2"
+        in machine.calls()
+    )
     assert [call for call in machine.calls() if "playwright install --with-deps chromium" in call]
 
 
