@@ -1,6 +1,5 @@
-"""Redis for tests: the server that TEST_REDIS_URL names, else Debian's, started here."""
+"""A Redis for tests, started here, with a password."""
 
-import os
 import shutil
 import subprocess
 import time
@@ -18,10 +17,7 @@ from .servers import free_port
 
 PASSWORD = "of this test alone"  # noqa: S105
 START_SECONDS = 60
-MISSING = (
-    "Redis is missing. Install it, on Debian by `apt-get install redis-server`, or name a server "
-    "in TEST_REDIS_URL."
-)
+MISSING = "Redis is missing. Install it, on Debian by `apt-get install redis-server`."
 
 
 @dataclass
@@ -71,13 +67,3 @@ def own_redis() -> Iterator[OwnRedis]:
             yield server
         finally:
             server.stop()
-
-
-@contextmanager
-def redis_url() -> Iterator[str]:
-    """Yields the address of a Redis that may hold something already."""
-    if named := os.environ.get("TEST_REDIS_URL"):
-        yield named
-    else:
-        with own_redis() as server:
-            yield server.url

@@ -40,7 +40,7 @@ from {{ cookiecutter.__package }}.serving.pages.settings import (
 )
 
 from ...support.compare_page import BUTTON, LAUNCH, PROMPT_LABEL, build_page
-from ...support.redis_server import OwnRedis, own_redis, redis_url
+from ...support.redis_server import OwnRedis, own_redis
 from ...support.stand_ins import StandIn, fast, in_thread, settings_of, until
 
 ADA, BOB = Caller("user", "ada"), Caller("user", "bob")
@@ -57,10 +57,10 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rate_limits.limiter_of.cache_clear()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def redis() -> Iterator[str]:
-    with redis_url() as url:
-        yield url
+    with own_redis() as server:
+        yield server.url
 
 
 @pytest.fixture

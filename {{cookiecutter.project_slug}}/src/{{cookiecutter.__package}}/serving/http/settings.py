@@ -137,6 +137,12 @@ class HttpSettings(Strict):
         return self
 
     @property
+    def trusts_addresses(self) -> bool:
+        """Returns whether it matters from which address a request comes."""
+        limits_addresses = self.rate_limits is not None and not self.knows_users
+        return self.login_header is not None or (limits_addresses and bool(self.proxies))
+
+    @property
     def knows_users(self) -> bool:
         """Returns whether a login tells one user from another."""
         return self.oidc is not None or self.login_header is not None
