@@ -134,7 +134,7 @@ def test_root_installs_what_is_missing_at_once(
         "apt-get update",
         "apt-get install --no-install-recommends chromium haproxy nginx postgresql redis-server iproute2",
     ]
-    assert "chromium, haproxy, nginx, postgresql, iproute2" in capfd.readouterr().out
+    assert "chromium, haproxy, nginx, postgresql, redis-server, iproute2" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("root")
@@ -225,6 +225,7 @@ def test_a_user_whom_sudo_asks_no_password_installs_through_it(machine: Machine)
 @pytest.mark.parametrize("sudo", ["absent", "asks"])
 def test_any_other_user_gets_the_chromium_of_playwright(sudo: str, machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
+    machine.has("redis-server")
     machine.has("uv", UV)
     if sudo == "asks":
         machine.has("sudo", "exit 1")
@@ -289,8 +290,8 @@ def test_where_nothing_can_be_installed_one_line_names_the_packages(
         programs.bring("tests", "faults", "dashboard")
 
     message = str(refused.value)
-    assert "HAProxy, nginx, iproute2, Prometheus" in message
-    assert "`apt-get install haproxy nginx iproute2 prometheus`" in message
+    assert "HAProxy, nginx, Redis, iproute2, Prometheus" in message
+    assert "`apt-get install haproxy nginx redis-server iproute2 prometheus`" in message
     assert "\n" not in message
     assert not [call for call in machine.calls() if "playwright install" in call]
 
