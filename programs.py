@@ -42,6 +42,7 @@ PROGRAMS = (
     Program("nginx", ("nginx",), "nginx", FAULTS, makes_networks=True),
     # Nobody starts it by this name, but Debian puts no other one of its server's into the path.
     Program("PostgreSQL", ("pg_ctlcluster", "pg_ctl"), "postgresql", GENERATED),
+    Program("Redis", ("redis-server",), "redis-server", (*GENERATED, *FAULTS)),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
     Program("Prometheus", ("prometheus",), "prometheus", ("dashboard",)),
 )

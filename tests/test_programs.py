@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="apt-get and sud
 APT_GET = """
 for word in "$@"; do
     case $word in
-        chromium | haproxy | nginx | prometheus) command=$word ;;
+        chromium | haproxy | nginx | prometheus | redis-server) command=$word ;;
         iproute2) command=ip ;;
         postgresql) command=pg_ctlcluster ;;
         *) continue ;;
@@ -94,7 +94,17 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_everything_is_there_nothing_runs(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("google-chrome", "haproxy", "nginx", "pg_ctl", "ip", "apt-get", "sudo", "uv"):
+    for command in (
+        "google-chrome",
+        "haproxy",
+        "nginx",
+        "pg_ctl",
+        "redis-server",
+        "ip",
+        "apt-get",
+        "sudo",
+        "uv",
+    ):
         machine.has(command)
 
     programs.bring("tests", "faults", "generated")
@@ -122,9 +132,9 @@ def test_root_installs_what_is_missing_at_once(
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends chromium haproxy nginx postgresql iproute2",
+        "apt-get install --no-install-recommends chromium haproxy nginx postgresql redis-server iproute2",
     ]
-    assert "chromium, haproxy, nginx, postgresql, iproute2" in capfd.readouterr().out
+    assert "chromium, haproxy, nginx, postgresql, redis-server, iproute2" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("root")
@@ -137,7 +147,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends haproxy nginx iproute2",
+        "apt-get install --no-install-recommends haproxy nginx redis-server iproute2",
         "apt-get install --no-install-recommends postgresql",
     ]
 
@@ -215,6 +225,7 @@ def test_a_user_whom_sudo_asks_no_password_installs_through_it(machine: Machine)
 @pytest.mark.parametrize("sudo", ["absent", "asks"])
 def test_any_other_user_gets_the_chromium_of_playwright(sudo: str, machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
+    machine.has("redis-server")
     machine.has("uv", UV)
     if sudo == "asks":
         machine.has("sudo", "exit 1")
@@ -249,7 +260,10 @@ def test_where_chromium_is_no_package_of_debians_playwright_brings_it_with_its_l
 
     programs.bring("tests", "faults")
 
-    assert "apt-get install --no-install-recommends haproxy nginx iproute2" in machine.calls()
+    assert (
+        "apt-get install --no-install-recommends haproxy nginx redis-server iproute2"
+        in machine.calls()
+    )
     assert [call for call in machine.calls() if "playwright install --with-deps chromium" in call]
 
 
@@ -276,8 +290,8 @@ def test_where_nothing_can_be_installed_one_line_names_the_packages(
         programs.bring("tests", "faults", "dashboard")
 
     message = str(refused.value)
-    assert "HAProxy, nginx, iproute2, Prometheus" in message
-    assert "`apt-get install haproxy nginx iproute2 prometheus`" in message
+    assert "HAProxy, nginx, Redis, iproute2, Prometheus" in message
+    assert "`apt-get install haproxy nginx redis-server iproute2 prometheus`" in message
     assert "\n" not in message
     assert not [call for call in machine.calls() if "playwright install" in call]
 

@@ -61,7 +61,9 @@ def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Rend
 def test_github_and_gitlab_check_the_same(page: str, rendered: Render) -> None:
     github, gitlab = checks(rendered, page=page)
 
-    assert [step["run"] for step in github["steps"] if "run" in step] == gitlab["script"]
+    # GitLab's image installs packages before it begins.
+    steps = [step["run"] for step in github["steps"] if "apt-get" not in step.get("run", "apt-get")]
+    assert steps == gitlab["script"]
 
 
 @pytest.mark.parametrize("page", CHOICES["page"])

@@ -67,6 +67,9 @@ class Arguments(BaseModel):
     waiting_requests: int = 200
     login_user: str | None = None
     openai_api: bool | Literal["without-keys"] = False
+    login_header: str | None = None
+    proxies: tuple[str, ...] = ()
+    rate_limits: dict[str, int | str] | None = None
 
 
 def build(args: Arguments) -> Application:
@@ -90,6 +93,9 @@ def build(args: Arguments) -> Application:
         ),
         login_user=args.login_user,
         openai_api=args.openai_api,
+        login_header=args.login_header,
+        proxies=args.proxies,
+        rate_limits=args.rate_limits,
     )
     builder = serving.PageOfModels(settings, page.build_page)
     server = serving.GradioServer.options(num_replicas=args.page_replicas)

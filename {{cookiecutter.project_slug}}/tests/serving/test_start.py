@@ -314,9 +314,16 @@ def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         (HttpSettings(), None),
         (HttpSettings(login_user="ada"), None),
         (HttpSettings.model_validate({"login_header": "X-User", "proxies": ["10.0.0.7"]}), ""),
+        (HttpSettings.model_validate({"rate_limits": {"requests_per_day": 9}}), None),
+        (
+            HttpSettings.model_validate(
+                {"rate_limits": {"requests_per_day": 9}, "proxies": ["10.0.0.7"]}
+            ),
+            "",
+        ),
     ],
 )
-def test_only_a_login_by_a_header_has_serve_s_proxy_hear_no_forwarded_address(
+def test_only_who_trusts_addresses_has_serve_s_proxy_hear_no_forwarded_one(
     settings: HttpSettings, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "as it was")

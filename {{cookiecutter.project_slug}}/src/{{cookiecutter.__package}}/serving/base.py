@@ -5,7 +5,7 @@ Knows neither Ray nor Gradio.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from hashlib import blake2b
@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from traceback import walk_stack
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,24 @@ SESSION_LOST = "x-session-lost"
 
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 PAGE_DEPLOYMENT = "GradioServer"
+
+
+ALLOWANCE = "page.allowance"
+"""Where a request has an `Allowance`, if the settings limit what callers may ask for."""
+
+
+class Allowance(Protocol):
+    """What callers may ask for. A user is one whom Gradio's own login knows."""
+
+    async def take(self, scope: MutableMapping[str, Any], user: str | None = None) -> None:
+        """Counts a request of whoever sent it.
+
+        Raises:
+            HTTPException: it is over a limit; the message says which, and when to come again.
+        """
+
+    def spend(self, scope: MutableMapping[str, Any], tokens: int, user: str | None = None) -> None:
+        """Counts tokens that an answer took."""
 
 
 def behind_haproxy() -> bool:

@@ -96,7 +96,7 @@ class Planned:
     @property
     def trusts_addresses(self) -> bool:
         """Whether who somebody is depends on the address that a request comes from."""
-        return isinstance(self.settings, HttpSettings) and self.settings.login_header is not None
+        return isinstance(self.settings, HttpSettings) and self.settings.trusts_addresses
 
 
 def read_config(path: Path) -> ServeDeploySchema:

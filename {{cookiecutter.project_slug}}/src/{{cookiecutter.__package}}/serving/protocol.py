@@ -14,6 +14,9 @@ from .base import StartError, Strict
 MOST_TOP_K = 50
 """The most tokens that one is drawn from."""
 
+CHARACTERS_PER_TOKEN = 4
+"""About as many, in English."""
+
 Role = Literal["system", "user", "assistant"]
 EndReason = Literal["stop", "length", "filtered"]
 StopText = Annotated[str, StringConstraints(min_length=1)]
@@ -61,6 +64,13 @@ class End(NamedTuple):
     """None where a server does not say."""
     dropped_messages: int = 0
     """Of the oldest ones, for which the context has no room."""
+
+
+def read_tokens(messages: Sequence[Message], end: End | None) -> int:
+    """Returns how many tokens a model read; where it does not say, about as many."""
+    if end is not None and end.prompt_tokens is not None:
+        return end.prompt_tokens
+    return -(-sum(len(message.content) for message in messages) // CHARACTERS_PER_TOKEN)
 
 
 class GenerationOptions(Strict):

@@ -239,7 +239,8 @@ def run(
 def trust_no_header(planned: Sequence[Planned]) -> None:
     """Has Serve's proxy tell who sent a request, not who a header says it was.
 
-    Where no login is by that, a page behind a proxy on this machine learns its visitor's address.
+    Where no login and no limit is by that, a page behind a proxy on this machine learns its
+    visitor's address.
     """
     if any(application.trusts_addresses for application in planned):
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")

@@ -23,7 +23,7 @@ from ..telemetry.logs import logger, where
 from . import files
 from .hosts import OwnSite, PublicAddress, hosts_of_environment
 from .launch import Launch
-from .login import login_of, read_keys
+from .login import login_of, rate_limits, read_keys
 from .settings import TOOLS_NEED_KEYS, HttpSettings, RequestLimits
 
 RETRY_SECONDS = 5
@@ -66,6 +66,9 @@ def guard(
         LoginError: a login is asked for, and the environment holds no password or secret, or no
             key for the tools.
     """
+    if settings.rate_limits is not None:
+        limits = rate_limits().limits_of(settings, settings.rate_limits)
+        web.add_middleware(limits.cls, *limits.args, **limits.kwargs)
     if settings.asks_login and asks_login:
         login = login_of(settings, read_keys(TOOLS_NEED_KEYS) if offers_tools else None)
         web.add_middleware(login.cls, *login.args, **login.kwargs)

@@ -10,9 +10,11 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -24,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..base import HAPROXY, LoginError, behind_haproxy
+from ..base import HAPROXY, LoginError, StartError, behind_haproxy
 from ..telemetry.logs import logger
 from .launch import Launch
 from .settings import HttpSettings, Oidc
@@ -34,6 +36,8 @@ COOKIE = "page-login"
 FORM_BYTES = 10_000
 USER = "page.user"
 """Where a request says who sent it. No header can."""
+BY_KEY = "page.by_key"
+"""Where a request says that it came with a key, whose name is in `USER`."""
 KEYS_VARIABLE = "API_KEYS"
 KEYS_FILE_VARIABLE = "API_KEYS_FILE"
 KEY = re.compile(r"([^:]*[^:\s])\s*:\s*([!-~]+)")
@@ -45,6 +49,7 @@ SECRET_CHARACTERS = 32
 FORWARDED_VARIABLE = "FORWARDED_ALLOW_IPS"
 """From whom uvicorn takes `X-Forwarded-For` for the address that sent a request."""
 LONGEST_USER = 256
+LIMITS_LIBRARIES = {"limits", "redis"}
 OIDC_LIBRARIES = {"authlib", "httpx2", "joserfc"}
 LOGIN_SECONDS = 7 * 24 * 3600
 TOKEN = "access-token"  # noqa: S105
@@ -219,11 +224,11 @@ class Login:
         request = HTTPConnection(scope)
         if self._keys is not None and inner_path(scope) in TOOLS:
             user = self._keys.name_of(request.headers.get("authorization", ""))
-            refuse: ASGIApp = refused_key()
+            by_key, refuse = True, cast("ASGIApp", refused_key())
         else:
-            user, refuse = self.user_of(request), self.answer
+            user, by_key, refuse = self.user_of(request), False, self.answer
         if user is not None:
-            await self._app({**scope, USER: user}, receive, send)
+            await self._app({**scope, USER: user, BY_KEY: by_key}, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -400,6 +405,23 @@ def _client_secret(settings: Oidc) -> str:
             "starts, on each node."
         )
     return secret
+
+
+def rate_limits() -> ModuleType:
+    """Returns the module of that name, whose libraries may not be there.
+
+    Raises:
+        StartError: they are not.
+    """
+    try:
+        return import_module(".rate_limits", __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in LIMITS_LIBRARIES:
+            raise
+        raise StartError(
+            f"rate_limits need {error.name}, which is an extra of the project. Install it: "
+            "uv sync --extra limits"
+        ) from error
 
 
 def inner_path(scope: Scope) -> str:

@@ -54,6 +54,7 @@ from mcp.types import (
     TextResourceContents,
     Tool,
 )
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -306,7 +307,11 @@ async def _updates(
     )
     queue.set_server_app(app)
     try:
-        taken, said, state = await queue.push(body, asked, request.scope[USER])
+        try:
+            taken, said, state = await queue.push(body, asked, request.scope[USER])
+        except HTTPException as refused:
+            # Over one of the limits that the settings name.
+            raise CallError(refused.detail) from refused
         if not taken:
             raise CallError(QUEUE_IS_FULL if state == "queue_full" else _reasons(said))
         while True:

@@ -19,7 +19,7 @@ from ..telemetry.logs import logger
 from .files import check_files, remove_old_files
 from .guard import explain_refusals, guard, refuse_files, takes_files
 from .launch import Launch, launched
-from .login import keep_browser_states, keep_logins, logged_in
+from .login import keep_browser_states, keep_logins, logged_in, rate_limits
 from .settings import HttpSettings
 
 IDLE_SECONDS = 0.005
@@ -63,6 +63,8 @@ def mount(
     keep_browser_states(blocks, settings, launch, name)
     check_files(blocks)
     log_failures(blocks)
+    if settings.rate_limits is not None:
+        rate_limits().limit_calls(blocks, settings)
     meter_calls(blocks)
     if launch.max_threads != Launch.max_threads:
         blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
@@ -85,6 +87,9 @@ def mount(
     app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
     if launch.auth is not None:
         keep_logins(app, name)
+    if settings.rate_limits is not None and blocks.api_open:
+        mounted = web.router.routes[-1]
+        mounted.app = rate_limits().DirectCalls(app, app)  # type: ignore[attr-defined]
     if offers_tools:
         # Here, because it takes a second to import.
         from .mcp_server import offer_tools

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
 from ..answers import explain
+from ..base import ALLOWANCE, Allowance
 from ..protocol import (
     BusyError,
     End,
@@ -31,11 +32,12 @@ from ..protocol import (
     Model,
     Piece,
     PromptError,
+    read_tokens,
 )
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .guard import RETRY_SECONDS, UNBUFFERED, guard
 from .hosts import is_loopback
-from .login import USER, ApiKeys, inner_path, refused_key
+from .login import BY_KEY, USER, ApiKeys, inner_path, refused_key
 from .settings import HttpSettings
 
 PREFIX = "/v1"
@@ -102,7 +104,7 @@ class ApiError(Exception):
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
         added = {"retry-after": str(RETRY_SECONDS)} if self.status == 429 else {}
-        return JSONResponse(self.body, self.status, {**(headers or {}), **added})
+        return JSONResponse(self.body, self.status, {**added, **(headers or {})})
 
 
 class Asked(BaseModel):
@@ -214,7 +216,7 @@ class Admission:
             await (self._app if here else ApiError(403, reason).response())(scope, receive, send)
         else:
             name = self._keys.name_of(Headers(scope=scope).get("authorization", ""))
-            own = {**scope, USER: name}
+            own = {**scope, USER: name, BY_KEY: True}
             await (refused_key() if name is None else self._app)(own, receive, send)
 
 
@@ -295,13 +297,17 @@ class Api:
         model = self._model(asked.model)
         messages = self._messages(asked.messages)
         options = asked.options(self._limits)
+        allowance: Allowance | None = request.scope.get(ALLOWANCE)
+        if allowance is not None:
+            await allowance.take(request.scope)
         facts = {
             "request": request_id.get(),
             "key": request.scope.get(USER),
             "characters": sum(len(message.content) for message in messages),
         }
         logger.info("asked", extra=facts)
-        return Completion(model, messages, options, asked, self._limits.answer_seconds)
+        seconds = self._limits.answer_seconds
+        return Completion(model, messages, options, asked, seconds, allowance)
 
     def _about(self, name: str) -> dict[str, object]:
         return {"id": name, "object": "model", "created": self._since, "owned_by": "ray-serve"}
@@ -370,6 +376,7 @@ class Completion:
     options: GenerationOptions
     asked: ChatRequest
     seconds: float
+    allowance: Allowance | None = None
     name: str = field(default_factory=lambda: f"chatcmpl-{token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     text: str = ""
@@ -410,6 +417,10 @@ class Completion:
             await send({"type": "http.response.body", "body": b""})
         else:
             await JSONResponse(self._whole())(scope, receive, send)
+        finally:
+            if self.allowance is not None and (self.tokens or self.end):
+                tokens = read_tokens(self.messages, self.end) + self.tokens
+                self.allowance.spend(scope, tokens)
 
     async def _stream(self, send: Send) -> None:
         async with aclosing(self._pieces()) as pieces:
@@ -533,9 +544,9 @@ async def refuse(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     reasons = {404: "There is nothing at this address.", 405: "This address takes another method."}
-    return ApiError(error.status_code, reasons.get(error.status_code, error.detail)).response(
-        error.headers
-    )
+    reason = reasons.get(error.status_code, error.detail)
+    code = "rate_limit_exceeded" if error.status_code == 429 else None
+    return ApiError(error.status_code, reason, code=code).response(error.headers)
 
 
 async def _fail(*_: object) -> Response:

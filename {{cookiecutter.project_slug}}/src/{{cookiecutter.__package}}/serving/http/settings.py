@@ -43,6 +43,23 @@ class RequestLimits(Strict):
     """Size of one file where a page takes files."""
 
 
+class RateLimits(Strict):
+    """How much each caller may ask for: a user, else a key, else an address."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_day: int | None = Field(default=None, ge=1)
+    redis_url_variable: EnvironmentName | None = None
+    """The variable of the environment that holds the address of a Redis, in which all replicas
+    count together. Without it each has its share: the limit, divided by how many there are."""
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        names = [name for name in type(self).model_fields if "_per_" in name]
+        if all(getattr(self, name) is None for name in names):
+            raise ValueError(f"it limits nothing. Set one of {', '.join(names)}")
+        return self
+
+
 class Oidc(Strict):
     """A provider of OpenID Connect that says who somebody is."""
 
@@ -63,6 +80,8 @@ class HttpSettings(Strict):
     """How the page is reached."""
 
     limits: RequestLimits = RequestLimits()
+    rate_limits: RateLimits | None = None
+    """How much each caller may ask for. Without it, as much as there is room for."""
     login_user: str | None = Field(default=None, min_length=1, pattern="^[^:]+$")
     """Asks everybody for this name, and for the password in the variable `PAGE_PASSWORD`.
     Programs come with a key."""
@@ -107,6 +126,31 @@ class HttpSettings(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_rate_limits(self) -> Self:
+        behind = self.public_url is not None and not self.proxies
+        if self.rate_limits is not None and behind and not self.knows_users:
+            raise ValueError(
+                "rate_limits by address need proxies where public_url says that there is one: the "
+                "page would take its address for everybody's. Name the addresses of the proxy"
+            )
+        return self
+
+    @property
+    def trusts_addresses(self) -> bool:
+        """Returns whether it matters from which address a request comes."""
+        limits_addresses = self.rate_limits is not None and not self.knows_users
+        return self.login_header is not None or (limits_addresses and bool(self.proxies))
+
+    @property
+    def knows_users(self) -> bool:
+        """Returns whether a login tells one user from another."""
+        return self.oidc is not None or self.login_header is not None
+
+    def counts(self, concurrency_id: str, visibility: object) -> bool:  # noqa: ARG002
+        """Says whether a call of a function is a request in the sense of `rate_limits`."""
+        return True
+
     @property
     def asks_login(self) -> bool:
         return any(each is not None for each in (self.login_user, self.oidc, self.login_header))
@@ -118,10 +162,16 @@ class HttpSettings(Strict):
 
     def start_checks(self) -> list[Callable[[], object]]:
         """Returns what raises a readable error where this machine cannot serve the page."""
-        if not self.asks_login:
-            return []
+        checks: list[Callable[[], object]] = []
         # Here, so that the settings alone load no server.
-        from .login import check_login, read_keys
+        if self.asks_login:
+            from .login import check_login, read_keys
 
-        checks: list[Callable[[], object]] = [partial(check_login, self)]
-        return [*checks, partial(read_keys, TOOLS_NEED_KEYS)] if self.mcp else checks
+            checks.append(partial(check_login, self))
+            if self.mcp:
+                checks.append(partial(read_keys, TOOLS_NEED_KEYS))
+        if self.rate_limits is not None:
+            from .login import rate_limits
+
+            checks.append(lambda: rate_limits().check_rate_limits(self))
+        return checks

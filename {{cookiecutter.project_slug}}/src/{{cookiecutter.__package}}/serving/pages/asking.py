@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import gradio as gr
+from starlette.exceptions import HTTPException
 
 from ..answers import Answer, State, fan_out_each
-from ..protocol import GenerationOptions, Message, Model
+from ..base import ALLOWANCE, Allowance
+from ..protocol import GenerationOptions, Message, Model, read_tokens
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .settings import PageSettings
 
@@ -41,6 +43,7 @@ def asking(settings: PageSettings) -> Ask:
         running += 1
         characters = len(conversations[0][-1].content)
         user = None if request is None else request.username
+        answered: list[Answer] = []
         facts = {"request": request_id.get(), "user": user, "characters": characters}
         logger.info("asked", extra=facts)
         try:
@@ -53,12 +56,54 @@ def asking(settings: PageSettings) -> Ask:
                 limits.answer_seconds,
             )
             async with aclosing(answers) as updates:
-                async for update in updates:
-                    yield update
+                async for answered in updates:
+                    yield answered
         finally:
             running -= 1
+            if request is not None and (allowance := _allowance_of(request)):
+                tokens = sum(map(_tokens_of, answered, conversations))
+                allowance.spend(request.request.scope, tokens, user)
 
     return ask
+
+
+def in_panes(ask: Ask) -> Ask:
+    """Returns what says in each pane which limit its caller is over, and asks nobody then."""
+
+    async def ask_within_limits(
+        models: Sequence[Model],
+        conversations: Sequence[Sequence[Message]],
+        options: GenerationOptions,
+        request: gr.Request | None,
+    ) -> AsyncGenerator[list[Answer], None]:
+        if request is not None and (allowance := _allowance_of(request)):
+            try:
+                await allowance.take(request.request.scope, request.username)
+            except HTTPException as refused:
+                answers = [Answer() for _ in models]
+                for each in answers:
+                    each.fail(refused.detail)
+                yield answers
+                return
+        async with aclosing(ask(models, conversations, options, request)) as updates:
+            async for update in updates:
+                yield update
+
+    return ask_within_limits
+
+
+def _allowance_of(request: gr.Request) -> Allowance | None:
+    # Gradio makes one of nothing where a page calls a function by itself.
+    scope = getattr(request.request, "scope", None) or {}
+    allowance: Allowance | None = scope.get(ALLOWANCE)
+    return allowance
+
+
+def _tokens_of(answer: Answer, messages: Sequence[Message]) -> int:
+    if not answer.tokens and answer.end is None:
+        # It was refused, or nobody has begun to read.
+        return 0
+    return read_tokens(messages, answer.end) + answer.tokens
 
 
 async def texts_of(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..http.login import PASSWORD_VARIABLE, TOKEN, derived, read_secret
 from ..protocol import Message, Model, PromptError
-from .asking import Ask, asking, take_turns, texts_of
+from .asking import Ask, asking, in_panes, take_turns, texts_of
 from .browser import (
     END_OF_MARKING,
     FORGET_CONVERSATION,
@@ -39,7 +39,7 @@ from .conversation import (
 from .options import OptionControls, option_text, read_options
 from .panes import head_of, state_line
 from .prompt import check_prompt, refusal
-from .settings import PageSettings
+from .settings import ANSWERS, PageSettings
 
 
 class Told(BaseModel, extra="forbid"):
@@ -125,7 +125,7 @@ def connect_chat(
     """
     limits, defaults = settings.limits, settings.options
     ask = asking(settings)
-    ask_for_panes = following(ask) if following else ask
+    ask_for_panes = in_panes(following(ask) if following else ask)
     chats = [pane.chat for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
 
@@ -255,7 +255,7 @@ def connect_chat(
     answering: dict[str, Any] = {
         "api_visibility": "private",
         "concurrency_limit": limits.running_requests,
-        "concurrency_id": "answers",
+        "concurrency_id": ANSWERS,
         "show_progress": "minimal",
     }
     sending = gr.on(
@@ -313,7 +313,7 @@ def connect_chat(
         [gr.Textbox(visible=False, label=model.name) for model in models],
         api_name="chat",
         concurrency_limit=limits.running_requests,
-        concurrency_id="answers",
+        concurrency_id=ANSWERS,
     )
     fill_at_start(page, named, [])
     page.load(None, js=GIVE_ROLES, **private)

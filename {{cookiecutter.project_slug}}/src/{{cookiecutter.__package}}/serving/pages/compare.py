@@ -10,12 +10,12 @@ import gradio as gr
 from ..answers import Answer
 from ..base import SESSION_LOST
 from ..protocol import Message, Model
-from .asking import Ask, asking, take_turns, texts_of
+from .asking import Ask, asking, in_panes, take_turns, texts_of
 from .browser import GO_ON, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
 from .options import OptionControls, option_text, read_options
 from .panes import Pane, state_line
 from .prompt import check_prompt
-from .settings import PageSettings
+from .settings import ANSWERS, PageSettings
 
 SESSION_LOST_WARNING = (
     "The server that held this page's history is gone. The page goes on with another one."
@@ -52,7 +52,7 @@ def connect(
     limits = settings.limits
     defaults = settings.options
     ask = asking(settings)
-    ask_for_panes = following(ask) if following else ask
+    ask_for_panes = in_panes(following(ask) if following else ask)
 
     def answer(
         ask: Ask,
@@ -111,7 +111,7 @@ def connect(
     answering: dict[str, Any] = {
         "api_visibility": "private",
         "concurrency_limit": limits.running_requests,
-        "concurrency_id": "answers",
+        "concurrency_id": ANSWERS,
         "show_progress": "minimal",
         # They are text as they are, and Gradio would hand each of them to another thread.
         "postprocess": False,
@@ -146,7 +146,7 @@ def connect(
         api_name="generate",
         postprocess=False,
         concurrency_limit=limits.running_requests,
-        concurrency_id="answers",
+        concurrency_id=ANSWERS,
     )
     fill_at_start(page, named, texts)
     take_turns(page, settings, controls.run, controls.stop)

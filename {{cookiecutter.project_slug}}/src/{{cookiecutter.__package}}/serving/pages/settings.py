@@ -11,9 +11,11 @@ from ..base import StartError
 from ..deployments.settings import ModelsSettings
 from ..engine.settings import ModelLimits
 from ..http.hosts import is_loopback
-from ..http.settings import HttpSettings, Policy, RequestLimits
+from ..http.settings import HttpSettings, Policy, RateLimits, RequestLimits
 from ..protocol import GenerationOptions, Model
 
+ANSWERS = "answers"
+"""Which functions of the page take turns: those that answer."""
 API_NEEDS_KEYS = "openai_api asks for keys"
 
 
@@ -24,6 +26,13 @@ class Limits(ModelLimits, RequestLimits):
     prompt_characters: int = Field(default=20_000, ge=1)
     answer_seconds: float = Field(default=600, gt=0)
     """The longest that an answer may take; then its pane says so."""
+
+
+class TokenLimits(RateLimits):
+    """How much each caller may ask for, tokens too: those that are read and those written."""
+
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_day: int | None = Field(default=None, ge=1)
 
 
 class PageSettings(HttpSettings, ModelsSettings):
@@ -40,6 +49,7 @@ class PageSettings(HttpSettings, ModelsSettings):
         "base-uri 'self'; form-action 'self'; img-src 'self' blob: data:; object-src 'none'"
     )
     limits: Limits = Limits()
+    rate_limits: TokenLimits | None = None
 
     @field_validator("options", mode="before")
     @classmethod
@@ -67,6 +77,10 @@ class PageSettings(HttpSettings, ModelsSettings):
                 "true and name keys in API_KEYS"
             )
         return self
+
+    def counts(self, concurrency_id: str, visibility: object) -> bool:
+        """Says that of what the page does, answers count. Those of a pane, the pane asks for."""
+        return concurrency_id == ANSWERS and visibility != "private"
 
     def start_checks(self) -> list[Callable[[], object]]:
         checks = [*HttpSettings.start_checks(self), *ModelsSettings.start_checks(self)]

@@ -3,9 +3,9 @@
 A call comes through Gradio's queue, as most events and `/call` do, or directly, as `queue=False`
 and `/run` do. Each one ends with an outcome:
 
-`done`; `cancelled` when the caller left or stopped it; `refused` when too many wait; `invalid` when
-the page cannot read what was sent, or its function raises a `gr.Error`; `failed` when it raises
-anything else.
+`done`; `cancelled` when the caller left or stopped it; `refused` when too many wait, or the caller
+is over a limit; `invalid` when the page cannot read what was sent, or its function raises a
+`gr.Error`; `failed` when it raises anything else.
 """
 
 import logging
@@ -20,6 +20,7 @@ import gradio as gr
 from gradio.block_function import BlockFunction
 from gradio.queueing import Event
 from ray.serve.metrics import Counter, Histogram
+from starlette.exceptions import HTTPException
 
 from .logs import keep_request_id, logger, request_id, where
 
@@ -60,6 +61,13 @@ def goes_by_itself(function: BlockFunction) -> bool:
     return function.renderable is not None or BY_ITSELF.issuperset(
         event for _, event in function.targets
     )
+
+
+def function_of(page: gr.Blocks, body: Any) -> BlockFunction | None:
+    """Returns the function that a call names, if there is one."""
+    sessions, session = page.state_holder, body.session_hash
+    fns = sessions[session].blocks_config.fns if session in sessions else page.fns
+    return fns.get(body.fn_index)
 
 
 @dataclass
@@ -155,11 +163,15 @@ class Calls:
             with new_run() as run:
                 try:
                     taken, name, state = await push(body, request, username)
+                except HTTPException:
+                    # Its caller asks for more than the settings allow.
+                    run.outcome = "refused"
+                    raise
                 finally:
                     run.outcome = REFUSALS.get(state, run.outcome)
                     if state == "success" and run.outcome != "done":
                         self._waiting[name] = self._page._queue.event_ids_to_events[name]
-                    elif function := self._function(body):
+                    elif function := function_of(self._page, body):
                         self._record(function, run, ran=time.monotonic() - began)
             return taken, name, state
 
@@ -198,12 +210,6 @@ class Calls:
                 self._record(event.fn, Run(), waited=time.monotonic() - event.enqueue_time)
 
         return give_up
-
-    def _function(self, body: Any) -> BlockFunction | None:
-        """Returns the function that a call names, if there is one."""
-        sessions, session = self._page.state_holder, body.session_hash
-        fns = sessions[session].blocks_config.fns if session in sessions else self._page.fns
-        return fns.get(body.fn_index)
 
     def _record(
         self,

@@ -1,0 +1,142 @@
+"""Limits by user on three replicas of the page, which count in one Redis."""
+
+import asyncio
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from socket import create_connection
+
+import httpx2
+
+from ..generated.project import free_port
+from .cluster import MODEL, WORDS, Cluster, applications
+
+USERS = 50
+A_MINUTE = 10
+SECONDS = 20.0
+"""In which somebody who is over the limit asks twice as often as it allows."""
+CALLS_WITHIN = 4
+FIRST_TEXT_SECONDS = 1.0
+WITHIN = 0.05
+SLOWER = 1.2
+TLS = httpx2.create_ssl_context()
+"""Else each newcomer's client would read all certificates, for longer than its call takes."""
+QUESTION = {"data": ["The whale", 1, 9, "1", "1"]}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    retry_after: int | None
+    first_text: float
+
+
+@contextmanager
+def redis(directory: Path, port: int) -> Iterator[None]:
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""]
+    with (directory / "redis.log").open("wb") as log:
+        process = subprocess.Popen(["redis-server", *options], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def ask(url: str, user: str) -> Outcome:
+    """Asks as a newcomer, who meets any replica, and reads the whole answer."""
+    headers = {"x-user": user}
+    async with httpx2.AsyncClient(headers=headers, timeout=120, verify=TLS) as browser:
+        began = time.monotonic()
+        call = f"{url}/gradio_api/call/generate"
+        asked = await browser.post(call, json=QUESTION)
+        if asked.status_code != 200:
+            after = asked.headers.get("retry-after")
+            return Outcome(asked.status_code, None if after is None else int(after), 0)
+        first_text = 0.0
+        async with browser.stream("GET", f"{call}/{asked.json()['event_id']}") as answer:
+            async for line in answer.aiter_lines():
+                if not first_text and line.startswith("data: ["):
+                    first_text = time.monotonic() - began
+        assert first_text
+        return Outcome(200, None, first_text)
+
+
+async def ask_evenly(url: str, user: str, calls: int, delay: float) -> list[Outcome]:
+    await asyncio.sleep(delay)
+    asking = []
+    for _ in range(calls):
+        asking.append(asyncio.create_task(ask(url, user)))
+        await asyncio.sleep(SECONDS / calls)
+    return await asyncio.gather(*asking)
+
+
+async def crowd(url: str, users: list[str], calls: int) -> list[Outcome]:
+    step = SECONDS / calls / len(users)
+    asking = [ask_evenly(url, user, calls, number * step) for number, user in enumerate(users)]
+    return [outcome for outcomes in await asyncio.gather(*asking) for outcome in outcomes]
+
+
+def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
+    cluster: Cluster, soak: bool, tmp_path: Path
+) -> None:
+    port = free_port()
+    config = applications(cluster, pages=3, models=2, seconds=2 * FIRST_TEXT_SECONDS)
+    [application] = [each for each in config["applications"] if each["name"] == WORDS]
+    config["applications"] = [application]
+    application["runtime_env"]["env_vars"] |= {
+        "PAGE_SECRET": "a secret of thirty-two characters",
+        "FORWARDED_ALLOW_IPS": "",
+        "LIMITS_URL": f"redis://127.0.0.1:{port}/0",
+    }
+    limits = {"requests_per_minute": A_MINUTE, "redis_url_variable": "LIMITS_URL"}
+    [model] = application["args"]["models"]
+    assert model["name"] == MODEL
+    model |= {"at_once": 200, "tokens": 2}
+    application["args"] |= {
+        "login_header": "x-user",
+        "proxies": ["127.0.0.1"],
+        "rate_limits": limits,
+    }
+    within = [f"within-{number}" for number in range(USERS // 2)]
+    over = [f"over-{number}" for number in range(USERS // 2)]
+    url = f"{cluster.url}/{WORDS}"
+
+    async def compare() -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
+        alone = await crowd(url, within, CALLS_WITHIN)
+        beside, greedy = await asyncio.gather(
+            crowd(url, within, CALLS_WITHIN), crowd(url, over, 2 * A_MINUTE)
+        )
+        return alone, beside, greedy
+
+    with redis(tmp_path, port):
+        cluster.deploy(config)
+        alone, beside, greedy = asyncio.run(compare())
+    taken = [each for each in greedy if each.status == 200]
+    refused = [each for each in greedy if each.status == 429]
+    before, among = (
+        statistics.median(each.first_text for each in outcomes) for outcomes in (alone, beside)
+    )
+    print(
+        f"REPORT {len(taken)} of {len(greedy)} calls taken, {A_MINUTE * len(over)} allowed; first "
+        f"text of the others after {before:.2f} s alone, {among:.2f} s beside: {among / before:.2f}"
+    )
+    allowed = A_MINUTE * len(over)
+    assert abs(len(taken) - allowed) <= WITHIN * allowed
+    assert len(taken) + len(refused) == len(greedy)
+    assert all(0 < (each.retry_after or 0) <= 60 for each in refused)
+    assert [each.status for each in [*alone, *beside]] == [200] * 2 * len(alone)
+    # A slow machine in CI has other things to do.
+    assert not soak or among < SLOWER * before

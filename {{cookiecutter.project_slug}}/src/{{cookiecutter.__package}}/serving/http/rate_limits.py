@@ -1,0 +1,418 @@
+"""How much each caller may ask for: a user, else a key, else an address.
+
+A window begins with the first request in it. What is counted is in Redis, for all replicas
+together, or in the memory of each, which then grants its share. Of who asks, a digest is kept.
+"""
+
+import asyncio
+import math
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import gradio as gr
+from gradio.route_utils import API_PREFIX
+from limits import RateLimitItem, RateLimitItemPerDay, RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+from limits.errors import ConfigurationError, StorageError
+from limits.storage import storage_from_string
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.metrics import Counter
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..base import ALLOWANCE, Allowance, StartError, behind_haproxy
+from ..telemetry.calls import function_of, goes_by_itself
+from ..telemetry.logs import logger
+from .login import BY_KEY, FORWARDED_VARIABLE, USER, user_of
+from .settings import HttpSettings, RateLimits
+
+REDIS_SECONDS = 1.0
+"""How long a request waits for Redis."""
+AWAY_SECONDS = 5.0
+"""How long Redis is left alone when it has not answered."""
+MOST_COUNTERS = 20_000
+"""That one replica remembers. Looking for those that are over takes some milliseconds then."""
+REDIS_SCHEMES = ("redis://", "rediss://")
+NETWORK_BITS = 64
+"""Of an address of IPv6. Whoever has one has the others that begin with them."""
+DIRECT_CALLS = re.compile(rf"{API_PREFIX}/(run|api)/")
+"""Where Gradio takes a call that passes its queue by."""
+UNNAMED_PROXY = (
+    "This page counts how much each address asks for, and sees that of a proxy. Whoever runs the "
+    "page: add the proxy's address to `proxies` of the settings."
+)
+WHOSE = {"user": "Your limit is", "key": "The limit of your key is"}
+
+T = TypeVar("T")
+
+
+class Caller(NamedTuple):
+    kind: Literal["user", "key", "address"]
+    name: str
+
+    @property
+    def digest(self) -> str:
+        """Returns a name for Redis, of letters that nobody chose."""
+        text = f"{self.kind}\0{self.name}"
+        return sha256(text.encode(errors="backslashreplace")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Limit:
+    unit: Literal["tokens", "requests"]
+    window: Literal["minute", "day"]
+    amount: int
+
+    def item(self, parts: int) -> RateLimitItem:
+        kind = RateLimitItemPerMinute if self.window == "minute" else RateLimitItemPerDay
+        return kind(max(1, self.amount // parts), namespace=self.unit)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    limit: Limit
+    amount: int
+    seconds: int
+
+    def said_to(self, caller: Caller) -> HTTPException:
+        whose = WHOSE.get(caller.kind, "The limit of your address is")
+        unit = self.limit.unit if self.amount > 1 else self.limit.unit[:-1]
+        said = f"{whose} {self.amount:,} {unit} a {self.limit.window}."
+        said += f" Try again in {_in_words(self.seconds)}."
+        return HTTPException(429, said, {"retry-after": str(self.seconds)})
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where requests are counted."""
+
+    counts: FixedWindowRateLimiter
+    parts: Callable[[], int]
+    """Into how many each limit is divided."""
+
+
+class Limiter:
+    """Counts what callers ask for, and refuses what is over a limit.
+
+    While Redis does not answer, each replica counts for itself.
+    """
+
+    def __init__(self, settings: RateLimits) -> None:
+        self._limits = [*_each_limit(settings)]
+        self._memory = MemoryStorage()
+        self._local = Store(FixedWindowRateLimiter(self._memory), _replicas)
+        self._shared: Store | None = None
+        if settings.redis_url_variable is not None:
+            url = _url_in(settings.redis_url_variable)
+            storage = _storage(f"async+{url}", implementation="redispy", wrap_exceptions=True)
+            self._shared = Store(FixedWindowRateLimiter(storage), lambda: 1)
+        self._away_until = 0.0
+        self._spending = set[asyncio.Task[None]]()
+        self._refused = Counter(
+            "rate_limit_refusals", "Requests over a limit.", ("limit", "caller")
+        )
+        self._lost = Counter("rate_limit_redis_failures", "Times that Redis did not answer.")
+
+    async def take(self, caller: Caller) -> None:
+        """Counts a request.
+
+        Raises:
+            HTTPException: it is over a limit; the message says which, and when to come again.
+        """
+        if refusal := await self._ask(partial(self._taken, caller)):
+            limit = f"{refusal.limit.unit}_per_{refusal.limit.window}"
+            self._refused.inc(tags={"limit": limit, "caller": caller.kind})
+            raise refusal.said_to(caller)
+
+    def spend(self, caller: Caller, tokens: int) -> None:
+        """Counts tokens, without having anybody wait for it."""
+        if tokens and any(limit.unit == "tokens" for limit in self._limits):
+            task = asyncio.create_task(self._ask(partial(self._spent, caller, tokens)))
+            self._spending.add(task)
+            task.add_done_callback(self._spending.discard)
+
+    async def _taken(self, caller: Caller, store: Store) -> Refusal | None:
+        for limit in self._limits:
+            item = limit.item(store.parts())
+            name = self._name(caller, item, store)
+            # How many tokens there will be, nobody knows yet.
+            ask = store.counts.test if limit.unit == "tokens" else store.counts.hit
+            if not await ask(item, name):
+                reset, _ = await store.counts.get_window_stats(item, name)
+                return Refusal(limit, item.amount, max(1, math.ceil(reset - time.time())))
+        return None
+
+    async def _spent(self, caller: Caller, tokens: int, store: Store) -> None:
+        for limit in self._limits:
+            if limit.unit == "tokens":
+                item = limit.item(store.parts())
+                await store.counts.hit(item, self._name(caller, item, store), cost=tokens)
+
+    def _name(self, caller: Caller, item: RateLimitItem, store: Store) -> str:
+        """Returns whose counter it is. Who comes when memory is full shares one with others."""
+        name = f"{_application()}/{caller.digest}"
+        if store is not self._local or len(self._memory.storage) < MOST_COUNTERS:
+            return name
+        return name if item.key_for(name) in self._memory.storage else "others"
+
+    async def _ask(self, question: Callable[[Store], Awaitable[T]]) -> T:
+        if self._shared is not None and time.monotonic() >= self._away_until:
+            try:
+                # Its client would try again, for some seconds.
+                async with asyncio.timeout(REDIS_SECONDS):
+                    return await question(self._shared)
+            except (StorageError, OSError, TimeoutError) as error:
+                self._away_until = time.monotonic() + AWAY_SECONDS
+                self._lost.inc()
+                # Not its text, which may name where Redis is.
+                reason = type(error.__cause__ or error).__name__
+                logger.warning(
+                    "Redis does not answer (%s). This replica counts by itself for %d seconds, and "
+                    "then asks again.",
+                    reason,
+                    AWAY_SECONDS,
+                )
+        return await question(self._local)
+
+
+@cache
+def limiter_of(settings: RateLimits) -> Limiter:
+    """Returns the one that the page and OpenAI's protocol beside it share."""
+    return Limiter(settings)
+
+
+def _each_limit(settings: RateLimits) -> Iterator[Limit]:
+    """Yields those that only look before those that count."""
+    for name, (unit, window) in {
+        "tokens_per_day": ("tokens", "day"),
+        "tokens_per_minute": ("tokens", "minute"),
+        "requests_per_minute": ("requests", "minute"),
+        "requests_per_day": ("requests", "day"),
+    }.items():
+        amount = getattr(settings, name, None)
+        if amount is not None:
+            yield Limit(unit, window, amount)  # type: ignore[arg-type]
+
+
+def _url_in(variable: str) -> str:
+    url = os.environ.get(variable, "")
+    if not url.startswith(REDIS_SCHEMES):
+        state = "is no address that begins so" if url else "is not set"
+        raise StartError(
+            f"rate_limits count in Redis, and {variable} {state}. Set it to redis://HOST:PORT/0, or "
+            "rediss:// for TLS, in the environment in which Ray starts, on each node."
+        )
+    return url
+
+
+def _storage(url: str, **options: Any) -> Any:
+    try:
+        return storage_from_string(url, **options)
+    except (ConfigurationError, ValueError):
+        # The error repeats the address, which holds a password.
+        raise StartError(
+            "the address of Redis cannot be read. Write it as redis://USER:PASSWORD@HOST:PORT/0, "
+            "with %-signs for special characters."
+        ) from None
+
+
+def check_rate_limits(settings: HttpSettings) -> None:
+    """Looks whether limits can be counted, and whether Redis answers.
+
+    Raises:
+        StartError: they cannot, or it does not.
+    """
+    check_addresses(settings)
+    rates = settings.rate_limits
+    if rates is None or rates.redis_url_variable is None:
+        return
+    options = {"socket_timeout": REDIS_SECONDS, "socket_connect_timeout": REDIS_SECONDS}
+    if not _storage(_url_in(rates.redis_url_variable), **options).check():
+        raise StartError(
+            f"rate_limits count in Redis, and it does not answer at the address in "
+            f"{rates.redis_url_variable}. Start it, or correct the address and its password."
+        )
+
+
+def check_addresses(settings: HttpSettings) -> None:
+    """Looks whether the addresses that the page sees are those that send."""
+    if settings.knows_users or not settings.proxies or behind_haproxy():
+        return
+    if os.environ.get(FORWARDED_VARIABLE) != "":
+        raise StartError(
+            f"with rate_limits by address and proxies, {FORWARDED_VARIABLE} has to be there and "
+            "empty: else whoever comes through a proxy on this machine may choose an address. Set "
+            "it in the environment in which Ray starts, on each node: export "
+            f"{FORWARDED_VARIABLE}="
+        )
+
+
+def _application() -> str:
+    try:
+        name: str = serve.get_replica_context().app_name
+    except RayServeException:
+        return "page"
+    return name
+
+
+def _replicas() -> int:
+    """Returns how many replicas there are of this one, or may come to be."""
+    try:
+        context = serve.get_replica_context()
+    except RayServeException:
+        return 1
+    scaling = context._deployment_config.autoscaling_config
+    return max(1, int(scaling.max_replicas if scaling else context.world_size))
+
+
+def _in_words(seconds: int) -> str:
+    for unit, length in (("hour", 3600), ("minute", 60)):
+        if seconds > 2 * length:
+            return f"{math.ceil(seconds / length)} {unit}s"
+    return f"{seconds} seconds" if seconds > 1 else "1 second"
+
+
+@dataclass(frozen=True)
+class CallersAllowance:
+    """What the settings allow to whoever sent a request."""
+
+    limiter: Limiter
+    settings: HttpSettings
+
+    async def take(self, scope: Scope, user: str | None = None) -> None:
+        await self.limiter.take(self._caller(scope, user))
+
+    def spend(self, scope: Scope, tokens: int, user: str | None = None) -> None:
+        # Who could not be told has been refused.
+        with suppress(HTTPException):
+            self.limiter.spend(self._caller(scope, user), tokens)
+
+    def _caller(self, scope: Scope, user: str | None) -> Caller:
+        if scope.get(BY_KEY):
+            return Caller("key", scope[USER])
+        # One name for everybody is nobody's.
+        if self.settings.login_user is None and (name := scope.get(USER) or user):
+            return Caller("user", name)
+        return Caller("address", address_of(scope, self.settings))
+
+
+def address_of(scope: Scope, settings: HttpSettings) -> str:
+    """Returns the address from which the first proxy that is named was asked, or the page.
+
+    Raises:
+        HTTPException: a proxy has forwarded the request that no setting names.
+    """
+    headers = Headers(scope=scope)
+    lines = headers.getlist("x-forwarded-for")
+    hops = [each.strip() for line in lines for each in line.split(",")]
+    # Serve's own HAProxy has written the last one.
+    foreign = hops[:-1] if behind_haproxy() else hops
+    if not settings.proxies and (foreign or "forwarded" in headers):
+        logger.warning("A request is refused: %s", UNNAMED_PROXY)
+        raise HTTPException(403, UNNAMED_PROXY)
+    sender, _ = scope.get("client") or ("", 0)
+    seen = str(sender)
+    # Whatever is left of the first hop that is no proxy, anybody may have written.
+    for hop in (seen, *reversed(hops)):
+        address = _address(hop)
+        if address is None:
+            break
+        if not any(address in network for network in settings.proxies):
+            return _network(address)
+        seen = _network(address)
+    return seen
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    # Some proxies add the port.
+    found = re.fullmatch(r"\[([^\]]+)\](?::\d+)?|([\d.]+):\d+", text)
+    try:
+        address = ip_address((found[1] or found[2]) if found else text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def _network(address: IPv4Address | IPv6Address) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(IPv6Network((int(address), NETWORK_BITS), strict=False))
+
+
+class RateLimited:
+    """Tells each request of the limits. They are asked where an answer begins."""
+
+    def __init__(self, app: ASGIApp, allowance: Allowance) -> None:
+        self._app = app
+        self._allowance = allowance
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, ALLOWANCE: self._allowance}, receive, send)
+
+
+def limits_of(settings: HttpSettings, rates: RateLimits) -> Middleware:
+    """Returns what tells each request of the limits.
+
+    Raises:
+        StartError: the environment does not say where Redis is, or has addresses told wrongly.
+    """
+    check_addresses(settings)
+    return Middleware(RateLimited, allowance=CallersAllowance(limiter_of(rates), settings))
+
+
+def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
+    """Has the page's queue take a call where its caller may ask."""
+    queue = page._queue
+    push = queue.push
+
+    async def push_within_limits(body: Any, request: Any, username: str | None) -> Any:
+        function = function_of(page, body)
+        allowance = request.scope.get(ALLOWANCE)
+        if (
+            function is not None
+            and allowance is not None
+            and not goes_by_itself(function)
+            and settings.counts(function.concurrency_id, function.api_visibility)
+        ):
+            await allowance.take(request.scope, username)
+        return await push(body, request, username)
+
+    queue.push = push_within_limits
+
+
+class DirectCalls:
+    """Has Gradio take a call that passes its queue by where its caller may ask."""
+
+    def __init__(self, answer: ASGIApp, app: Any) -> None:
+        self._answer = answer
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_call = scope["type"] == "http" and scope["method"] == "POST"
+        allowance = scope.get(ALLOWANCE)
+        if is_call and allowance is not None and DIRECT_CALLS.search(scope["path"]):
+            user = await user_of(self._app, Request(scope))
+            try:
+                await allowance.take(scope, user)
+            except HTTPException as refused:
+                body = {"detail": refused.detail}
+                refusal = JSONResponse(body, refused.status_code, dict(refused.headers or {}))
+                await refusal(scope, receive, send)
+                return
+        await self._answer(scope, receive, send)
