@@ -43,7 +43,7 @@ PROGRAMS = (
     # Nobody starts it by this name, but Debian puts no other one of its server's into the path.
     Program("PostgreSQL", ("pg_ctlcluster", "pg_ctl"), "postgresql", GENERATED),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
-    Program("Prometheus", ("prometheus",), "prometheus", ("dashboard",)),
+    Program("Prometheus", ("prometheus",), "prometheus", ("dashboard", "series", *GENERATED)),
 )
 APT_GET = (
     *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "--quiet"),

@@ -94,7 +94,8 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_everything_is_there_nothing_runs(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for command in ("google-chrome", "haproxy", "nginx", "pg_ctl", "ip", "apt-get", "sudo", "uv"):
+    programs_of_sessions = ("google-chrome", "haproxy", "nginx", "pg_ctl", "ip", "prometheus")
+    for command in (*programs_of_sessions, "apt-get", "sudo", "uv"):
         machine.has(command)
 
     programs.bring("tests", "faults", "generated")
@@ -122,9 +123,10 @@ def test_root_installs_what_is_missing_at_once(
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends chromium haproxy nginx postgresql iproute2",
+        "apt-get install --no-install-recommends "
+        "chromium haproxy nginx postgresql iproute2 prometheus",
     ]
-    assert "chromium, haproxy, nginx, postgresql, iproute2" in capfd.readouterr().out
+    assert "chromium, haproxy, nginx, postgresql, iproute2, prometheus" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("root")
@@ -138,7 +140,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
     assert machine.calls() == [
         "apt-get update",
         "apt-get install --no-install-recommends haproxy nginx iproute2",
-        "apt-get install --no-install-recommends postgresql",
+        "apt-get install --no-install-recommends postgresql prometheus",
     ]
 
 

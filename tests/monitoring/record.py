@@ -31,7 +31,8 @@ LABELS = {
 """By which rules tell series apart."""
 SELECTOR = re.compile(r"(?:\bray_\w+|\bup)(?:{[^}]*})?")
 WELL = "go on"
-MODEL = "stand-in"
+REPLICAS = 2
+"""Of the model."""
 USERS, MANY, TOO_MANY = 6, 12, 24
 BEFORE, FAULT, AFTER = 25, 35, 45
 RESTART_SECONDS = 8
@@ -87,7 +88,8 @@ def dying(stage: Stage) -> None:
     stage.asks(WELL, BEFORE)
     stage.asks(WELL, 0)
     for _ in range(FAULT // RESTART_SECONDS):
-        stage.served.replicas(MODEL)[0].kill()
+        # On a busy machine it takes a while until the one of before has its successor.
+        stage.served.wait_for(REPLICAS)[0].kill()
         time.sleep(RESTART_SECONDS)
     stage.asks(WELL, AFTER)
 
@@ -95,7 +97,7 @@ def dying(stage: Stage) -> None:
 def gone(stage: Stage) -> None:
     stage.asks(WELL, BEFORE)
     stage.served.hindrance.touch()
-    for replica in stage.served.replicas(MODEL):
+    for replica in stage.served.wait_for(REPLICAS):
         replica.kill()
     stage.asks(WELL, FAULT)
     stage.served.hindrance.unlink()

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from gradio_client import Client
 from ..generated.project import START_SECONDS, Project, Running, free_port
 
 PAGES = Path(__file__).parent / "pages"
+MODEL = "stand-in"
 PAUSE_SECONDS = 1.0
 LEAVE_SECONDS = 60
 
@@ -46,14 +48,23 @@ class Served:
         """Raises what the page says of it."""
         Client(self.url, verbose=False).predict(prompt, api_name=self.api)
 
-    def replicas(self, deployment: str) -> list[psutil.Process]:
-        """The eldest first."""
-        found = [
-            process
-            for process in psutil.Process(self.running.process.pid).children(recursive=True)
-            if "".join(process.cmdline()[:1]).endswith(f":{deployment}")
-        ]
-        return sorted(found, key=psutil.Process.create_time)
+    def wait_for(self, replicas: int) -> list[psutil.Process]:
+        """Returns the processes of the model when there are so many, the eldest first."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            started = psutil.Process(self.running.process.pid).children(recursive=True)
+            found = [process for process in started if name_of(process).endswith(f":{MODEL}")]
+            if len(found) == replicas:
+                return sorted(found, key=psutil.Process.create_time)
+            time.sleep(0.2)
+        raise TimeoutError(f"{MODEL} has not {replicas} replicas")
+
+
+def name_of(process: psutil.Process) -> str:
+    """What Ray calls it; nothing when it has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return "".join(process.cmdline()[:1])
+    return ""
 
 
 @contextmanager
