@@ -125,7 +125,7 @@ def full(stage: Stage) -> None:
 
 SCENARIOS: dict[str, tuple[Callable[[Stage], None], ...]] = {
     "compare": (slow, failing, one_fails_at_night, dying, gone, away),
-    "own": (waiting, failing, full, away),
+    "own": (waiting, full),
 }
 """By the answer to `page`."""
 

@@ -82,7 +82,8 @@ async def test_every_answer_leaves_a_line_with_its_outcome(
 async def test_who_leaves_before_the_first_text_counts_with_the_seconds_they_waited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, observed = Metered(StandIn("stuck", ["late"], pause=60), log_prompts=False), list[float]()
+    model = Metered(StandIn("stuck", ["late"], pause=60), log_prompts=False)
+    observed: list[float] = []
     monkeypatch.setattr(model._first_text, "observe", observed.append)
     with suppress(TimeoutError):
         async with asyncio.timeout(0.5):
