@@ -1,7 +1,7 @@
 """Records the series that the alerts are replayed on: `nox -s series`.
 
-A real Prometheus reads a served project each second, while users ask it and it fails them. What it
-read stands for minutes: an hour of a fault takes a minute.
+A real Prometheus reads a served project each second, while users ask it and it fails them. A second
+stands for a minute, so that an hour of a fault takes a minute.
 """
 
 import json
@@ -21,6 +21,8 @@ from ..generated.project import Project
 from .prometheus import Prometheus, Series, prometheus
 from .served import Crowd, Served, served
 
+STANDS_FOR = {"dying": 10}
+"""Seconds that a second stands for where it is no minute: a replica takes ten of them to start."""
 RECORDINGS = Path(__file__).parents[1] / "data" / "series"
 JOB = "gradio-on-ray"
 """Of the project with the default answers."""
@@ -40,10 +42,12 @@ RESTART_SECONDS = 8
 
 @dataclass(frozen=True)
 class Recording:
+    seconds: int
+    """From one sample to the next."""
     fault: int
-    """The minute in which it begins."""
+    """The sample at which it begins."""
     after: int
-    """The minute in which it ends."""
+    """The sample at which it ends."""
     series: dict[str, str]
     """What promtool calls the values, by the series."""
 
@@ -160,7 +164,8 @@ def recorded(project: Project, page: str, act: Callable[[Stage], None]) -> Recor
             page_served.ask(WELL)
             time.sleep(5)
             act(stage)
-            return recording(asked, project.root, [*stage.marks, time.time()])
+            seconds = STANDS_FOR.get(act.__name__, 60)
+            return recording(asked, project.root, [*stage.marks, time.time()], seconds)
 
 
 @contextmanager
@@ -172,7 +177,7 @@ def crowd(page: Served) -> Iterator[Crowd]:
         users.leave()
 
 
-def recording(asked: Prometheus, root: Path, marks: list[float]) -> Recording:
+def recording(asked: Prometheus, root: Path, marks: list[float], seconds: int) -> Recording:
     start, fault, after, end = (round(mark) for mark in marks)
     series: dict[str, str] = {}
     for selector in selectors(root):
@@ -180,7 +185,7 @@ def recording(asked: Prometheus, root: Path, marks: list[float]) -> Recording:
             name, values = name_of(each), notation(each, start, end)
             # Selectors may overlap, but two series may not look alike.
             assert series.setdefault(name, values) == values, name
-    return Recording(fault - start, after - start, dict(sorted(series.items())))
+    return Recording(seconds, fault - start, after - start, dict(sorted(series.items())))
 
 
 def selectors(root: Path) -> list[str]:
@@ -200,7 +205,7 @@ def name_of(series: Series) -> str:
 
 
 def notation(series: Series, start: int, end: int) -> str:
-    """Writes a sample for each second as promtool reads one for each minute."""
+    """Writes a sample for each second as promtool reads them."""
     values = {round(moment): value for moment, value in series.samples}
     said: list[tuple[str, int]] = []
     for moment in range(start, end + 1):

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Fires:
     fault: set[Alert]
     """In its course."""
     end: set[Alert]
-    """When the recording ends, three quarters of an hour after it."""
+    """When the recording ends."""
 
 
 EXPECTED = {
@@ -86,23 +86,43 @@ def test_alerts_fire_in_their_fault_alone(
 ) -> None:
     page, name = case
     run = recordings(page)[name]
-    length = minutes(run)
+    fault, end = run.fault * run.seconds // 60, length(run)
 
     replay(
         rules(rendered, page),
-        run.series,
+        run,
         [
-            check(fired(run.fault), run.fault - 1, set()),
-            check(fired(length - run.fault), length, EXPECTED[case].fault),
-            check(FIRING, length, EXPECTED[case].end),
+            check(fired(fault), fault - 1, set()),
+            check(fired(end - fault), end, EXPECTED[case].fault),
+            check(FIRING, end, EXPECTED[case].end),
         ],
+        tmp_path,
+    )
+
+
+def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_before(
+    rendered: Render, tmp_path: Path
+) -> None:
+    # A count that begins with 1 has no rate. Here it was 0, which Ray does not tell.
+    run = recordings("compare")["one_fails_at_night"]
+    [failed] = [name for name in run.series if 'outcome="failed"' in name]
+    nothing, _, values = run.series[failed].partition(" ")
+    assert nothing.startswith("_x")
+    from_zero = {failed: f"0+0x{samples(nothing) - 1} {values}"}
+    end = length(run)
+
+    replay(
+        rules(rendered, "compare"),
+        replace(run, series=run.series | from_zero),
+        [check(fired(end), end, set())],
         tmp_path,
     )
 
 
 def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_path: Path) -> None:
     # As if the node had little more than was used: no run takes what the machine of the tests has.
-    series = recordings("own")["waiting"].series
+    run = recordings("own")["waiting"]
+    series = run.series
     [total] = [each for each in series if each.startswith("ray_node_mem_total")]
     [used] = [each for each in series if each.startswith("ray_node_mem_used")]
     most = max(float(each.partition("+")[0]) for each in series[used].split() if each[0].isdigit())
@@ -111,7 +131,7 @@ def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_pat
 
     replay(
         rules(rendered, "own"),
-        others | small,
+        replace(run, series=others | small),
         [
             check(FIRING, 4, set()),
             check(FIRING, 10, {alert("MemoryIsShort", "warning")}),
@@ -142,10 +162,10 @@ def recordings(page: str) -> dict[str, Recording]:
     return {name: Recording(**each) for name, each in said.items()}
 
 
-def minutes(run: Recording) -> int:
-    """How long it is."""
+def length(run: Recording) -> int:
+    """In minutes."""
     values = next(values for name, values in run.series.items() if name.startswith("up{"))
-    return sum(map(samples, values.split())) - 1
+    return (sum(map(samples, values.split())) - 1) * run.seconds // 60
 
 
 def samples(word: str) -> int:
@@ -165,9 +185,9 @@ def all_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [rule for group in spec["groups"] for rule in group["rules"]]
 
 
-def fired(length: int) -> str:
+def fired(minutes: int) -> str:
     """What fired in these minutes before, and now."""
-    return f"max_over_time({FIRING}[{length - 1}m])"
+    return f"max_over_time({FIRING}[{minutes - 1}m])"
 
 
 def check(expression: str, minute: int, expected: set[Alert]) -> dict[str, Any]:
@@ -184,12 +204,12 @@ def matchers(labels: dict[str, str]) -> str:
 
 
 def replay(
-    spec: dict[str, Any], series: dict[str, str], checks: list[dict[str, Any]], folder: Path
+    spec: dict[str, Any], run: Recording, checks: list[dict[str, Any]], folder: Path
 ) -> None:
     (folder / "rules.yaml").write_text(yaml.safe_dump(spec), "utf-8")
     test = {
-        "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "interval": f"{run.seconds}s",
+        "input_series": [{"series": name, "values": values} for name, values in run.series.items()],
         "promql_expr_test": checks,
     }
     path = folder / "test.yaml"
