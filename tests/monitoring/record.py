@@ -110,8 +110,9 @@ def gone(stage: Stage) -> None:
 
 def away(stage: Stage) -> None:
     stage.asks(WELL, BEFORE)
+    stage.asks(WELL, 0)
     stage.stop()
-    stage.asks(WELL, FAULT)
+    time.sleep(FAULT)
     stage.asks(WELL, 0)
 
 

@@ -60,7 +60,12 @@ EXPECTED = {
         | for_each_deployment("DeploymentIsNotWhole", "warning", "stand-in"),
         set(),
     ),
-    ("compare", "away"): Fires(NOTHING_IS_TOLD, NOTHING_IS_TOLD),
+    ("compare", "away"): Fires(
+        # Serve tells of each deployment that it ends.
+        NOTHING_IS_TOLD
+        | for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer", "stand-in"),
+        NOTHING_IS_TOLD,
+    ),
     ("own", "waiting"): Fires(
         both("AnswersBeginLate", endpoint="obey"),
         {alert("AnswersBeginLate", "warning", endpoint="obey")},
