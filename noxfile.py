@@ -25,6 +25,7 @@ GRACE_SECONDS = 90
 WORKERS = "2"
 # One runs all tests of a project, beside the others, and each mostly waits.
 PROJECTS_AT_ONCE = "3"
+SLOW = ("apps", "faults", "generated", "monitoring", "update")
 WITHOUT_DEMO = "--ignore=tests/test_demo.py"
 # Each of many processes would compile the libraries again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -72,7 +73,7 @@ def tests(session: nox.Session) -> None:
     `nox -s lint tests -- --ignore=tests/test_demo.py` takes two minutes.
     """
     install(session, "tests")
-    slow = [f"--ignore=tests/{name}" for name in ("apps", "faults", "generated", "update")]
+    slow = [f"--ignore=tests/{name}" for name in SLOW]
     session.run("pytest", "-n", WORKERS, *slow, *session.posargs)
 
 
@@ -83,7 +84,8 @@ def generated(session: nox.Session) -> None:
     `nox -s generated -- --collect-only -q` lists the combinations and `-- -k NAME` runs one.
     """
     install(session, "tests")
-    session.run("pytest", "tests/generated", "-n", PROJECTS_AT_ONCE, *session.posargs)
+    folders = ("tests/generated", "tests/monitoring")
+    session.run("pytest", *folders, "-n", PROJECTS_AT_ONCE, *session.posargs)
 
 
 @nox.session
@@ -135,6 +137,19 @@ def dashboard(session: nox.Session) -> None:
     install(session, "benchmark")
     project = make_project(session, "dashboard", "deploy=docker")
     session.run("python", "-m", "docs.dashboard", str(project))
+
+
+@nox.session
+def series(session: nox.Session) -> None:
+    """Records anew what the alerts are replayed on, from runs that are slow, fail and end.
+
+    Takes some of them: `nox -s series -- compare-slow`.
+    """
+    install(session, "tests")
+    compares = make_project(session, "series", "deploy=docker")
+    own = make_project(session, "series-own", "deploy=docker", "page=own")
+    module = ("python", "-m", "tests.monitoring.record")
+    session.run(*module, str(compares), str(own), *session.posargs)
 
 
 @nox.session

@@ -44,7 +44,7 @@ PROGRAMS = (
     Program("PostgreSQL", ("pg_ctlcluster", "pg_ctl"), "postgresql", GENERATED),
     Program("Redis", ("redis-server",), "redis-server", (*GENERATED, *FAULTS)),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
-    Program("Prometheus", ("prometheus",), "prometheus", ("dashboard",)),
+    Program("Prometheus", ("prometheus",), "prometheus", ("dashboard", "series", *GENERATED)),
 )
 APT_GET = (
     *("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--yes", "--quiet"),

@@ -6,8 +6,6 @@ a Prometheus that reads a served project's metrics, and matplotlib draws what it
 
 import json
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 import yaml
 from matplotlib.figure import Figure
 
 from benchmarks.users import Call
 from tests.faults.users import crowd
-from tests.generated.project import Project, Running, answers, free_port
+from tests.generated.project import Project, Running, free_port
+from tests.monitoring.prometheus import Prometheus, prometheus
 
 PICTURE = Path(__file__).with_name("dashboard.png")
 START_SECONDS = 300
-STOP_SECONDS = 30
 SCRAPE_SECONDS = 5
 USERS = (2, 8, 24, 8)
 """How many ask, in each of the phases."""
@@ -70,7 +67,7 @@ def main() -> None:
     project = Project(root, root / ".venv", {"RAY_TMPDIR": "/tmp"})  # noqa: S108
     with tempfile.TemporaryDirectory() as scratch, served(project) as (call, running):
         [metrics] = re.findall(r"http://([\d.:]+)/metrics", running.log.read_text())
-        with prometheus(metrics, Path(scratch)) as asked:
+        with prometheus(metrics, Path(scratch), SCRAPE_SECONDS) as asked:
             start = time.time()
             let_users_ask(call, psutil.Process(running.process.pid), Path(scratch))
             draw(asked, panels_of(root), start, time.time())
@@ -89,31 +86,6 @@ def served(project: Project) -> Iterator[tuple[Call, Running]]:
         running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
         question: list[str | int | float | None] = ["Why is the sky blue?", 16, 64, "1", "0.9"]
         yield Call(f"http://127.0.0.1:{port}", "generate", question), running
-
-
-@contextmanager
-def prometheus(metrics: str, directory: Path) -> Iterator[str]:
-    """Starts one that reads the metrics at that host and port, and yields its address."""
-    scrape = {"job_name": "ray", "static_configs": [{"targets": [metrics]}]}
-    config = {"global": {"scrape_interval": f"{SCRAPE_SECONDS}s"}, "scrape_configs": [scrape]}
-    path = directory / "prometheus.yaml"
-    path.write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
-    command = ["prometheus", f"--config.file={path}", f"--storage.tsdb.path={directory / 'data'}"]
-    with (directory / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, f"--web.listen-address={address}"], stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        running = Running(process, directory / "prometheus.log")
-        running.wait_for(lambda _: answers(f"http://{address}/-/ready"), START_SECONDS)
-        yield f"http://{address}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        finally:
-            process.kill()
 
 
 def let_users_ask(call: Call, server: psutil.Process, directory: Path) -> None:
@@ -152,7 +124,7 @@ def panel_of(panel: Mapping[str, Any]) -> Panel:
     )
 
 
-def draw(prometheus: str, panels: list[Panel], start: float, end: float) -> None:
+def draw(prometheus: Prometheus, panels: list[Panel], start: float, end: float) -> None:
     height = max(panel.rows.stop for panel in panels)
     width = max(panel.columns.stop for panel in panels)
     figure = Figure(figsize=(width / 2, height / 3), layout="constrained")
@@ -167,22 +139,16 @@ def draw(prometheus: str, panels: list[Panel], start: float, end: float) -> None
     figure.savefig(PICTURE, dpi=80)
 
 
-def lines(prometheus: str, query: Query, start: float, end: float) -> Iterator[Line]:
+def lines(prometheus: Prometheus, query: Query, start: float, end: float) -> Iterator[Line]:
     """Raises RuntimeError when there is no series."""
-    asked: dict[str, str | float] = {
-        "query": query.expression,
-        "start": start,
-        "end": end,
-        "step": SCRAPE_SECONDS,
-    }
-    response = httpx2.get(f"{prometheus}/api/v1/query_range", params=asked, timeout=30)
-    series = response.raise_for_status().json()["data"]["result"]
+    series = prometheus.over(query.expression, start, end, SCRAPE_SECONDS)
     if not series:
         raise RuntimeError(f"Prometheus has nothing for {query.expression}")
     for each in series:
-        minutes = [(moment - start) / 60 for moment, _ in each["values"]]
-        values = [float(value) for _, value in each["values"]]
-        yield Line(name_of(query.legend, each["metric"]), minutes, values)
+        minutes = [(moment - start) / 60 for moment, _ in each.samples]
+        yield Line(
+            name_of(query.legend, each.labels), minutes, [value for _, value in each.samples]
+        )
 
 
 def name_of(legend: str, labels: Mapping[str, str]) -> str:

@@ -24,10 +24,11 @@ import yaml
 from jsonschema import Draft202012Validator
 from packaging.requirements import Requirement
 
-from .answers import TEMPLATE, Answers, every_answer_to, in_words
+from .answers import CHOICES, TEMPLATE, Answers, every_answer_to, in_words
 from .conftest import Render
 from .dockerfile import Instruction, flags_and_rest, instructions
 from .kustomize import Manifest, compose
+from .test_documents import anchor_of
 from .tools import run
 
 CRDS = TEMPLATE / "tests" / "data" / "crds"
@@ -224,6 +225,49 @@ def test_prometheus_and_grafana_get_what_lies_in_monitoring(rendered: Render) ->
     board = dashboard["data"]["grafana-dashboard.json"]
     assert json.loads(board) == json.loads((as_image / "grafana-dashboard.json").read_text("utf-8"))
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+@pytest.mark.parametrize("page", CHOICES["page"])
+@pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
+def test_each_alert_names_a_section_that_says_what_to_look_at_and_do(
+    page: str, deploy: str, rendered: Render
+) -> None:
+    project = rendered(page=page, deploy=deploy)
+    sections = (project / "docs/operations.md").read_text("utf-8").split("\n### ")
+    by_anchor = {anchor_of(each.partition("\n")[0]): each for each in sections}
+
+    alerts = [rule for rule in rules_of(project) if "alert" in rule]
+    assert alerts
+    for alert in alerts:
+        path, _, anchor = alert["annotations"]["runbook"].partition("#")
+        assert path == "docs/operations.md"
+        assert "\n**Look at** " in by_anchor[anchor], alert["alert"]
+        assert "\n**Do**: " in by_anchor[anchor], alert["alert"]
+
+
+def test_the_alerts_ask_for_the_job_that_prometheus_is_told(rendered: Render) -> None:
+    # A slug may have what a label of Kubernetes has not.
+    slug = "our_app"
+    as_image = rendered(deploy="docker", project_slug=slug)
+    manifests = composed(rendered(deploy="kubernetes", project_slug=slug))
+    [monitor], [service] = (of_kind(kind, manifests) for kind in ("PodMonitor", "RayService"))
+    said = (as_image / "docs/operations.md").read_text("utf-8")
+    [told] = re.findall(r"job_name: (\S+)", said)
+
+    for pod in pods(service):
+        assert pod["metadata"]["labels"][monitor["spec"]["jobLabel"]] == told
+    rules = rules_of(as_image)
+    for rule in rules:
+        assert set(re.findall(r'job="([^"]+)"', rule["expr"])) <= {told}
+        # Another project's are not to be mixed in: all that Ray tells is of this job.
+        for name, labels in re.findall(r"\b(ray_\w+|up)({[^}]*})?", rule["expr"]):
+            assert f'job="{told}"' in labels, (name, rule)
+
+
+def rules_of(project: Path) -> list[dict[str, Any]]:
+    manifest = yaml.safe_load((project / "deploy/monitoring/alerts.yaml").read_text("utf-8"))
+    groups = manifest.get("spec", manifest)["groups"]
+    return [rule for group in groups for rule in group["rules"]]
 
 
 @any_cluster

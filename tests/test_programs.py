@@ -101,6 +101,7 @@ def test_where_everything_is_there_nothing_runs(
         "pg_ctl",
         "redis-server",
         "ip",
+        "prometheus",
         "apt-get",
         "sudo",
         "uv",
@@ -132,9 +133,11 @@ def test_root_installs_what_is_missing_at_once(
 
     assert machine.calls() == [
         "apt-get update",
-        "apt-get install --no-install-recommends chromium haproxy nginx postgresql redis-server iproute2",
+        "apt-get install --no-install-recommends "
+        "chromium haproxy nginx postgresql redis-server iproute2 prometheus",
     ]
-    assert "chromium, haproxy, nginx, postgresql, redis-server, iproute2" in capfd.readouterr().out
+    brought = "chromium, haproxy, nginx, postgresql, redis-server, iproute2, prometheus"
+    assert brought in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("root")
@@ -148,7 +151,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
     assert machine.calls() == [
         "apt-get update",
         "apt-get install --no-install-recommends haproxy nginx redis-server iproute2",
-        "apt-get install --no-install-recommends postgresql",
+        "apt-get install --no-install-recommends postgresql prometheus",
     ]
 
 

@@ -1,5 +1,6 @@
 """Metrics and logs of the served application, where operators look for them."""
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -76,6 +77,19 @@ async def test_every_answer_leaves_a_line_with_its_outcome(
     assert (line["model"], line["outcome"]) == (model.name, outcome)
     assert line["tokens"] == {"done": 3, "cancelled": 1, "failed": 1}.get(outcome, 0)
     assert "messages" not in line
+
+
+async def test_who_leaves_before_the_first_text_counts_with_the_seconds_they_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Metered(StandIn("stuck", ["late"], pause=60), log_prompts=False)
+    observed: list[float] = []
+    monkeypatch.setattr(model._first_text, "observe", observed.append)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await read(model)
+    [seconds] = observed
+    assert 0.4 < seconds < 60
 
 
 async def test_the_messages_are_in_the_log_where_the_settings_say_so(

@@ -75,8 +75,9 @@ class Metered:
         finally:
             waiting = answer.state is State.WAITING
             self._count(waiting=-waiting, running=-(not waiting))
-            self._record(answer, outcome)
-            self._log(answer, outcome, time.monotonic() - asked, messages)
+            seconds = time.monotonic() - asked
+            self._record(answer, outcome, seconds)
+            self._log(answer, outcome, seconds, messages)
 
     def _count(self, *, waiting: int = 0, running: int = 0) -> None:
         self._waiting_now += waiting
@@ -84,12 +85,15 @@ class Metered:
         self._waiting.set(self._waiting_now)
         self._running.set(self._running_now)
 
-    def _record(self, answer: Answer, outcome: str) -> None:
+    def _record(self, answer: Answer, outcome: str, seconds: float) -> None:
         self._answers.inc(tags={"model": self.name, "outcome": outcome})
         if answer.tokens:
             self._tokens.inc(answer.tokens)
         if answer.first_text_seconds is not None:
             self._first_text.observe(answer.first_text_seconds)
+        elif outcome == "cancelled":
+            # Else nobody would see a model that keeps all readers waiting until they leave.
+            self._first_text.observe(seconds)
         if answer.tokens_per_second is not None:
             self._speed.observe(answer.tokens_per_second)
 

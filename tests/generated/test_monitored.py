@@ -1,0 +1,86 @@
+"""A real Prometheus has every metric of a served project, and draws every panel of its dashboard."""
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from ..conftest import Render
+from ..monitoring.prometheus import Series, prometheus
+from ..monitoring.record import JOB, LABELS, RECORDINGS, REPLICAS, WELL
+from ..monitoring.served import APPLICATIONS, served
+from .project import COMMAND_SECONDS, Project, ray_directory
+
+DRAWN_SECONDS = 180
+"""Ray tells of some things every ten seconds."""
+DEFINED = re.compile(r'\b(Counter|Gauge|Histogram)\(\s*"(\w+)"')
+SUFFIXES = {"Counter": "_total", "Gauge": "", "Histogram": "_count"}
+
+
+@pytest.mark.timeout(COMMAND_SECONDS)
+@pytest.mark.parametrize("page", APPLICATIONS)
+def test_every_metric_and_panel_is_drawn(
+    page: str, render: Render, environment: Path, tmp_path: Path
+) -> None:
+    with ray_directory(tmp_path / "ray-logs") as ray:
+        project = Project(render(page=page, deploy="docker"), environment, {"RAY_TMPDIR": ray})
+        project.run("uv", "sync", "--quiet")
+        panels, metrics, recorded = panels_of(project), metrics_of(project), recorded_of(page)
+        for metric in metrics:
+            name = metric.removesuffix("_count")
+            assert any(name in each for each in panels), f"no panel draws {metric}"
+
+        wanted = panels | metrics | recorded
+        with (
+            served(project, page, tmp_path) as site,
+            prometheus(site.metrics, tmp_path, 1, JOB) as asked,
+        ):
+            if page != "own":
+                # So that a check of its health fails.
+                site.wait_for(REPLICAS)[0].kill()
+            deadline = time.monotonic() + DRAWN_SECONDS
+            while wanted and time.monotonic() < deadline:
+                site.ask(WELL)
+                assert httpx2.get(f"{site.url}no/such/page").is_client_error
+                wanted = {each for each in wanted if not any(map(is_drawn, asked.now(each)))}
+        assert not wanted
+
+
+def panels_of(project: Project) -> set[str]:
+    path = project.root / "deploy" / "monitoring" / "grafana-dashboard.json"
+    panels = json.loads(path.read_text("utf-8"))["panels"]
+    assert panels
+    return {target["expr"] for panel in panels for target in panel["targets"]}
+
+
+def metrics_of(project: Project) -> set[str]:
+    """As Prometheus calls those that the project's code defines."""
+    defined = [
+        found
+        for path in (project.root / "src").rglob("*.py")
+        for found in DEFINED.findall(path.read_text("utf-8"))
+    ]
+    assert defined
+    return {f"ray_{name}{SUFFIXES[kind]}" for kind, name in defined}
+
+
+def recorded_of(page: str) -> set[str]:
+    """What the alerts are replayed on, by the names of its labels."""
+    recordings = json.loads((RECORDINGS / f"{page}.json").read_text("utf-8"))
+    return {selector(name) for recording in recordings.values() for name in recording["series"]}
+
+
+def selector(series: str) -> str:
+    """Returns what finds series of the same labels, whatever their values."""
+    name, _, labels = series.partition("{")
+    has = set(re.findall(r'(\w+)="', labels))
+    matchers = [f'{label}{"!=" if label in has else "="}""' for label in sorted(LABELS)]
+    return f"{name}{{{', '.join(matchers)}}}"
+
+
+def is_drawn(series: Series) -> bool:
+    return all(math.isfinite(value) for _, value in series.samples)

@@ -1,0 +1,112 @@
+"""A project's page before a model, and a page of one's own: both do what a prompt tells them.
+
+`wait 12` begins after so many seconds, `fail` raises an error.
+"""
+
+import asyncio
+import importlib
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from pydantic import BaseModel
+from ray import serve
+from ray.serve import Application
+
+PACKAGE = os.environ["MONITORED_PACKAGE"]
+MODEL = "stand-in"
+AT_ONCE = 4
+"""Calls of one's own page that run at the same time; twice as many may wait."""
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+class Obedient:
+    name = MODEL
+
+    async def stream(
+        self,
+        messages: Sequence[Any],
+        options: object,  # noqa: ARG002
+    ) -> AsyncGenerator[object, None]:
+        protocol = part("serving.protocol")
+        match messages[-1].content.split():
+            case ["wait", seconds]:
+                await asyncio.sleep(float(seconds))
+            case ["fail"]:
+                raise RuntimeError("as told")
+        for word in ("as ", "you ", "say"):
+            yield protocol.Piece(word, 1)
+            await asyncio.sleep(0.05)
+        yield protocol.End("stop")
+
+
+@serve.deployment(
+    name=MODEL,
+    num_replicas=2,
+    max_ongoing_requests=100,
+    ray_actor_options={"num_cpus": 0.1},
+)
+class Replica:
+    """Does not start while the file is there that it is given."""
+
+    def __init__(self, hindrance: str) -> None:
+        if Path(hindrance).exists():
+            raise RuntimeError("hindered")
+        self._model = part("serving.telemetry.metrics").Metered(Obedient(), log_prompts=False)
+
+    async def stream(
+        self,
+        messages: Sequence[object],
+        options: object,
+        request: str,  # noqa: ARG002
+    ) -> AsyncGenerator[object, None]:
+        async with aclosing(self._model.stream(messages, options)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+class Arguments(BaseModel):
+    hindrance: str = ""
+
+
+def build(args: Arguments) -> Application:
+    page, serving = part("page"), part("serving")
+    settings = serving.PageSettings(
+        title="Monitored",
+        description="",
+        models=[serving.ModelSettings(name=MODEL, source="none")],
+    )
+    builder = serving.PageOfModels(settings, page.build_page)
+    return serving.GradioServer.options(ray_actor_options={"num_cpus": 0.1}).bind(
+        settings, builder, Replica.bind(args.hindrance), launch=page.LAUNCH
+    )
+
+
+def build_own(_: Arguments) -> Application:
+    serving = part("serving")
+    return serving.GradioServer.options(ray_actor_options={"num_cpus": 0.1}).bind(
+        serving.HttpSettings(), build_page
+    )
+
+
+def build_page() -> gr.Blocks:
+    with gr.Blocks(title="Monitored", analytics_enabled=False) as page:
+        prompt, said = gr.Textbox(), gr.Textbox()
+        prompt.submit(obey, prompt, said, api_name="obey")
+    return page.queue(default_concurrency_limit=AT_ONCE, max_size=2 * AT_ONCE)
+
+
+def obey(prompt: str) -> str:
+    match prompt.split():
+        case ["wait", seconds]:
+            time.sleep(float(seconds))
+        case ["fail"]:
+            raise RuntimeError("as told")
+    return "as you say"

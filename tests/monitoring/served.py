@@ -1,0 +1,123 @@
+"""Serves monitored_pages.py by a project, and has users ask it."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import yaml
+from gradio_client import Client
+
+from ..generated.project import START_SECONDS, Project, Running, free_port
+
+PAGES = Path(__file__).parent / "pages"
+MODEL = "stand-in"
+PAUSE_SECONDS = 1.0
+LEAVE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Application:
+    build: str
+    """Of monitored_pages.py."""
+    api: str
+
+
+APPLICATIONS = {
+    "compare": Application("build", "/generate"),
+    "own": Application("build_own", "/obey"),
+}
+"""By the answer to `page`."""
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    metrics: str
+    """Host and port."""
+    api: str
+    hindrance: Path
+    """While it is there, no replica of the model starts."""
+    running: Running
+
+    def ask(self, prompt: str) -> None:
+        """Raises what the page says of it."""
+        Client(self.url, verbose=False).predict(prompt, api_name=self.api)
+
+    def wait_for(self, replicas: int) -> list[psutil.Process]:
+        """Returns the processes of the model when there are so many, the eldest first."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            started = psutil.Process(self.running.process.pid).children(recursive=True)
+            found = [process for process in started if name_of(process).endswith(f":{MODEL}")]
+            if len(found) == replicas:
+                return sorted(found, key=psutil.Process.create_time)
+            time.sleep(0.2)
+        raise TimeoutError(f"{MODEL} has not {replicas} replicas")
+
+
+def name_of(process: psutil.Process) -> str:
+    """What Ray calls it; nothing when it has just ended."""
+    with suppress(psutil.NoSuchProcess):
+        return "".join(process.cmdline()[:1])
+    return ""
+
+
+@contextmanager
+def served(project: Project, page: str, directory: Path) -> Iterator[Served]:
+    application, port, hindrance = APPLICATIONS[page], free_port(), directory / "hindrance"
+    import_path = f"monitored_pages:{application.build}"
+    arguments = {"args": {"hindrance": str(hindrance)}} if page != "own" else {}
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [{"name": page, "import_path": import_path, **arguments}],
+    }
+    path = directory / "monitored.yaml"
+    path.write_text(yaml.safe_dump(config))
+    variables = {
+        "MONITORED_PACKAGE": project.package,
+        "PYTHONPATH": str(PAGES),
+        # Ray tells each second what it tells every ten.
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "1",
+        "REPORTER_UPDATE_INTERVAL_MS": "1000",
+    }
+    project = replace(project, variables={**project.variables, **variables})
+    command = ("python", "-m", project.package, str(path), "--metrics-port", str(free_port()))
+    with project.started(*command) as running:
+        log = running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
+        [metrics] = re.findall(r"http://([\d.:]+)/metrics", log)
+        yield Served(f"http://127.0.0.1:{port}/", metrics, application.api, hindrance, running)
+
+
+class Crowd:
+    """Users who ask the same again and again, whatever they are told."""
+
+    def __init__(self, served: Served) -> None:
+        self.prompt = ""
+        self._served = served
+        self._left = threading.Event()
+        self._users: list[threading.Thread] = []
+
+    def ask(self, prompt: str, users: int) -> None:
+        self.prompt = prompt
+        for _ in range(users - len(self._users)):
+            self._users.append(threading.Thread(target=self._ask_again, daemon=True))
+            self._users[-1].start()
+
+    def leave(self) -> None:
+        self._left.set()
+        for user in self._users:
+            user.join(LEAVE_SECONDS)
+
+    def _ask_again(self) -> None:
+        client: Client | None = None
+        while not self._left.wait(PAUSE_SECONDS):
+            # What a fault looks like to users is tested elsewhere.
+            with suppress(Exception):
+                client = client or Client(self._served.url, verbose=False)
+                client.predict(self.prompt, api_name=self._served.api)

@@ -1,0 +1,229 @@
+"""Each alert fires where it should and nowhere else, on series of real runs: see record.py."""
+
+import json
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ..conftest import Render
+from .record import RECORDINGS, SCENARIOS, Recording
+
+LABELS = ("alertname", "severity", "model", "endpoint", "deployment", "route")
+FIRING = 'ALERTS{alertstate="firing"}'
+
+Alert = frozenset[tuple[str, str]]
+
+
+def alert(name: str, severity: str, **labels: str) -> Alert:
+    return frozenset({"alertname": name, "severity": severity, **labels}.items())
+
+
+def both(name: str, **labels: str) -> set[Alert]:
+    """The one that wakes somebody, and the one that waits until the morning."""
+    return {alert(name, severity, **labels) for severity in ("critical", "warning")}
+
+
+def for_each_deployment(name: str, severity: str, *deployments: str) -> set[Alert]:
+    return {alert(name, severity, deployment=each) for each in deployments}
+
+
+MODEL = {"model": "stand-in"}
+NOTHING_IS_TOLD = {alert("NoReplicaIsHealthy", "critical"), alert("TargetIsAway", "warning")}
+
+
+@dataclass(frozen=True)
+class Fires:
+    fault: set[Alert]
+    """In its course."""
+    end: set[Alert]
+    """When the recording ends."""
+
+
+EXPECTED = {
+    ("compare", "slow"): Fires(
+        both("AnswersBeginLate", **MODEL), {alert("AnswersBeginLate", "warning", **MODEL)}
+    ),
+    ("compare", "failing"): Fires(
+        both("AnswersEndBadly", **MODEL), {alert("AnswersEndBadly", "warning", **MODEL)}
+    ),
+    ("compare", "one_fails_at_night"): Fires(set(), set()),
+    ("compare", "dying"): Fires(
+        for_each_deployment("ReplicasDie", "warning", "stand-in"),
+        for_each_deployment("ReplicasDie", "warning", "stand-in"),
+    ),
+    ("compare", "gone"): Fires(
+        for_each_deployment("NoReplicaIsHealthy", "critical", "stand-in")
+        | for_each_deployment("DeploymentIsNotWhole", "warning", "stand-in"),
+        set(),
+    ),
+    ("compare", "away"): Fires(
+        # Serve tells of each deployment that it ends.
+        NOTHING_IS_TOLD
+        | for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer", "stand-in"),
+        NOTHING_IS_TOLD,
+    ),
+    ("own", "waiting"): Fires(
+        both("AnswersBeginLate", endpoint="obey"),
+        {alert("AnswersBeginLate", "warning", endpoint="obey")},
+    ),
+    ("own", "full"): Fires(
+        both("AnswersEndBadly", endpoint="obey")
+        | both("AnswersBeginLate", endpoint="obey")
+        | {alert("PageRefuses", "warning", route="/gradio_api/queue/join")},
+        # What waited went on to wait and to be refused when the calls were short again.
+        both("AnswersEndBadly", endpoint="obey") | both("AnswersBeginLate", endpoint="obey"),
+    ),
+}
+
+
+@pytest.fixture(params=EXPECTED, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    named: tuple[str, str] = request.param
+    return named
+
+
+def test_alerts_fire_in_their_fault_alone(
+    case: tuple[str, str], rendered: Render, tmp_path: Path
+) -> None:
+    page, name = case
+    run = recordings(page)[name]
+    fault, end = run.fault * run.seconds // 60, length(run)
+
+    replay(
+        rules(rendered, page),
+        run,
+        [
+            check(fired(fault), fault - 1, set()),
+            check(fired(end - fault), end, EXPECTED[case].fault),
+            check(FIRING, end, EXPECTED[case].end),
+        ],
+        tmp_path,
+    )
+
+
+def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_before(
+    rendered: Render, tmp_path: Path
+) -> None:
+    # A count that begins with 1 has no rate. Here it was 0, which Ray does not tell.
+    run = recordings("compare")["one_fails_at_night"]
+    [failed] = [name for name in run.series if 'outcome="failed"' in name]
+    nothing, _, values = run.series[failed].partition(" ")
+    assert nothing.startswith("_x")
+    from_zero = {failed: f"0+0x{samples(nothing) - 1} {values}"}
+    end = length(run)
+
+    replay(
+        rules(rendered, "compare"),
+        replace(run, series=run.series | from_zero),
+        [check(fired(end), end, set())],
+        tmp_path,
+    )
+
+
+def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_path: Path) -> None:
+    # As if the node had little more than was used: no run takes what the machine of the tests has.
+    run = recordings("own")["waiting"]
+    series = run.series
+    [total] = [each for each in series if each.startswith("ray_node_mem_total")]
+    [used] = [each for each in series if each.startswith("ray_node_mem_used")]
+    most = max(float(each.partition("+")[0]) for each in series[used].split() if each[0].isdigit())
+    small = {total: f"{most / 0.95:.0f}+0x20", used: f"{most:.0f}+0x20"}
+    others = {name: values for name, values in series.items() if name not in small}
+
+    replay(
+        rules(rendered, "own"),
+        replace(run, series=others | small),
+        [
+            check(FIRING, 4, set()),
+            check(FIRING, 10, {alert("MemoryIsShort", "warning")}),
+        ],
+        tmp_path,
+    )
+
+
+def test_every_alert_fires_in_some_recording(rendered: Render) -> None:
+    for page in SCENARIOS:
+        named = {rule["alert"] for rule in all_rules(rules(rendered, page)) if "alert" in rule}
+        fires = {
+            dict(each)["alertname"] for expected in EXPECTED.values() for each in expected.fault
+        }
+
+        assert named == fires | {"MemoryIsShort"}
+
+
+def test_every_recording_is_replayed() -> None:
+    recorded = {(page, name) for page in SCENARIOS for name in recordings(page)}
+
+    assert recorded == set(EXPECTED)
+    assert recorded == {(page, act.__name__) for page, acts in SCENARIOS.items() for act in acts}
+
+
+def recordings(page: str) -> dict[str, Recording]:
+    said = json.loads((RECORDINGS / f"{page}.json").read_text("utf-8"))
+    return {name: Recording(**each) for name, each in said.items()}
+
+
+def length(run: Recording) -> int:
+    """In minutes."""
+    values = next(values for name, values in run.series.items() if name.startswith("up{"))
+    return (sum(map(samples, values.split())) - 1) * run.seconds // 60
+
+
+def samples(word: str) -> int:
+    first, _, times = word.partition("x")
+    return 1 if not times else int(times) + (first != "_")
+
+
+def rules(rendered: Render, page: str) -> dict[str, Any]:
+    """The spec of a PrometheusRule is a file of rules for Prometheus."""
+    project = rendered(page=page, deploy="kubernetes")
+    manifest = yaml.safe_load((project / "deploy/monitoring/alerts.yaml").read_text("utf-8"))
+    spec: dict[str, Any] = manifest["spec"]
+    return spec
+
+
+def all_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [rule for group in spec["groups"] for rule in group["rules"]]
+
+
+def fired(minutes: int) -> str:
+    """What fired in these minutes before, and now."""
+    return f"max_over_time({FIRING}[{minutes - 1}m])"
+
+
+def check(expression: str, minute: int, expected: set[Alert]) -> dict[str, Any]:
+    labels = [{**dict(each)} for each in expected]
+    return {
+        "expr": f"group by ({', '.join(LABELS)}) ({expression})",
+        "eval_time": f"{minute}m",
+        "exp_samples": [{"labels": matchers(each), "value": 1} for each in labels],
+    }
+
+
+def matchers(labels: dict[str, str]) -> str:
+    return f"{{{', '.join(f'{name}={json.dumps(value)}' for name, value in labels.items())}}}"
+
+
+def replay(
+    spec: dict[str, Any], run: Recording, checks: list[dict[str, Any]], folder: Path
+) -> None:
+    (folder / "rules.yaml").write_text(yaml.safe_dump(spec), "utf-8")
+    test = {
+        "interval": f"{run.seconds}s",
+        "input_series": [{"series": name, "values": values} for name, values in run.series.items()],
+        "promql_expr_test": checks,
+    }
+    path = folder / "test.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [test]}), "utf-8")
+    ran = subprocess.run(
+        ["promtool", "test", "rules", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
