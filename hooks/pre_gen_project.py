@@ -47,7 +47,9 @@ INSTALLED = set(
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver
     nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13
     nvidia-nvtx oidc-provider-mock openai opencensus opencensus-context opentelemetry
-    opentelemetry-api opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk
+    opentelemetry-api opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
+    opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-http
+    opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk
     opentelemetry-semantic-conventions openvino openvino-telemetry orjson packaging pandas pathspec
     pil pillow pip platformdirs playwright pluggy prek prometheus-client propcache proto proto-plus
     protobuf psutil psycopg psycopg-binary puremagic py py-spy pyarrow pyasn1 pyasn1-modules

@@ -134,7 +134,8 @@ def test_the_yaml_in_a_document_names_settings_that_there_are(
 ) -> None:
     serving = project / PACKAGE / "serving"
     classes = {
-        "args": {"http/settings.py": "HttpSettings"},
+        "args": {"http/settings.py": "HttpSettings", "telemetry/traces.py": "TracedSettings"},
+        "traces": {"telemetry/traces.py": "Traces"},
         "limits": {"http/settings.py": "RequestLimits"},
         "models": {},
     }
@@ -163,6 +164,7 @@ def test_the_yaml_in_a_document_names_settings_that_there_are(
     for each in arguments:
         assert set(each) <= fields["args"]
         assert set(each.get("limits", {})) <= fields["limits"]
+        assert set(each.get("traces", {})) <= fields["traces"]
     for model in [*models, *(model for each in arguments for model in each.get("models", []))]:
         assert set(model) <= fields["models"]
 

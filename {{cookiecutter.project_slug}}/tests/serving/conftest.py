@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ..support.collector import Collector, collecting
 from ..support.compare_page import KEY, MODELS
 from ..support.counting_page import PAGE_REPLICAS, PASSWORD, USER
 from ..support.file_page import WIKI
@@ -41,7 +42,15 @@ def second_model(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def served_collector() -> Iterator[Collector]:
+    """Gets the traces of the served page that compares."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
 def served_pages(
+    served_collector: Collector,
     tiny_decoder: Path,
     second_model: Path,
     kept_files: Path,
@@ -67,7 +76,12 @@ def served_pages(
             application(
                 "compare",
                 "/behind/a/prefix",
-                {**arguments, "models": models, "limits": limits},
+                {
+                    **arguments,
+                    "models": models,
+                    "limits": limits,
+                    "traces": {"endpoint": served_collector.url},
+                },
                 dict.fromkeys(["GradioServer", *MODELS], 1),
             ),
             application(

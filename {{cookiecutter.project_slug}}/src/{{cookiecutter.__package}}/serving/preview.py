@@ -332,7 +332,7 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
         arguments["middleware"],
         [Route(VERSION_PATH, PlainTextResponse(version)), *arguments["routes"]],
     )
-    put_first(web, builder)
+    put_first(web, builder, arguments["settings"])
     # Else middleware that cannot be made would fail each request.
     web.middleware_stack = web.build_middleware_stack()
     return web

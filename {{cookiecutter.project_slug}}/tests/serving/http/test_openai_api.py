@@ -445,7 +445,7 @@ def behind_a_login(
     )
     builder = PageOfModels(settings, build_page)
     web = mount(builder.preview((), serve.run, engine=False), settings, LAUNCH)
-    put_first(web, builder)
+    put_first(web, builder, settings)
     with TestClient(web, base_url="http://localhost") as client:
         yield client
 

@@ -108,4 +108,5 @@ class PageOfModels(Generic[S, P]):
 
             served = Engine(model, self.settings.limits)
             self._healthy.append(served.check_health)
-        return Metered(served, log_prompts=self.settings.log_prompts)
+        remote = model.base_url is not None
+        return Metered(served, log_prompts=self.settings.log_prompts, remote=remote)

@@ -11,6 +11,7 @@ from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import End, GenerationOptions, Message, Piece
 from ..telemetry.logs import clean_request_ids, request_id
 from ..telemetry.metrics import Metered
+from ..telemetry.traces import Traces, carry_on, start_traces, stop_traces
 from .pinning import pinned
 from .routing import ConversationRouter
 from .settings import ModelsSettings
@@ -20,19 +21,26 @@ class ModelReplica:
     """One model in a process of its own."""
 
     def __init__(
-        self, model: EngineSettings, limits: ModelLimits, *, log_prompts: bool = False
+        self,
+        model: EngineSettings,
+        limits: ModelLimits,
+        *,
+        log_prompts: bool = False,
+        traces: Traces | None = None,
     ) -> None:
         # Here, so that a process which only binds the graph does without torch.
         from ..engine.engine import Engine
 
         clean_request_ids()
+        start_traces(traces)
         self._engine = Engine(model, limits)
         self._metered = Metered(self._engine, log_prompts=log_prompts)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions, request: str = ""
     ) -> AsyncGenerator[Piece | End, None]:
-        request_id.set(request)
+        request_id.set(str(request))
+        carry_on(request)
         async with aclosing(self._metered.stream(messages, options)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -40,6 +48,10 @@ class ModelReplica:
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
         self._engine.check_health()
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica has answered all that it has begun."""
+        stop_traces()
 
 
 TextGenerationModel = serve.deployment(
@@ -58,7 +70,12 @@ def deployments_of(settings: ModelsSettings) -> list[Application]:
             max_ongoing_requests=settings.limits.running_requests,
             max_queued_requests=settings.limits.waiting_requests,
             **settings.deployment_of(model).options(),
-        ).bind(pinned(model), settings.limits, log_prompts=settings.log_prompts)
+        ).bind(
+            pinned(model),
+            settings.limits,
+            log_prompts=settings.log_prompts,
+            traces=settings.traces,
+        )
         for model in settings.models
         if model.base_url is None
     ]

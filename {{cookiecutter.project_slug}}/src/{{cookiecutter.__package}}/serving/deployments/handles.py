@@ -27,6 +27,7 @@ from ..protocol import (
 )
 from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
+from ..telemetry.traces import carried, step
 
 PATIENCE_SECONDS = 5
 """How long to wait for a first text before asking Serve whether a replica can start; it doubles."""
@@ -73,28 +74,37 @@ class RemoteModel:
     async def _ask(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> AsyncGenerator[Piece | End, None]:
-        # By gRPC: an object of Ray's for each piece takes more of both processes.
-        handle = self.handle.options(stream=True, _by_reference=False)
-        response = handle.stream.remote(tuple(messages), options, request_id.get())
-        try:
-            pieces = aiter(response)
-            yield await self._first(pieces)
-            async for piece in pieces:
-                yield piece
-        except StopAsyncIteration:
-            return
-        except RayTaskError as error:
-            raise error.cause from error
-        except DeploymentUnavailableError as error:
-            reason = await asyncio.to_thread(self._refusal)
-            raise InterruptionError(
-                reason or f"{self.name} could not be started. Look at the server's log."
-            ) from error
-        except BackPressureError as error:
-            self.answers.inc(tags={"model": self.name, "outcome": "refused"})
-            raise BusyError(f"{self.name} has too much to do. Try again in a moment.") from error
-        finally:
-            response.cancel()
+        deployment = self.handle.deployment_id
+        attributes = {
+            "ray.serve.application": deployment.app_name,
+            "ray.serve.deployment": self.name,
+        }
+        with step(f"handle {self.name}", attributes, kind="client") as asked:
+            # By gRPC: an object of Ray's for each piece takes more of both processes.
+            handle = self.handle.options(stream=True, _by_reference=False)
+            response = handle.stream.remote(tuple(messages), options, carried(request_id.get()))
+            try:
+                pieces = aiter(response)
+                yield await self._first(pieces)
+                async for piece in pieces:
+                    yield piece
+            except StopAsyncIteration:
+                return
+            except RayTaskError as error:
+                raise error.cause from error
+            except DeploymentUnavailableError as error:
+                reason = await asyncio.to_thread(self._refusal)
+                raise InterruptionError(
+                    reason or f"{self.name} could not be started. Look at the server's log."
+                ) from error
+            except BackPressureError as error:
+                self.answers.inc(tags={"model": self.name, "outcome": "refused"})
+                asked.ends("refused", error)
+                raise BusyError(
+                    f"{self.name} has too much to do. Try again in a moment."
+                ) from error
+            finally:
+                response.cancel()
 
     async def _first(self, pieces: AsyncIterator[Piece | End]) -> Piece | End:
         """Waits for a replica no longer than one may come."""

@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from ..base import PAGE_DEPLOYMENT, StartError, Strict
 from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import Model
+from ..telemetry.traces import TracedSettings
 
 SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests"}
 
@@ -87,7 +88,7 @@ class ModelSettings(EngineSettings):
         return self
 
 
-class ModelsSettings(Strict):
+class ModelsSettings(TracedSettings):
     """The models that a page asks."""
 
     models: tuple[ModelSettings, ...]

@@ -184,11 +184,12 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
     def prepare_tensor_args(
         self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
     ) -> torch.Tensor:
-        self._requests = [
-            each.state.logit_processor_kwargs["request"]
-            for each in requests_in_batch
-            if each.has_new_token
-        ]
+        self._requests = []
+        for each in requests_in_batch:
+            request: Request = each.state.logit_processor_kwargs["request"]
+            request.admit()
+            if each.has_new_token:
+                self._requests.append(request)
         return arg_storage
 
     def __call__(

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 from ..protocol import (
     BusyError,
@@ -12,13 +13,20 @@ from ..protocol import (
     Piece,
     PromptError,
 )
-from .generation import StreamedRequest
+from ..telemetry.traces import here, past
+from .generation import Request, StreamedRequest
 from .history import Written, fitting
 from .loading import load, most_likely
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
 from .thoughts import Thoughts, part_at
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+STEPS = ("batch queue", "prefill", "decode")
+"""What a request goes through in the batch."""
 
 
 class Engine:
@@ -66,7 +74,7 @@ class Engine:
         thoughts = Thoughts(part_at(self._tokenizer, prompt))
         rules = self._rules(prompt, options.max_new_tokens)
         request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
-        said = ""
+        said, above, outcome = "", here(), "cancelled"
         self._requests += 1
         self._batch.start(request)
         try:
@@ -81,15 +89,21 @@ class Engine:
                         for told in thoughts.tell(piece):
                             said += "" if told.thought else told.text
                             yield told
+            outcome = "done"
             rest = [*(thoughts.tell(piece) if (piece := text.take(last=True)) else ())]
             for told in [*rest, *thoughts.rest()]:
                 said += "" if told.thought else told.text
                 yield told
             self._keep(messages[-1], said, request.text)
             yield End("stop" if text.complete else "length", len(request.prompt), dropped)
+        except GenerationError:
+            outcome = "failed"
+            raise
         finally:
             self._requests -= 1
             self._batch.cancel(request)
+            if above is not None:
+                _trace(request, above, outcome)
 
     def check_health(self) -> None:
         """Raises GenerationError when the thread that generates has ended."""
@@ -138,3 +152,11 @@ class Engine:
             max_new_tokens=options.max_new_tokens,
             seed=options.seed,
         )
+
+
+def _trace(request: Request, above: "Span", outcome: str) -> None:
+    """Adds how long a request waited for the batch, was read and was written."""
+    began = [request.asked, request.admitted, request.first]
+    for name, start, end in zip(STEPS, began, [*began[1:], None], strict=True):
+        if start is not None:
+            past(name, start, end, below=above, outcome=outcome if end is None else "done")

@@ -1,6 +1,7 @@
 """What the engine asks of a model's batch, and what comes back."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +30,11 @@ class Request:
         self.left = False
         """Whether the reader has left, so that the rest is not wanted."""
         self.text: list[int] = []
+        self.asked = time.time_ns()
+        self.admitted: int | None = None
+        """When the batch began with it, in nanoseconds since 1970."""
+        self.first: int | None = None
+        """When its first token came."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Request":
         # transformers copies what it begins again, because the cache had no room for it.
@@ -36,7 +42,14 @@ class Request:
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:  # noqa: ARG002
         """Adds tokens, and ends the request where nothing follows."""
+        if tokens and self.first is None:
+            self.first = time.time_ns()
         self.text += tokens
+
+    def admit(self) -> None:
+        """Called when the batch begins with it. It may do so again, where room was lacking."""
+        if self.admitted is None:
+            self.admitted = time.time_ns()
 
     def see(self, scores: Scores, row: int) -> None:
         """Called with the model's scores of each next token, which are in that row."""

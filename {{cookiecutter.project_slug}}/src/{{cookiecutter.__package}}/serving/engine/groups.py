@@ -108,6 +108,8 @@ class GroupedBatch:
             admitted = self._waiting[: self._room()]
             # They wait until their group is there: else its failure would not reach them.
             if admitted and not self._stopping:
+                for request in admitted:
+                    request.admit()
                 together = self._reader.reads_together
                 for requests in [admitted] if together else [[each] for each in admitted]:
                     self._groups.append(Group(self._reader, self._end, requests))

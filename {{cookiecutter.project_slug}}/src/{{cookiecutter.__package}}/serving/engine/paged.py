@@ -156,6 +156,7 @@ class PagedBatch:
                 self._give_up(row)
                 return
             self._running.append(self._waiting.popleft())
+            row.request.admit()
 
     def _share(self, row: _Row) -> None:
         """Gives a row the pages that begin as it does. Its last token is read in any case."""

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from ..telemetry.logs import clean_request_ids
+from ..telemetry.traces import TracedRequests
 from .disconnects import ProxyLoss
 from .guard import RETRY_SECONDS
 from .openai_api import refuse
@@ -21,7 +22,7 @@ class ApiIngress(ASGIAppReplicaWrapper):
 
     def __init__(self, builder: Callable[..., Middleware], *models: DeploymentHandle) -> None:
         clean_request_ids()
-        layers = [Middleware(ProxyLoss), builder(*models)]
+        layers = [Middleware(ProxyLoss), Middleware(TracedRequests), builder(*models)]
         super().__init__(Starlette(middleware=layers, exception_handlers={HTTPException: refuse}))
 
 

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 
 from ..base import PAGE_DEPLOYMENT, StartError, behind_haproxy
 from ..telemetry.logs import clean_request_ids, where
+from ..telemetry.traces import TracedRequests, start_traces
 from .disconnects import LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
@@ -77,7 +78,7 @@ class PageIngress(GradioIngress):
             origins=settings.origins,
         )
         web.add_middleware(LeftStreams, seconds=settings.stream_seconds)
-        put_first(web, builder)
+        put_first(web, builder, settings)
         web.add_middleware(ProxyLoss)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.
@@ -89,10 +90,13 @@ class PageIngress(GradioIngress):
             self._builder.check_health()
 
 
-def put_first(web: FastAPI, builder: object) -> None:
-    """Puts what a builder offers before what there is."""
+def put_first(web: FastAPI, builder: object, settings: HttpSettings) -> None:
+    """Puts what a builder offers before what there is, and before all that what traces it."""
     for each in builder.middleware() if isinstance(builder, HasMiddleware) else ():
         web.add_middleware(each.cls, *each.args, **each.kwargs)
+    if settings.traces is not None:
+        start_traces(settings.traces)
+        web.add_middleware(TracedRequests)
 
 
 def _application() -> str:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, IPvAnyNetwork, StringConstraints, model_validator
 
 from ..base import Strict
+from ..telemetry.traces import TracedSettings, check_traces
 
 TOOLS_NEED_KEYS = "with a login, mcp asks for keys"
 
@@ -76,7 +77,7 @@ class Oidc(Strict):
     """What is asked of the provider, for claims that need more: `openid email`."""
 
 
-class HttpSettings(Strict):
+class HttpSettings(TracedSettings):
     """How the page is reached."""
 
     limits: RequestLimits = RequestLimits()
@@ -162,7 +163,7 @@ class HttpSettings(Strict):
 
     def start_checks(self) -> list[Callable[[], object]]:
         """Returns what raises a readable error where this machine cannot serve the page."""
-        checks: list[Callable[[], object]] = []
+        checks: list[Callable[[], object]] = [] if self.traces is None else [check_traces]
         # Here, so that the settings alone load no server.
         if self.asks_login:
             from .login import check_login, read_keys

@@ -13,6 +13,7 @@ from ..engine.settings import ModelLimits
 from ..http.hosts import is_loopback
 from ..http.settings import HttpSettings, Policy, RateLimits, RequestLimits
 from ..protocol import GenerationOptions, Model
+from ..telemetry.traces import start_traces
 
 ANSWERS = "answers"
 """Which functions of the page take turns: those that answer."""
@@ -116,5 +117,6 @@ class PageSettings(HttpSettings, ModelsSettings):
         from ..http.login import read_keys
         from ..http.openai_api import OpenAIApi
 
+        start_traces(self.traces)
         keys = None if self.openai_api == "without-keys" else read_keys(API_NEEDS_KEYS)
         return Middleware(OpenAIApi, models=models, settings=self, limits=self.limits, keys=keys)

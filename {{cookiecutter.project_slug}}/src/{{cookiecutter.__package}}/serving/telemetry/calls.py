@@ -3,15 +3,15 @@
 A call comes through Gradio's queue, as most events and `/call` do, or directly, as `queue=False`
 and `/run` do. Each one ends with an outcome:
 
-`done`; `cancelled` when the caller left or stopped it; `refused` when too many wait, or the caller
-is over a limit; `invalid` when the page cannot read what was sent, or its function raises a
-`gr.Error`; `failed` when it raises anything else.
+`done`; `cancelled` when the caller left or stopped it; `refused` when too many wait; `limited` when
+the caller is over one of `rate_limits`; `invalid` when the page cannot read what was sent, or its
+function raises a `gr.Error`; `failed` when it raises anything else.
 """
 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,8 +21,10 @@ from gradio.block_function import BlockFunction
 from gradio.queueing import Event
 from ray.serve.metrics import Counter, Histogram
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from .logs import keep_request_id, logger, request_id, where
+from .traces import Step, past, step, step_of
 
 ENDPOINT = ("endpoint",)
 SECONDS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
@@ -30,7 +32,7 @@ SECONDS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 BY_ITSELF = {"load", "tick", "unload"}
 """Events that nobody asks for: a page that is open sends them."""
 
-Outcome = Literal["done", "cancelled", "refused", "invalid", "failed"]
+Outcome = Literal["done", "cancelled", "refused", "limited", "invalid", "failed"]
 Method = Callable[..., Awaitable[Any]]
 
 REFUSALS: dict[str, Outcome] = {"queue_full": "refused", "validator_error": "invalid"}
@@ -68,6 +70,20 @@ def function_of(page: gr.Blocks, body: Any) -> BlockFunction | None:
     sessions, session = page.state_holder, body.session_hash
     fns = sessions[session].blocks_config.fns if session in sessions else page.fns
     return fns.get(body.fn_index)
+
+
+def trace_waiting(event: Event, outcome: Outcome = "done") -> None:
+    asked = step_of(event.request.scope)
+    if asked.is_sent:
+        waited = time.monotonic() - event.enqueue_time
+        past("queue", time.time_ns() - int(waited * 1e9), below=asked.span, outcome=outcome)
+
+
+def tracing(event: Event) -> AbstractContextManager[Step]:
+    """Goes on below the request that an event came with, which has ended."""
+    asked = step_of(event.request.scope)
+    name = f"call {endpoint_of(event.fn)}"
+    return step(name, below=asked.span) if asked.is_sent else nullcontext(Step())
 
 
 @dataclass
@@ -121,7 +137,7 @@ class Calls:
         )
 
     def in_steps(self, process_api: Method) -> Method:
-        async def step(
+        async def process(
             block_fn: BlockFunction | int, *args: Any, iterator: object = None, **options: Any
         ) -> Any:
             function = self._page.fns[block_fn] if isinstance(block_fn, int) else block_fn
@@ -137,14 +153,15 @@ class Calls:
             request, began = options.get("request"), time.monotonic()
             if isinstance(request, gr.Request):
                 keep_request_id(request.headers)
-            with new_run() as run:
+            with step(f"call {endpoint_of(function)}") as traced, new_run() as run:
                 try:
                     with run.step():
                         return await process_api(function, *args, **options)
                 finally:
+                    traced.ends(run.outcome, run.error)
                     self._record(function, run, ran=time.monotonic() - began)
 
-        return step
+        return process
 
     def marking(self, call_function: Method) -> Method:
         async def call(*args: Any, **options: Any) -> Any:
@@ -160,12 +177,13 @@ class Calls:
         async def enter(body: Any, request: Any, username: str | None) -> Any:
             keep_request_id(request.headers)
             began, state, name = time.monotonic(), "error", ""
+            self._leave_out(request, body)
             with new_run() as run:
                 try:
                     taken, name, state = await push(body, request, username)
                 except HTTPException:
                     # Its caller asks for more than the settings allow.
-                    run.outcome = "refused"
+                    run.outcome = "limited"
                     raise
                 finally:
                     run.outcome = REFUSALS.get(state, run.outcome)
@@ -183,11 +201,14 @@ class Calls:
             keep_request_id(events[0].request.headers)
             for event in events:
                 self._waiting.pop(event._id, None)
-            with new_run() as run:
+                trace_waiting(event)
+            with tracing(events[0]) as traced, new_run() as run:
                 try:
                     await process_events(events, *args)
                 finally:
                     ended = time.monotonic()
+                    alive = run.outcome != "done" or events[0].alive
+                    traced.ends(run.outcome if alive else "cancelled", run.error)
                     for event in events:
                         keep_request_id(event.request.headers)
                         left = run.outcome == "done" and not event.alive
@@ -206,10 +227,17 @@ class Calls:
             known = self._page._queue.event_ids_to_events
             for name in [name for name in self._waiting if name not in known]:
                 event = self._waiting.pop(name)
+                trace_waiting(event, "cancelled")
                 keep_request_id(event.request.headers)
                 self._record(event.fn, Run(), waited=time.monotonic() - event.enqueue_time)
 
         return give_up
+
+    def _leave_out(self, request: Request, body: Any) -> None:
+        """Traces nothing of what goes by itself, which an open page sends again and again."""
+        asked = step_of(request.scope)
+        if asked.span is not None and (function := function_of(self._page, body)):
+            asked.is_sent = not goes_by_itself(function)
 
     def _record(
         self,

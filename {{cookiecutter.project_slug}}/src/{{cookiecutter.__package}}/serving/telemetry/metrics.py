@@ -12,6 +12,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from ..answers import Answer, State
 from ..protocol import BusyError, End, GenerationOptions, Message, Model, Piece, PromptError
 from .logs import logger, request_id
+from .traces import Attributes, Kind, step
 
 MODEL = ("model",)
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -29,8 +30,9 @@ class Metered:
     the prompt does not fit; `failed` when the model gave up.
     """
 
-    def __init__(self, model: Model, *, log_prompts: bool) -> None:
+    def __init__(self, model: Model, *, log_prompts: bool, remote: bool = False) -> None:
         self.name = model.name
+        self._remote = remote
         self._model = model
         self._log_prompts = log_prompts
         self._waiting_now = self._running_now = 0
@@ -50,34 +52,40 @@ class Metered:
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> AsyncGenerator[Piece | End, None]:
-        answer, asked, outcome = Answer(), time.monotonic(), "cancelled"
-        self._count(waiting=1)
-        try:
-            async with aclosing(self._model.stream(messages, options)) as pieces:
-                async for piece in pieces:
-                    if answer.state is State.WAITING and isinstance(piece, Piece):
-                        self._count(waiting=-1, running=1)
-                    answer.add(piece)
-                    if isinstance(piece, End):
-                        # Some readers leave with it.
-                        outcome = "done"
-                    yield piece
-            outcome = "done"
-        except BusyError:
-            outcome = "refused"
-            raise
-        except PromptError:
-            outcome = "unreadable"
-            raise
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            waiting = answer.state is State.WAITING
-            self._count(waiting=-waiting, running=-(not waiting))
-            seconds = time.monotonic() - asked
-            self._record(answer, outcome, seconds)
-            self._log(answer, outcome, seconds, messages)
+        attributes = _asked(self.name, options, remote=self._remote)
+        kind: Kind = "client" if self._remote else "internal"
+        with step(f"chat {self.name}", attributes, kind=kind) as traced:
+            answer, asked, outcome = Answer(), time.monotonic(), "cancelled"
+            failure: Exception | None = None
+            self._count(waiting=1)
+            try:
+                async with aclosing(self._model.stream(messages, options)) as pieces:
+                    async for piece in pieces:
+                        if answer.state is State.WAITING and isinstance(piece, Piece):
+                            self._count(waiting=-1, running=1)
+                        answer.add(piece)
+                        if isinstance(piece, End):
+                            # Some readers leave with it.
+                            outcome = "done"
+                        yield piece
+                outcome = "done"
+            except BusyError as error:
+                outcome, failure = "refused", error
+                raise
+            except PromptError as error:
+                outcome, failure = "unreadable", error
+                raise
+            except Exception as error:
+                outcome, failure = "failed", error
+                raise
+            finally:
+                waiting = answer.state is State.WAITING
+                self._count(waiting=-waiting, running=-(not waiting))
+                seconds = time.monotonic() - asked
+                self._record(answer, outcome, seconds)
+                self._log(answer, outcome, seconds, messages)
+                traced.say(_said(answer))
+                traced.ends(outcome, failure)
 
     def _count(self, *, waiting: int = 0, running: int = 0) -> None:
         self._waiting_now += waiting
@@ -112,3 +120,33 @@ class Metered:
         if self._log_prompts:
             facts["messages"] = [vars(message) for message in messages]
         logger.info("answer", extra=facts)
+
+
+def _asked(model: str, options: GenerationOptions, *, remote: bool) -> Attributes:
+    """Returns what OpenTelemetry calls what a model is asked; of the texts none."""
+    said = {
+        "max_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "seed": options.seed,
+    }
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai" if remote else "ray-serve",
+        "gen_ai.request.model": model,
+        **{f"gen_ai.request.{name}": value for name, value in said.items() if value is not None},
+    }
+
+
+def _said(answer: Answer) -> Attributes:
+    said: dict[str, str | int | float | Sequence[str]] = {
+        "gen_ai.usage.output_tokens": answer.tokens
+    }
+    if answer.first_text_seconds is not None:
+        said["gen_ai.response.time_to_first_chunk"] = answer.first_text_seconds
+    if answer.end is not None:
+        said["gen_ai.response.finish_reasons"] = [answer.end.reason]
+        if answer.end.prompt_tokens is not None:
+            said["gen_ai.usage.input_tokens"] = answer.end.prompt_tokens
+    return said

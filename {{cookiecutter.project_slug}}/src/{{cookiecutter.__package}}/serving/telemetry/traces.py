@@ -1,0 +1,267 @@
+"""The steps of one answer as spans, from the request that asks to the batch that writes.
+
+Loads OpenTelemetry where the settings name a collector. A step is a span only below a request
+that is traced, so that without the setting it costs a look at a variable.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, StringConstraints
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..base import StartError, Strict
+from .logs import clean, where
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from .otlp import Exporting
+
+CollectorUrl = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$")]
+Attributes = Mapping[str, str | int | float | Sequence[str]]
+Kind = Literal["internal", "server", "client"]
+
+ASKS = re.compile(
+    r"(/gradio_api/(?:queue/join|(?:call|run|api)(?=/))|/v1/chat/completions|/mcp)/?(?:/.*)?$"
+)
+"""What asks for an answer, up to what a visitor may choose of its path."""
+STEP = "page.step"
+"""Where a request keeps its step, for what answers it later. No header can."""
+LIBRARY = "opentelemetry"
+
+
+class Traces(Strict):
+    """Where spans go, and how many."""
+
+    endpoint: CollectorUrl
+    """The collector's address for OTLP over HTTP, with its path: `http://127.0.0.1:4318/v1/traces`."""
+    sampling_ratio: float = Field(default=1, ge=0, le=1)
+    """Which part of the requests is traced. No client decides it."""
+
+
+class TracedSettings(Strict):
+    """What can be traced."""
+
+    traces: Traces | None = None
+    """Sends spans of each answer to a collector of OpenTelemetry."""
+
+
+_exporting: "Exporting | None" = None
+_here: ContextVar["Span | None"] = ContextVar("here", default=None)
+"""The span below which a next one goes."""
+
+
+def check_traces() -> None:
+    """Looks whether the libraries are there.
+
+    Raises:
+        StartError: they are not.
+    """
+    try:
+        from .otlp import Exporting  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != LIBRARY:
+            raise
+        raise StartError(
+            f"traces needs {error.name}, which is an extra of the project. Install it: "
+            "uv sync --extra traces"
+        ) from error
+
+
+def start_traces(settings: Traces | None) -> None:
+    """Has this process send its spans, from the first time on.
+
+    Raises:
+        StartError: the libraries are not there.
+    """
+    global _exporting
+    if settings is None or (_exporting is not None and _exporting.settings == settings):
+        return
+    check_traces()
+    from .otlp import Exporting
+
+    stop_traces()
+    _exporting = Exporting(settings)
+
+
+def stop_traces() -> None:
+    """Sends what is left, within a bound."""
+    global _exporting
+    if _exporting is not None:
+        _exporting.stop()
+        _exporting = None
+
+
+@dataclass
+class Step:
+    """What is done for an answer. It is a span where that is traced."""
+
+    span: "Span | None" = None
+    outcome: str = ""
+    is_sent: bool = True
+    """A span that does not end is not sent."""
+
+    def say(self, attributes: Attributes) -> None:
+        if self.span is not None:
+            self.span.set_attributes(attributes)
+
+    def ends(self, outcome: str, error: BaseException | None = None, kind: str = "") -> None:
+        """Says how it ended, in the words of metrics and logs, and nothing of what was sent."""
+        self.outcome = outcome
+        if self.span is None or _exporting is None:
+            return
+        self.say({"outcome": outcome})
+        if outcome not in ("done", "cancelled"):
+            self.say({"error.type": kind or (type(error).__qualname__ if error else outcome)})
+            _exporting.fail(self.span, where(error) if error and error.__traceback__ else None)
+
+
+def here() -> "Span | None":
+    return _here.get()
+
+
+@contextmanager
+def step(
+    name: str,
+    attributes: Attributes | None = None,
+    *,
+    kind: Kind = "internal",
+    below: "Span | None" = None,
+) -> Iterator[Step]:
+    """Makes what is in the block a step of what is done here, or below another span.
+
+    Who leaves it early has cancelled it.
+    """
+    before = _here.get()
+    above = below or before
+    if above is None or _exporting is None:
+        yield Step()
+        return
+    with _running(_exporting.begin(name, kind, attributes, above=above), before) as begun:
+        yield begun
+
+
+@contextmanager
+def _running(span: "Span", before: "Span | None") -> Iterator[Step]:
+    # Without a token, which another context could not take back: whoever closes a generator may
+    # be in one.
+    _here.set(span)
+    begun = Step(span)
+    try:
+        yield begun
+    except (asyncio.CancelledError, GeneratorExit):
+        begun.ends(begun.outcome or "cancelled")
+        raise
+    except Exception as error:
+        if not begun.outcome:
+            begun.ends("failed", error)
+        raise
+    else:
+        if not begun.outcome:
+            begun.ends("done")
+    finally:
+        _here.set(before)
+        if begun.is_sent:
+            span.end()
+
+
+def past(
+    name: str,
+    began: int,
+    ended: int | None = None,
+    *,
+    below: "Span | None",
+    outcome: str = "done",
+) -> None:
+    """Adds a step that has ended, in nanoseconds since 1970, now unless it says when."""
+    if below is not None and _exporting is not None:
+        span = _exporting.begin(name, "internal", {"outcome": outcome}, above=below, began=began)
+        span.end(ended or time.time_ns())
+
+
+class Carried(str):
+    """A request's name, with the span below which another process goes on."""
+
+    traceparent: str
+
+
+def carried(request: str) -> str:
+    """Returns what another process is to be told: the name alone where nothing is traced."""
+    span = _here.get()
+    if span is None or _exporting is None:
+        return request
+    named = Carried(request)
+    named.traceparent = _exporting.traceparent(span)
+    return named
+
+
+def carry_on(request: str) -> None:
+    """Goes on below the span that another process has told."""
+    told = request.traceparent if isinstance(request, Carried) else ""
+    _here.set(_exporting.told(told) if told and _exporting is not None else None)
+
+
+class TracedRequests:
+    """ASGI middleware that begins a trace with each request that asks for an answer.
+
+    A client's `traceparent` is taken as the span above, and for nothing else: whether the request
+    is traced is decided here, and `tracestate` and baggage are not read.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                await asyncio.to_thread(stop_traces)
+            return
+        asks = _exporting is not None and scope["type"] == "http" and scope["method"] == "POST"
+        found = ASKS.search(scope["path"]) if asks else None
+        if found is None or _exporting is None or not _exporting.samples():
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        # Of two, neither can be trusted.
+        given = headers.getlist("traceparent")
+        above = _exporting.told(given[0]) if len(given) == 1 else None
+        attributes = {
+            "http.request.method": "POST",
+            "http.route": found[1],
+            "http.request.header.x-request-id": [clean(headers.get("x-request-id", ""))],
+        }
+        span = _exporting.begin(f"POST {found[1]}", "server", attributes, above=above)
+        status, complete = 0, False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status, complete
+            await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                complete = not message.get("more_body", False)
+
+        with _running(span, None) as begun:
+            await self._app({**scope, STEP: begun}, receive, send_and_see)
+            if status:
+                begun.say({"http.response.status_code": status})
+            if status >= 500:
+                begun.ends("failed", kind=str(status))
+            else:
+                begun.ends("done" if complete else "cancelled")
+
+
+def step_of(scope: Scope) -> Step:
+    """Returns the step that a request began."""
+    begun: Step = scope.get(STEP) or Step()
+    return begun
