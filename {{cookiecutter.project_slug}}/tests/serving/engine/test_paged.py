@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from {{ cookiecutter.__package }}.serving.engine import (
     kept,
+    machine,
     paged,
     runtime,
 )
@@ -642,6 +643,6 @@ def test_a_graph_computes_in_16_bits_where_the_cpu_multiplies_tiles(
     flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n\n")
-    monkeypatch.setattr(runtime, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "CPU", tmp_path / "cpuinfo")
     used = runtime.properties()["INFERENCE_PRECISION_HINT"]
     assert used == getattr(ov.Type, precision)
