@@ -18,6 +18,8 @@ from .project import COMMAND_SECONDS, Project, ray_directory
 DRAWN_SECONDS = 180
 """Ray tells of some things every ten seconds."""
 DEFINED = re.compile(r'\b(Counter|Gauge|Histogram)\(\s*"(\w+)"')
+OF_RATE_LIMITS = "ray_rate_limit_"
+"""Begins what is counted only where the settings have `rate_limits`. No panel draws it."""
 SUFFIXES = {"Counter": "_total", "Gauge": "", "Histogram": "_count"}
 
 
@@ -65,7 +67,8 @@ def metrics_of(project: Project) -> set[str]:
         for found in DEFINED.findall(path.read_text("utf-8"))
     ]
     assert defined
-    return {f"ray_{name}{SUFFIXES[kind]}" for kind, name in defined}
+    names = {f"ray_{name}{SUFFIXES[kind]}" for kind, name in defined}
+    return {name for name in names if not name.startswith(OF_RATE_LIMITS)}
 
 
 def recorded_of(page: str) -> set[str]:
