@@ -40,9 +40,9 @@ from ..telemetry.logs import logger
 from .login import BY_KEY, FORWARDED_VARIABLE, USER, user_of
 from .settings import HttpSettings, RateLimits
 
-REDIS_SECONDS = 1.0
+REDIS_SECONDS = 3.0
 """How long a request waits for Redis."""
-AWAY_SECONDS = 5.0
+AWAY_SECONDS = 10.0
 """How long Redis is left alone when it has not answered."""
 MOST_COUNTERS = 20_000
 """That one replica remembers. Looking for those that are over takes some milliseconds then."""
