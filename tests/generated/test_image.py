@@ -80,6 +80,7 @@ def only_what_is_served(stage: Stage) -> bool:
     return (
         bool(libraries)
         and files.isdisjoint(unwanted)
-        and not any(f"/{name}/" in library for library in libraries for name in UNUSED)
+        # Ray has folders of these names, of its own.
+        and not any(f"/site-packages/{name}/" in each for each in libraries for name in UNUSED)
         and not any(name.endswith((".gguf", ".safetensors")) for name in files)
     )
