@@ -5,7 +5,7 @@ Knows neither Ray nor Gradio.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from hashlib import blake2b
@@ -79,6 +79,24 @@ def explained() -> Iterator[None]:
             "a deployment is bound with something that cannot be sent to its replicas. A Gradio "
             "page cannot: import it inside of the function that you bind, as in "
             "def build_page(): from .my_demo import demo; return demo"
+        ) from error
+
+
+@contextmanager
+def from_extra(extra: str, setting: str, libraries: Collection[str]) -> Iterator[None]:
+    """Says what to install where a setting's own module is imported without its libraries.
+
+    Raises:
+        StartError: one of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in libraries:
+            raise
+        raise StartError(
+            f"the setting {setting} needs {error.name}, which is an extra of the project. Install "
+            f"it: uv sync --extra {extra}"
         ) from error
 
 

@@ -17,7 +17,10 @@ from joserfc.jwk import RSAKey
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from {{ cookiecutter.__package }}.serving.base import LoginError
+from {{ cookiecutter.__package }}.serving.base import (
+    LoginError,
+    StartError,
+)
 from {{ cookiecutter.__package }}.serving.http import oidc as oidc_module
 from {{ cookiecutter.__package }}.serving.http.guard import guard
 from {{ cookiecutter.__package }}.serving.http.login import logged_in
@@ -455,5 +458,5 @@ def test_without_its_libraries_the_login_is_refused_with_how_to_install_them(
 ) -> None:
     monkeypatch.delitem(sys.modules, oidc_module.__name__)
     monkeypatch.setitem(sys.modules, "authlib.integrations.base_client", None)
-    with pytest.raises(LoginError, match="uv sync --extra oidc"):
+    with pytest.raises(StartError, match="uv sync --extra oidc"):
         guard(FastAPI(), settings_for(provider))

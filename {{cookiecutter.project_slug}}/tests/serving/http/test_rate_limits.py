@@ -350,6 +350,20 @@ def test_a_page_of_ones_own_refuses_calls_over_the_limit(path: str) -> None:
     assert "The limit of your address is 2 requests a minute." in answers[2].json()["detail"]
 
 
+def test_a_call_over_the_limit_does_not_count_as_one_that_the_page_refuses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with (
+        caplog.at_level(logging.INFO),
+        TestClient(mount(words(), limited()), base_url="http://localhost") as browser,
+    ):
+        for _ in range(3):
+            browser.post(f"{CALL}/double", json={"data": ["a"]})
+    outcomes = [vars(each)["outcome"] for each in caplog.records if each.message == "call"]
+    assert outcomes.count("limited") == 1
+    assert "refused" not in outcomes
+
+
 def test_cookies_and_forged_headers_make_nobody_another_caller() -> None:
     settings = limited(proxies=["10.0.0.5"])
     with TestClient(mount(words(), settings), base_url="http://localhost") as browser:

@@ -8,7 +8,6 @@ import gradio as gr
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig, RequestRouterConfig
-from ray.serve.exceptions import RayServeException
 from ray.serve.gradio_integrations import GradioIngress
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
@@ -22,7 +21,7 @@ from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
 from .proxy import check_rules
-from .sessions import SessionCookie, SessionRouter
+from .sessions import SessionCookie, SessionRouter, application_name
 from .settings import HttpSettings
 
 
@@ -64,13 +63,13 @@ class PageIngress(GradioIngress):
     ) -> None:
         self._builder = builder
         if behind_haproxy():
-            check_rules(_application())
+            check_rules(application_name())
         # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
         clean_request_ids()
         page = _built(builder, *models)
-        web = mount(page, settings, launch, middleware, routes, _application())
+        web = mount(page, settings, launch, middleware, routes, application_name())
         web.add_middleware(
             SessionCookie,
             embedded=bool(settings.embedded_in or settings.origins),
@@ -97,15 +96,6 @@ def put_first(web: FastAPI, builder: object, settings: HttpSettings) -> None:
     if settings.traces is not None:
         start_traces(settings.traces)
         web.add_middleware(TracedRequests)
-
-
-def _application() -> str:
-    try:
-        name: str = serve.get_replica_context().app_name
-    except RayServeException:
-        # Serve's local testing mode has no replicas.
-        return "page"
-    return name
 
 
 def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server:

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..base import HAPROXY, LoginError, StartError, behind_haproxy
+from ..base import HAPROXY, LoginError, behind_haproxy, from_extra
 from ..telemetry.logs import logger
 from .launch import Launch
 from .settings import HttpSettings, Oidc
@@ -331,21 +331,15 @@ def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
 
     Raises:
         LoginError: something of it is not there.
+        StartError: its libraries are not.
     """
     if settings.login_user is not None:
         credentials = read_credentials(settings.login_user)
         return Middleware(PasswordLogin, keys=keys, credentials=credentials)
     if settings.oidc is not None:
         secret, client_secret = _secret_for("oidc"), _client_secret(settings.oidc)
-        try:
+        with from_extra("oidc", "oidc", OIDC_LIBRARIES):
             from .oidc import OidcLogin
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in OIDC_LIBRARIES:
-                raise
-            raise LoginError(
-                f"oidc needs {error.name}, which is an extra of the project. Install it: "
-                "uv sync --extra oidc"
-            ) from error
         return Middleware(
             OidcLogin,
             keys=keys,
@@ -413,15 +407,8 @@ def rate_limits() -> ModuleType:
     Raises:
         StartError: they are not.
     """
-    try:
+    with from_extra("limits", "rate_limits", LIMITS_LIBRARIES):
         return import_module(".rate_limits", __package__)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in LIMITS_LIBRARIES:
-            raise
-        raise StartError(
-            f"rate_limits need {error.name}, which is an extra of the project. Install it: "
-            "uv sync --extra limits"
-        ) from error
 
 
 def inner_path(scope: Scope) -> str:

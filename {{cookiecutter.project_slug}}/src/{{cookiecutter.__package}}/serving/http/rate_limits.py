@@ -38,6 +38,7 @@ from ..base import ALLOWANCE, Allowance, StartError, behind_haproxy
 from ..telemetry.calls import function_of, goes_by_itself
 from ..telemetry.logs import logger
 from .login import BY_KEY, FORWARDED_VARIABLE, USER, user_of
+from .sessions import application_name
 from .settings import HttpSettings, RateLimits
 
 REDIS_SECONDS = 3.0
@@ -164,7 +165,7 @@ class Limiter:
 
     def _name(self, caller: Caller, item: RateLimitItem, store: Store) -> str:
         """Returns whose counter it is. Who comes when memory is full shares one with others."""
-        name = f"{_application()}/{caller.digest}"
+        name = f"{application_name()}/{caller.digest}"
         if store is not self._local or len(self._memory.storage) < MOST_COUNTERS:
             return name
         return name if item.key_for(name) in self._memory.storage else "others"
@@ -259,14 +260,6 @@ def check_addresses(settings: HttpSettings) -> None:
             "it in the environment in which Ray starts, on each node: export "
             f"{FORWARDED_VARIABLE}="
         )
-
-
-def _application() -> str:
-    try:
-        name: str = serve.get_replica_context().app_name
-    except RayServeException:
-        return "page"
-    return name
 
 
 def _replicas() -> int:

@@ -13,6 +13,7 @@ from secrets import token_hex
 from typing import Protocol
 
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import (
     PendingRequest,
     ReplicaID,
@@ -51,6 +52,16 @@ FOLLOWS_A_CALL = re.compile(
     "/gradio_api/(queue/data|cancel|reset|file=|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
 )
 """Paths that ask for what the session's last call has begun."""
+
+
+def application_name() -> str:
+    """Returns what Serve calls the application of this replica."""
+    try:
+        name: str = serve.get_replica_context().app_name
+    except RayServeException:
+        # The preview and Serve's local testing mode have no replicas.
+        return "page"
+    return name
 
 
 class SessionRouter(RequestRouter):

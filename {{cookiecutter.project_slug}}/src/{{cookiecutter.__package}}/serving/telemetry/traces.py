@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..base import StartError, Strict
+from ..base import Strict, from_extra
 from .logs import clean, where
 
 if TYPE_CHECKING:
@@ -65,15 +65,8 @@ def check_traces() -> None:
     Raises:
         StartError: they are not.
     """
-    try:
+    with from_extra("traces", "traces", {LIBRARY}):
         from .otlp import Exporting  # noqa: F401
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != LIBRARY:
-            raise
-        raise StartError(
-            f"traces needs {error.name}, which is an extra of the project. Install it: "
-            "uv sync --extra traces"
-        ) from error
 
 
 def start_traces(settings: Traces | None) -> None:
