@@ -65,11 +65,13 @@ class Size:
     requests: Sequence[int]
     prompt_tokens: int
     new_tokens: int
+    left_tokens: int
+    """Of an answer that others leave: more than a machine writes before they are gone."""
     rounds: int
 
 
-FULL = Size(28, 1536, 8960, 12, 151_936, "bfloat16", (1, 8, 32, 128), 128, 128, 3)
-SMALL = Size(2, 128, 256, 4, 600, "float32", (1, 4), 16, 16, 1)
+FULL = Size(28, 1536, 8960, 12, 151_936, "bfloat16", (1, 8, 32, 128), 128, 128, 512, 3)
+SMALL = Size(2, 128, 256, 4, 600, "float32", (1, 4), 16, 16, 1024, 1)
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,7 @@ def paged_speeds(_: Serving, directory: Path, size: Size) -> list[Speed]:
 
 def speed_after_others_left(serving: Serving, directory: Path, size: Size) -> float:
     """Returns what an answer gets of its speed alone, once all others were left."""
-    tokens = 4 * size.new_tokens
+    tokens = size.left_tokens
 
     async def seconds(engine: Any, others: int) -> float:
         options = serving.protocol.GenerationOptions(min_new_tokens=tokens, max_new_tokens=tokens)

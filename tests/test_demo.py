@@ -19,6 +19,8 @@ from .answers import TEMPLATE
 START_SECONDS = 900
 ANSWER_SECONDS = 60
 STOP_SECONDS = 120
+# In 300 answers of each model, they were 0.23 of the words or more.
+COMMON_WORDS = "the of and a to in is it that are as for from by this with which can be".split()
 
 
 @pytest.fixture
@@ -60,12 +62,20 @@ def test_the_demo_streams_sensible_english_into_both_panes(demo: str, browser: B
     page.goto(demo)
     page.get_by_label("Prompt").fill("Why is the sky blue?")
     page.get_by_role("button", name="Generate", exact=True).click()
-    for name in ("smollm2-focused", "smollm2-lively"):
-        pane = page.locator(f"#pane-{name} textarea")
-        expect(pane).not_to_have_value("", timeout=ANSWER_SECONDS * 1000)
-        beginning = pane.input_value()
-        expect(pane).to_have_value(
-            re.compile(r"\b(sky|light|blue)\b"), timeout=ANSWER_SECONDS * 1000
-        )
-        assert pane.input_value().startswith(beginning)
-        expect(pane).not_to_have_value(beginning, timeout=ANSWER_SECONDS * 1000)
+    focused, lively = (
+        page.locator(f"#pane-smollm2-{name} textarea") for name in ("focused", "lively")
+    )
+    expect(focused).not_to_have_value("", timeout=ANSWER_SECONDS * 1000)
+    beginning = focused.input_value()
+    expect(focused).not_to_have_value(beginning, timeout=ANSWER_SECONDS * 1000)
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden(timeout=ANSWER_SECONDS * 1000)
+
+    assert focused.input_value().startswith(beginning)
+    assert re.search(r"\b(sky|light|blue)\b", focused.input_value())
+    # It takes chances, and may leave the sky out.
+    assert share_of_common_words(lively.input_value()) > 0.1
+
+
+def share_of_common_words(text: str) -> float:
+    words = re.findall(r"[a-z']+", text.lower())
+    return sum(word in COMMON_WORDS for word in words) / max(1, len(words))
