@@ -34,7 +34,7 @@ def test_every_link_within_the_repository_leads_to_a_file(path: Path) -> None:
 
 def test_every_path_of_the_contributors_table_is_there() -> None:
     page = (TEMPLATE / "CONTRIBUTING.md").read_text("utf-8")
-    table = page.partition("## Where a thing lives")[2].partition("\n## ")[0]
+    table = page.partition("## Where to find things")[2].partition("\n## ")[0]
 
     places = re.findall(r"^\|[^|]+\|([^|]+)\|$", table, re.MULTILINE)
     assert places
