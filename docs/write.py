@@ -22,7 +22,7 @@ SAID_BY_NAME = {
     "conftest.py": "what tests are given, and what is true of all of them",
     "AGENTS.md": "who may import what, the conventions, and where tests are",
     "changing.md": "a page, a header, a route, a metric and settings of your own",
-    "operations.md": "how to deploy it, watch it, and make it larger",
+    "operations.md": "how to deploy, monitor and scale it",
     "CODEOWNERS": "who is asked to review a change, once you name them",
     ".pre-commit-config.yaml": "the checks of each commit",
     "ci.yml": "runs the checks",
