@@ -17,7 +17,6 @@ PACKAGE = os.environ["BENCHMARK_PACKAGE"]
 serving = importlib.import_module(f"{PACKAGE}.serving")
 deployment = importlib.import_module(f"{PACKAGE}.serving.deployments.deployment")
 metrics = importlib.import_module(f"{PACKAGE}.serving.telemetry.metrics")
-page = importlib.import_module(f"{PACKAGE}.page")
 
 
 class Crowded:
@@ -60,6 +59,8 @@ class Arguments(BaseModel):
 
 
 def build(args: Arguments) -> Application:
+    # Here, because the model's process does without Gradio.
+    page = importlib.import_module(f"{PACKAGE}.page")
     own: dict[str, Any] = {"num_cpus": 0.05, **args.deployment}
     model = serving.ModelSettings(
         name=args.name, source="none", deployment=serving.DeploymentSettings(**own)
