@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from benchmarks.users import Call, complete, messages
 
@@ -26,6 +27,7 @@ BACK_SECONDS = 120
 USERS = 6
 """Of whom one replica could take more, by their requests alone."""
 UPGRADE_USERS = 20
+UPGRADE_LOAD_SECONDS = 20.0
 SETTLED_SECONDS = 3
 QUESTION: list[str | int | float | None] = ["The whale", 1, 9, "1", "1"]
 
@@ -134,13 +136,13 @@ def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
     assert not [each.failure for each in outcomes if each.failure]
 
 
+@pytest.mark.long
 def test_one_replica_each_is_replaced_by_a_new_version_and_never_away(
-    cluster: Cluster, soak: bool, tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    load_seconds = 20.0 if soak else 5.0
-    cluster.deploy(scaled(cluster, load_seconds, 0.1, max_surge_percent=100))
+    cluster.deploy(scaled(cluster, UPGRADE_LOAD_SECONDS, 0.1, max_surge_percent=100))
     before = set(cluster.replicas(SCALED, NAME) + cluster.replicas(SCALED, PAGE))
-    newer = scaled(cluster, load_seconds, 0.11, max_surge_percent=100)
+    newer = scaled(cluster, UPGRADE_LOAD_SECONDS, 0.11, max_surge_percent=100)
     newer["applications"][0]["runtime_env"]["env_vars"]["VERSION"] = "2"
     call = Call(f"{cluster.url}/{SCALED}", "generate", QUESTION)
     there = []
@@ -161,8 +163,8 @@ def test_one_replica_each_is_replaced_by_a_new_version_and_never_away(
     longest = max(each.ended - each.began for each in outcomes)
     print(
         f"REPORT {len(outcomes)} calls, the longest {longest:.1f} s; a model loads for "
-        f"{load_seconds:.0f} s; the new version took {took:.0f} s"
+        f"{UPGRADE_LOAD_SECONDS:.0f} s; the new version took {took:.0f} s"
     )
     assert min(there) >= 1
-    assert longest < load_seconds
+    assert longest < UPGRADE_LOAD_SECONDS
     assert not [each.failure for each in outcomes if each.failure]
