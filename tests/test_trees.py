@@ -29,7 +29,7 @@ ALWAYS = set(
     src/our_app/serving/deployments/__init__.py src/our_app/serving/deployments/builders.py
     src/our_app/serving/deployments/deployment.py src/our_app/serving/deployments/handles.py
     src/our_app/serving/deployments/openai_client.py src/our_app/serving/deployments/pinning.py
-    src/our_app/serving/deployments/routing.py
+    src/our_app/serving/deployments/routing.py src/our_app/serving/deployments/scaling.py
     src/our_app/serving/deployments/settings.py
     src/our_app/serving/engine/__init__.py src/our_app/serving/engine/attention.py
     src/our_app/serving/engine/caches.py src/our_app/serving/engine/checks.py
@@ -78,6 +78,7 @@ ALWAYS = set(
     tests/serving/deployments/__init__.py tests/serving/deployments/test_deployments.py
     tests/serving/deployments/test_faults.py tests/serving/deployments/test_openai_client.py
     tests/serving/deployments/test_pinning.py tests/serving/deployments/test_routing.py
+    tests/serving/deployments/test_scaling.py
     tests/serving/engine/__init__.py tests/serving/engine/conftest.py
     tests/serving/engine/test_any_model.py
     tests/serving/engine/test_configured.py

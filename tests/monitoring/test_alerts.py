@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ..conftest import Render
-from .record import RECORDINGS, SCENARIOS, Recording
+from .record import JOB, RECORDINGS, SCENARIOS, Recording
 
 LABELS = ("alertname", "severity", "model", "endpoint", "deployment", "route")
 FIRING = 'ALERTS{alertstate="firing"}'
@@ -140,6 +140,33 @@ def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_pat
         [
             check(FIRING, 4, set()),
             check(FIRING, 10, {alert("MemoryIsShort", "warning")}),
+        ],
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fires"), [("0+0x200", False), ("2+0x200", True)], ids=["none is wanted", "two are"]
+)
+def test_a_model_without_replicas_alerts_where_it_should_have_some(
+    wanted: str, fires: bool, rendered: Render, tmp_path: Path
+) -> None:
+    # As if nobody asked while its replicas were gone: Serve tells how many there should be.
+    run = recordings("compare")["gone"]
+    labels = f'deployment="stand-in",job="{JOB}"'
+    target = f"ray_serve_autoscaling_target_replicas{{{labels}}}"
+    end = length(run)
+    expected = for_each_deployment("NoReplicaIsHealthy", "critical", "stand-in") if fires else set()
+
+    replay(
+        rules(rendered, "compare"),
+        replace(run, series=run.series | {target: wanted}),
+        [
+            check(
+                f'max_over_time(ALERTS{{alertname="NoReplicaIsHealthy"}}[{end - 1}m])',
+                end,
+                expected,
+            )
         ],
         tmp_path,
     )

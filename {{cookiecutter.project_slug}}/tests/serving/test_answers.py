@@ -14,7 +14,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 
-from ..support.stand_ins import StandIn, broken, fast, slow, user
+from ..support.stand_ins import Asleep, StandIn, broken, fast, slow, user
 
 
 def no_pause() -> float:
@@ -63,6 +63,27 @@ async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
     assert (stopped.state, stopped.text) == (State.FAILED, "in time ")
     assert "late was stopped, because it took too long" in stopped.failure
     assert late.left == 1
+
+
+async def test_an_answer_says_that_its_own_model_starts_until_that_writes() -> None:
+    seen = []
+    models = [Asleep("asleep", ["a", "b"], pause=0.3), slow()]
+    async with aclosing(answers_of(*models)) as updates:
+        async for asleep, awake in updates:
+            seen.append((asleep.starting, asleep.state))
+            assert not awake.starting
+            if asleep.text:
+                break
+    assert seen[0] == (True, State.WAITING)
+    assert seen[-1] == (False, State.WRITING)
+
+
+async def test_a_model_that_was_not_started_in_time_says_that() -> None:
+    asleep = Asleep("asleep", ["too late"], pause=60)
+    *_, [answer] = [update async for update in answers_of(asleep, answer_seconds=0.5)]
+    assert answer.state is State.FAILED
+    assert not answer.starting
+    assert answer.failure == "asleep is still starting. Run again in a moment."
 
 
 async def test_a_whole_answer_is_shown_without_a_pause_before_its_last_piece() -> None:

@@ -79,8 +79,12 @@ def test_replicas_are_said_once_for_all_models_and_once_more_for_one() -> None:
     assert one["num_replicas"] == 3
     assert one["ray_actor_options"] == {"num_cpus": 0.25, "num_gpus": 1}
     assert "autoscaling_config" not in one
-    scaling = {"min_replicas": 2, "max_replicas": 4, "target_ongoing_requests": 16}
-    assert two["autoscaling_config"] == scaling
+    assert two["autoscaling_config"] == {
+        "min_replicas": 2,
+        "max_replicas": 4,
+        "target_ongoing_requests": 16,
+        "downscale_delay_s": 600,
+    }
 
 
 def test_a_model_may_scale_further_than_the_others() -> None:
@@ -91,8 +95,20 @@ def test_a_model_may_scale_further_than_the_others() -> None:
         "min_replicas": 1,
         "max_replicas": 9,
         "target_ongoing_requests": 16,
+        "downscale_delay_s": 600,
     }
     assert two["num_replicas"] == 2
+
+
+def test_a_model_that_scales_by_its_first_text_is_planned_with_the_policy(
+    planned: Callable[..., Planned],
+) -> None:
+    deployment = {"min_replicas": 0, "max_replicas": 2, "target_first_text_seconds": 1.5}
+    application = planned(args={"models": THREE, "deployment": deployment})
+    assert application.deployments
+    scaling = application.deployments["one"]["autoscaling_config"]
+    assert scaling["policy"]["policy_kwargs"] == {"target_seconds": 1.5}
+    assert scaling["upscale_delay_s"] < 30
 
 
 def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None:

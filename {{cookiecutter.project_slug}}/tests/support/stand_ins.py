@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -21,6 +21,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     Message,
     Piece,
+    told_of_start,
 )
 
 from .compare_page import LAUNCH, build_page
@@ -50,6 +51,19 @@ class StandIn:
             yield End("stop")
         finally:
             self.left += 1
+
+
+@dataclass
+class Asleep(StandIn):
+    """Says that it has to be started, a while before its first piece."""
+
+    async def stream(
+        self, messages: Sequence[Message], options: GenerationOptions
+    ) -> AsyncGenerator[Piece | End, None]:
+        told_of_start.get()()
+        async with aclosing(super().stream(messages, options)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 @dataclass

@@ -19,6 +19,7 @@ from .protocol import (
     Model,
     Piece,
     PromptError,
+    told_of_start,
 )
 from .telemetry.logs import logger, request_id
 
@@ -39,6 +40,8 @@ class Answer:
     """What a reasoning model said to itself before."""
     tokens: int = 0
     state: State = State.WAITING
+    starting: bool = False
+    """Whether it waits for its model to be started."""
     failure: str = ""
     """Why it failed, for the person in front of the page."""
     end: End | None = None
@@ -74,6 +77,7 @@ class Answer:
         return f"{self.text}\n\n⚠ {self.failure}".lstrip() if self.failure else self.text
 
     def add(self, piece: Piece | End) -> None:
+        self.starting = False
         if isinstance(piece, End):
             self.end = piece
             return
@@ -89,7 +93,7 @@ class Answer:
 
     def fail(self, reason: str) -> None:
         self.failure = reason
-        self.state = State.FAILED
+        self.state, self.starting = State.FAILED, False
 
 
 def fan_out(
@@ -121,6 +125,12 @@ async def fan_out_each(
 
     async def read(answer: Answer, model: Model, messages: Sequence[Message]) -> None:
         nonlocal running
+
+        def starts() -> None:
+            answer.starting = True
+            changed.set()
+
+        told_of_start.set(starts)
         try:
             async with (
                 asyncio.timeout(answer_seconds),
@@ -131,7 +141,7 @@ async def fan_out_each(
                     changed.set()
             answer.state = State.DONE
         except Exception as error:
-            answer.fail(explain(model, error))
+            answer.fail(explain(model, error, starting=answer.starting))
         finally:
             running -= 1
             changed.set()
@@ -156,11 +166,17 @@ async def fan_out_each(
         await asyncio.gather(*readers, return_exceptions=True)
 
 
-def explain(model: Model, error: Exception) -> str:
-    """Returns why a model failed, for who asked it, and logs what that does not say."""
+def explain(model: Model, error: Exception, *, starting: bool = False) -> str:
+    """Returns why a model failed, for who asked it, and logs what that does not say.
+
+    Args:
+        starting: the model had not been started when it failed.
+    """
     if isinstance(error, PromptError | BusyError | InterruptionError):
         return str(error)
     if isinstance(error, TimeoutError):
+        if starting:
+            return f"{model.name} is still starting. Run again in a moment."
         return f"{model.name} was stopped, because it took too long. Ask for fewer tokens."
     facts = {"request": request_id.get(), "model": model.name}
     logger.error("%s failed", model.name, exc_info=error, extra=facts)

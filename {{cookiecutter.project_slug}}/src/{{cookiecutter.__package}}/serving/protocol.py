@@ -3,7 +3,8 @@
 Knows neither Ray nor Gradio nor torch.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol, Self, get_args
 
@@ -112,6 +113,14 @@ class Model(Protocol):
     def stream(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> AsyncGenerator[Piece | End, None]: ...
+
+
+def nobody() -> None:
+    """Is told that a model is starting where no reader has asked for it."""
+
+
+told_of_start: ContextVar[Callable[[], None]] = ContextVar("told_of_start", default=nobody)
+"""Who reads an answer sets it. A model that has to be started first calls it, and goes on."""
 
 
 class PromptError(ValueError):

@@ -7,6 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from ray import serve
+from ray.exceptions import ActorUnavailableError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -28,6 +29,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     Message,
     Piece,
     PromptError,
+    told_of_start,
 )
 
 from ...support.stand_ins import pieces_of, user
@@ -198,6 +200,45 @@ async def test_a_model_that_may_still_answer_is_waited_for(
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(model.stream(user("Hi"), GenerationOptions())), 0.5)
+
+
+@pytest.mark.parametrize(("running", "told"), [(0, True), (1, False)])
+async def test_who_reads_is_told_when_no_replica_is_there(
+    running: int, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(serve, "status", lambda: refused("", running))
+    starts: list[bool] = []
+    told_of_start.set(lambda: starts.append(True))
+    model = RemoteModel("tiny", never_answering(), MagicMock())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(model.stream(user("Hi"), GenerationOptions())), 0.5)
+    assert bool(starts) == told
+
+
+async def test_a_model_is_waited_for_while_the_controller_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    status = MagicMock(side_effect=ActorUnavailableError("It is away.", None))
+    monkeypatch.setattr(serve, "status", status)
+    model = RemoteModel("tiny", never_answering(), MagicMock())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(model.stream(user("Hi"), GenerationOptions())), 0.5)
+    status.assert_called()
+
+
+async def test_serve_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "SAME_SECONDS", 60)
+    status = MagicMock(return_value=refused(""))
+    monkeypatch.setattr(serve, "status", status)
+    model = RemoteModel("tiny", never_answering(), MagicMock())
+    streams = [anext(model.stream(user("Hi"), GenerationOptions())) for _ in range(20)]
+    waiting = [asyncio.wait_for(each, 0.5) for each in streams]
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(each) for each in ended} == {TimeoutError}
+    status.assert_called_once()
 
 
 async def test_a_deployment_that_serve_has_given_up_says_why(

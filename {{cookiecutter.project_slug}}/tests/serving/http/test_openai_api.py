@@ -55,7 +55,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 
 from ...support import compare_page
 from ...support.compare_page import KEY, LAUNCH, MODELS, build_page
-from ...support.stand_ins import StandIn, fast, in_thread, settings_of, until
+from ...support.stand_ins import Asleep, StandIn, fast, in_thread, settings_of, until
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 LIMITS = Limits(new_tokens=64, prompt_characters=1000)
@@ -322,7 +322,7 @@ def test_a_model_that_fails_has_a_status_of_its_kind(
 ) -> None:
     answer = complete(asked(StandIn("fast", [], failure=failure)), stream=stream)
     assert (answer.status_code, error_of(answer)["type"]) == (status, kind)
-    assert (answer.headers.get("retry-after") == "5") == (status == 429)
+    assert (answer.headers.get("retry-after") == "5") == (status in (429, 503))
     assert "secret" not in answer.text
 
 
@@ -356,6 +356,18 @@ def test_an_answer_that_takes_too_long_is_stopped() -> None:
     *_, error, last = complete(asked(late, limits=limits), stream=True).text.split("\n\n")
     assert "took too long" in json.loads(error.removeprefix("data: "))["error"]["message"]
     assert (last, late.left) == ("", 2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_has_to_be_started_is_waited_for_and_told_to_come_again_after_that(
+    stream: bool,
+) -> None:
+    asleep = Asleep("fast", ["awake"], pause=0.4)
+    assert "awake" in complete(asked(asleep), stream=stream).text
+    limits = LIMITS.model_copy(update={"answer_seconds": 0.2})
+    late = complete(asked(asleep, limits=limits), stream=stream)
+    assert (late.status_code, late.headers["retry-after"]) == (503, "5")
+    assert error_of(late)["message"] == "fast is still starting. Run again in a moment."
 
 
 class Silent:

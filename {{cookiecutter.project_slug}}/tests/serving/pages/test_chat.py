@@ -37,7 +37,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 from ...support.accessibility import violations
 from ...support.conversation_page import PROMPT_LABEL, conversation_with
 from ...support.oidc_provider import CLIENT, SECRET, an_app, provider_of
-from ...support.stand_ins import CutOff, StandIn, broken, fast, slow
+from ...support.stand_ins import Asleep, CutOff, StandIn, broken, fast, slow
 
 
 @dataclass
@@ -105,6 +105,18 @@ def ask(page: Page, text: str) -> None:
 
 def press(page: Page, model: str, button: str) -> None:
     pane(page, model).get_by_role("button", name=button, exact=True).last.click()
+
+
+def test_in_the_browser_a_model_that_has_to_be_started_says_so_in_its_pane(
+    browser: Browser,
+) -> None:
+    asleep = Asleep("asleep", ["awake"], pause=2)
+    with conversation_with(asleep, fast()) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page, "Hello")
+        expect(state(page, "asleep")).to_contain_text("Starting")
+        expect(state(page, "fast")).to_contain_text("Done")
+        expect(pane(page, "asleep")).to_contain_text("awake")
 
 
 def test_in_the_browser_each_pane_goes_on_with_its_own_answers_and_after_a_failure(

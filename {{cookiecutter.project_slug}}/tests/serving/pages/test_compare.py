@@ -26,6 +26,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 from ...support.accessibility import violations, wait_for_rest
 from ...support.compare_page import BUTTON, EXAMPLES, LAUNCH, PROMPT_LABEL, build_page
 from ...support.stand_ins import (
+    Asleep,
     CutOff,
     StandIn,
     broken,
@@ -250,6 +251,21 @@ def test_in_the_browser_a_model_that_cannot_answer_says_so_and_the_prompt_stays(
         ask(page)
         expect(state(page, "broken")).to_have_text(re.compile("Failed · .*Run again"))
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
+
+
+def test_in_the_browser_a_model_that_has_to_be_started_says_so_and_then_answers(
+    browser: Browser,
+) -> None:
+    with page_of(Asleep("asleep", ["awake"], pause=2)) as url, browser.new_page() as page:
+        page.goto(url)
+        ask(page)
+        expect(state(page, "asleep")).to_have_text(
+            "Starting · the model is loaded first, and then it answers"
+        )
+        expect(state(page, "asleep")).to_have_attribute("aria-live", "polite")
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        expect(pane(page, "asleep")).to_have_value("awake")
+        expect(state(page, "asleep")).to_have_text(re.compile("^Done · first text after "))
 
 
 def test_in_the_browser_markup_of_a_model_is_shown_as_text(browser: Browser) -> None:

@@ -23,6 +23,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     PromptError,
 )
+from {{ cookiecutter.__package }}.serving.telemetry import metrics
 from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
 
 from ...support.compare_page import MODELS
@@ -90,6 +91,30 @@ async def test_who_leaves_before_the_first_text_counts_with_the_seconds_they_wai
             await read(model)
     [seconds] = observed
     assert 0.4 < seconds < 60
+
+
+async def test_a_model_tells_how_long_its_first_texts_lately_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Metered(StandIn("late", ["text"], pause=0.3), log_prompts=False)
+    assert model.first_text_seconds() == 0
+    await asyncio.gather(read(model), read(model))
+    assert 0.3 <= model.first_text_seconds() < 5
+    monkeypatch.setattr(metrics, "RECENT_SECONDS", 0)
+    assert model.first_text_seconds() == 0
+
+
+async def test_who_still_waits_counts_once_it_is_longer_than_the_others_did() -> None:
+    stuck = StandIn("stuck", ["text"])
+    model = Metered(stuck, log_prompts=False)
+    await read(model)
+    before = model.first_text_seconds()
+    stuck.pause = 60
+    waiting = asyncio.create_task(read(model))
+    await asyncio.sleep(0.5)
+    assert before < 0.4 < model.first_text_seconds()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_the_messages_are_in_the_log_where_the_settings_say_so(

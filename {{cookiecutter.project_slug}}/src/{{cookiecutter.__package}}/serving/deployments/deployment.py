@@ -14,6 +14,7 @@ from ..telemetry.metrics import Metered
 from ..telemetry.traces import Traces, carry_on, start_traces, stop_traces
 from .pinning import pinned
 from .routing import ConversationRouter
+from .scaling import FIRST_TEXT
 from .settings import ModelsSettings
 
 
@@ -44,6 +45,10 @@ class ModelReplica:
         async with aclosing(self._metered.stream(messages, options)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for it where the number of replicas follows the load."""
+        return {FIRST_TEXT: self._metered.first_text_seconds()}
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""

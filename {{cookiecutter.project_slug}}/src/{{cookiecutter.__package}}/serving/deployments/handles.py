@@ -2,19 +2,22 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
+    RayServeException,
     ReplicaUnavailableError,
 )
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter
+from ray.serve.schema import DeploymentStatusOverview
 
 from ..protocol import (
     BusyError,
@@ -24,15 +27,27 @@ from ..protocol import (
     InterruptionError,
     Message,
     Piece,
+    told_of_start,
 )
 from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
 from ..telemetry.traces import carried, step
 
-PATIENCE_SECONDS = 5
-"""How long to wait for a first text before asking Serve whether a replica can start; it doubles."""
+PATIENCE_SECONDS = 1
+"""How long to wait for a first text before asking Serve whether a replica is there; it doubles."""
+SAME_SECONDS = 1
+"""For which what Serve said holds for all who wait."""
 REFUSAL = "ModelError: "
 FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
+
+
+@dataclass
+class Seen:
+    """What Serve said last of a deployment, and when."""
+
+    status: DeploymentStatusOverview | None = None
+    at: float = float("-inf")
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,7 @@ class RemoteModel:
     handle: DeploymentHandle
     answers: Counter = field(default_factory=answers_counter)
     """Of the refused ones, which no replica hears of."""
+    seen: Seen = field(default_factory=Seen)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -50,7 +66,7 @@ class RemoteModel:
         """Yields the answer piece by piece; leaving the loop ends the generation.
 
         A replica that is lost, or gives up, before it has shown any text is replaced by
-        another, once.
+        another, once. Where there is none, whoever listens to `told_of_start` is told.
 
         Raises:
             PromptError, BusyError: as the model's engine does.
@@ -93,7 +109,7 @@ class RemoteModel:
             except RayTaskError as error:
                 raise error.cause from error
             except DeploymentUnavailableError as error:
-                reason = await asyncio.to_thread(self._refusal)
+                reason = refusal(await asyncio.to_thread(self._status))
                 raise InterruptionError(
                     reason or f"{self.name} could not be started. Look at the server's log."
                 ) from error
@@ -108,22 +124,56 @@ class RemoteModel:
 
     async def _first(self, pieces: AsyncIterator[Piece | End]) -> Piece | End:
         """Waits for a replica no longer than one may come."""
-        first, patience = asyncio.ensure_future(anext(pieces)), PATIENCE_SECONDS
+        first = asyncio.ensure_future(anext(pieces))
+        watching = asyncio.create_task(self._watch())
         try:
-            while not (await asyncio.wait([first], timeout=patience))[0]:
-                if reason := await asyncio.to_thread(self._refusal):
-                    raise InterruptionError(reason)
-                patience *= 2
+            await asyncio.wait([first, watching], return_when="FIRST_COMPLETED")
+            if not first.done():
+                watching.result()
             return first.result()
         finally:
             first.cancel()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
-    def _refusal(self) -> str | None:
-        """Returns why the model cannot be loaded, where no replica of it is left."""
-        application = serve.status().applications.get(self.handle.deployment_id.app_name)
-        deployment = application.deployments.get(self.name) if application else None
-        if deployment is None or deployment.replica_states.get("RUNNING"):
+    async def _watch(self) -> None:
+        """Tells when no replica is there yet.
+
+        Raises:
+            InterruptionError: none can start.
+        """
+        patience = PATIENCE_SECONDS
+        while True:
+            await asyncio.sleep(patience)
+            status = await self._seen_by_all()
+            if reason := refusal(status):
+                raise InterruptionError(reason)
+            if status and not status.replica_states.get("RUNNING"):
+                told_of_start.get()()
+            patience *= 2
+
+    async def _seen_by_all(self) -> DeploymentStatusOverview | None:
+        """Asks Serve once for all who wait: its controller has other things to do."""
+        async with self.seen.asking:
+            if time.monotonic() - self.seen.at > SAME_SECONDS:
+                self.seen.status = await asyncio.to_thread(self._status)
+                self.seen.at = time.monotonic()
+            return self.seen.status
+
+    def _status(self) -> DeploymentStatusOverview | None:
+        try:
+            applications = serve.status().applications
+        except (RayError, RayServeException):
+            # While the controller is away, replicas still answer.
             return None
-        said = [line for line in deployment.message.splitlines() if REFUSAL in line]
-        # A visitor reads it, whom the server's folders do not concern.
-        return FOLDERS.sub("…/", said[-1].partition(REFUSAL)[2]) if said else None
+        application = applications.get(self.handle.deployment_id.app_name)
+        return application.deployments.get(self.name) if application else None
+
+
+def refusal(deployment: DeploymentStatusOverview | None) -> str | None:
+    """Returns why a model cannot be loaded, where no replica of it is left."""
+    if deployment is None or deployment.replica_states.get("RUNNING"):
+        return None
+    said = [line for line in deployment.message.splitlines() if REFUSAL in line]
+    # A visitor reads it, whom the server's folders do not concern.
+    return FOLDERS.sub("…/", said[-1].partition(REFUSAL)[2]) if said else None

@@ -12,13 +12,18 @@ from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import Model
 from ..telemetry.traces import TracedSettings
 
-SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests"}
+SERVES_SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests", "downscale_delay_s"}
+SCALING = SERVES_SCALING | {"target_first_text_seconds"}
+FIRST_TEXT_POLICY = f"{__package__}.scaling:FirstTextPolicy"
+LATE_SECONDS = 10
+"""For which first texts have to be late before a replica is added; each tells an average."""
 
 
 class DeploymentSettings(Strict):
     """How many processes a model has and what each takes, in Serve's own words.
 
-    `num_replicas` fixes their number. With `max_replicas` it follows the load instead.
+    `num_replicas` fixes their number. With `max_replicas` it follows the load instead, down to no
+    replica at all with `min_replicas: 0`.
     """
 
     num_replicas: int = Field(default=1, ge=1)
@@ -26,6 +31,12 @@ class DeploymentSettings(Strict):
     max_replicas: int | None = Field(default=None, ge=1)
     target_ongoing_requests: float = Field(default=16, gt=0)
     """Requests for each replica, which batches up to `limits.running_requests` of them."""
+    target_first_text_seconds: float | None = Field(default=None, gt=0)
+    """When first texts take longer than this on average, replicas are added for that, too."""
+    downscale_delay_s: float = Field(default=600, ge=0)
+    """How long there has to be less to do before a replica goes, the last one too."""
+    max_surge_percent: int = Field(default=0, ge=0, le=100)
+    """Replicas that a new version may start before old ones go, in percent of their number."""
     num_cpus: float = Field(default=0.5, ge=0)
     """A replica computes with as many threads as it has whole CPUs, and with one below that."""
     num_gpus: float = Field(default=0, ge=0)
@@ -52,11 +63,16 @@ class DeploymentSettings(Strict):
         """Returns what Serve's `Deployment.options` takes."""
         options: dict[str, object] = {
             "graceful_shutdown_timeout_s": self.graceful_shutdown_timeout_s,
+            "max_surge_percent": self.max_surge_percent,
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
         }
         if self.max_replicas is None:
             return {**options, "num_replicas": self.num_replicas}
-        scaling = self.model_dump(include=SCALING)
+        scaling = self.model_dump(include=SERVES_SCALING)
+        if self.target_first_text_seconds is not None:
+            kwargs = {"target_seconds": self.target_first_text_seconds}
+            policy = {"policy_function": FIRST_TEXT_POLICY, "policy_kwargs": kwargs}
+            scaling |= {"upscale_delay_s": LATE_SECONDS, "policy": policy}
         return {**options, "num_replicas": None, "autoscaling_config": scaling}
 
 

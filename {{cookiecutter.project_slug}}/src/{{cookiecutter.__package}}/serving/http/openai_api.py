@@ -33,6 +33,7 @@ from ..protocol import (
     Piece,
     PromptError,
     read_tokens,
+    told_of_start,
 )
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .guard import RETRY_SECONDS, UNBUFFERED, guard
@@ -103,7 +104,7 @@ class ApiError(Exception):
         return {"error": {**error, "param": self.param, "code": self.code}}
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        added = {"retry-after": str(RETRY_SECONDS)} if self.status == 429 else {}
+        added = {"retry-after": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
         return JSONResponse(self.body, self.status, {**added, **(headers or {})})
 
 
@@ -386,6 +387,8 @@ class Completion:
     end: End | None = None
     begun: bool = False
     """Whether the stream is."""
+    starting: bool = False
+    """Whether it waits for its model to be started."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.create_task(self._answer(scope, receive, send))
@@ -400,6 +403,7 @@ class Completion:
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        told_of_start.set(self._start)
         try:
             async with asyncio.timeout(self.seconds):
                 if self.asked.stream:
@@ -409,7 +413,7 @@ class Completion:
                     async for _ in pieces:
                         pass
         except (ApiError, TimeoutError) as error:
-            failure = error if isinstance(error, ApiError) else _explained(self.model, error)
+            failure = error if isinstance(error, ApiError) else self._explained(error)
             if not self.begun:
                 # What is refused at once has a status of its own.
                 raise failure from error
@@ -460,7 +464,24 @@ class Completion:
                     self._keep(piece)
                     yield piece
         except Exception as error:
-            raise _explained(self.model, error) from error
+            raise self._explained(error) from error
+
+    def _start(self) -> None:
+        self.starting = True
+
+    def _explained(self, error: Exception) -> ApiError:
+        reason = explain(self.model, error, starting=self.starting)
+        match error:
+            case PromptError():
+                return ApiError(400, reason, "messages")
+            case BusyError():
+                return ApiError(429, reason, code="rate_limit_exceeded")
+            case InterruptionError():
+                return ApiError(503, reason)
+            case TimeoutError():
+                return ApiError(503 if self.starting else 504, reason)
+            case _:
+                return ApiError(500, reason)
 
     def _whole(self) -> Chunk:
         message = {"role": "assistant", "content": self.text, "refusal": None}
@@ -475,6 +496,7 @@ class Completion:
         return body | self._dropped()
 
     def _keep(self, piece: Piece | End) -> None:
+        self.starting = False
         if isinstance(piece, End):
             self.end = piece
             return
@@ -521,21 +543,6 @@ class Completion:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _explained(model: Model, error: Exception) -> ApiError:
-    reason = explain(model, error)
-    match error:
-        case PromptError():
-            return ApiError(400, reason, "messages")
-        case BusyError():
-            return ApiError(429, reason, code="rate_limit_exceeded")
-        case InterruptionError():
-            return ApiError(503, reason)
-        case TimeoutError():
-            return ApiError(504, reason)
-        case _:
-            return ApiError(500, reason)
 
 
 async def refuse(_: Request, error: Exception) -> Response:

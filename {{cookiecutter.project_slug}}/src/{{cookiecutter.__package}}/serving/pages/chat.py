@@ -152,7 +152,7 @@ def connect_chat(
             async for update in updates:
                 changed: Update = {}
                 for (number, turns), answer in zip(asked.items(), update, strict=True):
-                    now = (len(answer.text), len(answer.thoughts), answer.state)
+                    now = (len(answer.text), len(answer.thoughts), answer.state, answer.starting)
                     if seen.get(number) != now:
                         seen[number] = now
                         changed[chats[number]] = shown([*turns[:-1], answered(turns[-1], answer)])

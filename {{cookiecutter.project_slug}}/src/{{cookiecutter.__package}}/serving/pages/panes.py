@@ -55,6 +55,8 @@ def state_line(answer: Answer) -> str:
     kind = f"{answer.state} cut" if answer.cut_off else f"{answer.state}"
     thinks = answer.state is State.WRITING and answer.thoughts and not answer.text
     said = ["Cut off" if answer.cut_off else "Thinking" if thinks else answer.state.capitalize()]
+    if answer.starting:
+        said = ["Starting", "the model is loaded first, and then it answers"]
     if answer.first_text_seconds is not None:
         said.append(f"first text after {answer.first_text_seconds:.1f} s")
         said.append(_counted(answer.tokens, "token"))
@@ -62,7 +64,8 @@ def state_line(answer: Answer) -> str:
         said.append(f"{answer.tokens_per_second:.0f} tokens/s")
     said += _remarks(answer)
     # What is still changing is not read aloud.
-    live = "off" if answer.state in (State.WAITING, State.WRITING) else "polite"
+    changing = answer.state in (State.WAITING, State.WRITING) and not answer.starting
+    live = "off" if changing else "polite"
     text = html.escape(" · ".join(said))
     return f'<p role="status" aria-live="{live}" class="state {kind}">{text}</p>'
 

@@ -4,8 +4,10 @@
 """
 
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from statistics import fmean
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -17,6 +19,8 @@ from .traces import Attributes, Kind, step
 MODEL = ("model",)
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 RATES = [1, 2, 5, 10, 20, 50, 100, 200, 500]
+RECENT_SECONDS = 20
+MOST_RECENT = 1000
 
 
 def answers_counter() -> Counter:
@@ -35,7 +39,10 @@ class Metered:
         self._remote = remote
         self._model = model
         self._log_prompts = log_prompts
-        self._waiting_now = self._running_now = 0
+        self._running_now = 0
+        self._waiting_since: list[float] = []
+        self._recent = deque[tuple[float, float]](maxlen=MOST_RECENT)
+        """When a wait for a first text ended, and how long it was."""
         self._answers = answers_counter()
         self._tokens = Counter("model_tokens", "Tokens that were generated.", MODEL)
         self._first_text = Histogram(
@@ -57,12 +64,14 @@ class Metered:
         with step(f"chat {self.name}", attributes, kind=kind) as traced:
             answer, asked, outcome = Answer(), time.monotonic(), "cancelled"
             failure: Exception | None = None
-            self._count(waiting=1)
+            self._waiting_since.append(asked)
+            self._count()
             try:
                 async with aclosing(self._model.stream(messages, options)) as pieces:
                     async for piece in pieces:
                         if answer.state is State.WAITING and isinstance(piece, Piece):
-                            self._count(waiting=-1, running=1)
+                            self._waits_no_more(asked)
+                            self._count(running=1)
                         answer.add(piece)
                         if isinstance(piece, End):
                             # Some readers leave with it.
@@ -79,18 +88,35 @@ class Metered:
                 outcome, failure = "failed", error
                 raise
             finally:
-                waiting = answer.state is State.WAITING
-                self._count(waiting=-waiting, running=-(not waiting))
+                if answer.state is State.WAITING:
+                    self._waits_no_more(asked)
+                    self._count()
+                else:
+                    self._count(running=-1)
                 seconds = time.monotonic() - asked
                 self._record(answer, outcome, seconds)
                 self._log(answer, outcome, seconds, messages)
                 traced.say(_said(answer))
                 traced.ends(outcome, failure)
 
-    def _count(self, *, waiting: int = 0, running: int = 0) -> None:
-        self._waiting_now += waiting
+    def first_text_seconds(self) -> float:
+        """Returns how long a first text lately took, on average; 0 where nobody asked.
+
+        If those who wait have already waited longer than that, it is their average.
+        """
+        now = time.monotonic()
+        recent = [seconds for ended, seconds in self._recent if now - ended < RECENT_SECONDS]
+        waiting = [now - since for since in self._waiting_since]
+        return max(fmean(each) for each in (recent or [0], waiting or [0]))
+
+    def _waits_no_more(self, since: float) -> None:
+        self._waiting_since.remove(since)
+        now = time.monotonic()
+        self._recent.append((now, now - since))
+
+    def _count(self, *, running: int = 0) -> None:
         self._running_now += running
-        self._waiting.set(self._waiting_now)
+        self._waiting.set(len(self._waiting_since))
         self._running.set(self._running_now)
 
     def _record(self, answer: Answer, outcome: str, seconds: float) -> None:

@@ -1,0 +1,83 @@
+"""The project's page before a model that takes a while to load, and is late when many ask it.
+
+A Serve config names `build`.
+"""
+
+import asyncio
+import importlib
+import os
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from ray.serve import Application
+
+PACKAGE = os.environ["BENCHMARK_PACKAGE"]
+serving = importlib.import_module(f"{PACKAGE}.serving")
+deployment = importlib.import_module(f"{PACKAGE}.serving.deployments.deployment")
+metrics = importlib.import_module(f"{PACKAGE}.serving.telemetry.metrics")
+
+
+class Crowded:
+    """Writes the id of its process, the later the more others ask it at the time."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self._seconds = seconds
+        self._asked = 0
+
+    async def stream(self, messages: object, options: object) -> AsyncGenerator[object, None]:  # noqa: ARG002
+        self._asked += 1
+        try:
+            await asyncio.sleep(self._seconds * self._asked)
+            yield serving.Piece(f"{os.getpid()} ", 1)
+            yield serving.End("stop")
+        finally:
+            self._asked -= 1
+
+
+class Loaded(deployment.ModelReplica):  # type: ignore[misc]
+    """A replica of a model as the project has it, but for what is loaded."""
+
+    def __init__(self, name: str, load_seconds: float, seconds: float) -> None:
+        time.sleep(load_seconds)
+        self._metered = metrics.Metered(Crowded(name, seconds), log_prompts=False)
+
+    def check_health(self) -> None:
+        """It does not die."""
+
+
+class Arguments(BaseModel):
+    name: str
+    load_seconds: float
+    seconds: float
+    """To the first text, where nobody else asks."""
+    deployment: Mapping[str, float]
+    """What `DeploymentSettings` take."""
+    openai_api: Literal["without-keys"] = "without-keys"
+
+
+def build(args: Arguments) -> Application:
+    # Here, because the model's process does without Gradio.
+    page = importlib.import_module(f"{PACKAGE}.page")
+    own: dict[str, Any] = {"num_cpus": 0.05, **args.deployment}
+    model = serving.ModelSettings(
+        name=args.name, source="none", deployment=serving.DeploymentSettings(**own)
+    )
+    settings = serving.PageSettings(
+        title="Scaled", description="", models=[model], openai_api=args.openai_api
+    )
+    replicas = deployment.TextGenerationModel.options(
+        func_or_class=Loaded,
+        name=model.name,
+        max_ongoing_requests=settings.limits.running_requests,
+        max_queued_requests=settings.limits.waiting_requests,
+        **settings.deployment_of(model).options(),
+    )
+    return serving.GradioServer.bind(
+        settings,
+        serving.PageOfModels(settings, page.build_page),
+        replicas.bind(model.name, args.load_seconds, args.seconds),
+        launch=page.LAUNCH,
+    )

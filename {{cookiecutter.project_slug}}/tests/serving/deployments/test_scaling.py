@@ -1,0 +1,79 @@
+"""How many replicas a model wants, by what Serve's controller knows of it, without Ray."""
+
+import pytest
+from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+from {{ cookiecutter.__package }}.serving.deployments.scaling import (
+    FIRST_TEXT,
+    FirstTextPolicy,
+)
+
+DEPLOYMENT = DeploymentID("model", "my app")
+TARGET_SECONDS = 2.0
+
+
+def context(requests: float, *told: float) -> AutoscalingContext:
+    """Replicas that run, of which each last told so many seconds to the first text."""
+    replicas = [ReplicaID(f"{number}", DEPLOYMENT) for number in range(len(told))]
+    series = {
+        # What was told before counts no more.
+        replica: [TimeStampedValue(1, 99.0), TimeStampedValue(2, seconds)]
+        for replica, seconds in zip(replicas, told, strict=True)
+    }
+    return AutoscalingContext(
+        deployment_id=DEPLOYMENT,
+        deployment_name=DEPLOYMENT.name,
+        app_name=DEPLOYMENT.app_name,
+        current_num_replicas=len(told),
+        target_num_replicas=len(told),
+        running_replicas=replicas,
+        total_num_requests=requests,
+        total_queued_requests=0,
+        aggregated_metrics={},
+        raw_metrics={FIRST_TEXT: series},
+        capacity_adjusted_min_replicas=0,
+        capacity_adjusted_max_replicas=9,
+        policy_state={},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=3,
+        config=AutoscalingConfig(min_replicas=0, max_replicas=9, target_ongoing_requests=16),
+    )
+
+
+def wanted(requests: float, *told: float) -> float:
+    number, _ = FirstTextPolicy(TARGET_SECONDS)(context(requests, *told))
+    return number
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ((3.0,), 1.5),
+        ((3.0, 3.0), 3),
+        # One that nobody asked has nothing to tell.
+        ((3.0, 0.0), 3),
+        ((99.0, 99.0), 4),
+        ((1.5, 1.5), 2),
+        ((0.5, 0.5), 1),
+    ],
+)
+def test_late_first_texts_want_more_up_to_double_and_quick_ones_one_less(
+    told: tuple[float, ...], expected: float
+) -> None:
+    assert wanted(2, *told) == pytest.approx(expected)
+
+
+def test_requests_want_what_they_do_without_it() -> None:
+    assert wanted(48, 0.5) == wanted(48, 0.0) == wanted(48, 1.5) == 3
+
+
+def test_nobody_who_asks_wants_no_replica() -> None:
+    assert wanted(0, 0.0) == wanted(0, 0.0, 0.0) == 0
+
+
+def test_a_replica_that_has_told_nothing_yet_leaves_it_to_the_requests() -> None:
+    silent = context(16, 5.0)
+    silent.__dict__["raw_metrics"] = {}
+    assert FirstTextPolicy(TARGET_SECONDS)(silent)[0] == 1
