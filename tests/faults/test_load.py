@@ -12,7 +12,7 @@ import pytest
 from .cluster import WORDS, Cluster, applications
 
 MODEL_SECONDS = 2.0
-USER, PASSWORD = "ada", "a wet whale"
+USER, PASSWORD, WRONG = "ada", "a wet whale", "a dry whale"
 KEY = "b31f09c2d5a84e6f97c0"
 SECONDS = 300
 MARGIN = 0.02
@@ -76,7 +76,7 @@ def test_a_page_that_is_too_slow_does_not_carry_the_users(cluster: Cluster, word
 
 
 def test_who_may_not_come_in_is_told_before_anybody_asks(cluster: Cluster, words: str) -> None:
-    result = load(cluster, words, "--users", "4", PAGE_USER=USER, PAGE_PASSWORD="a dry whale")
+    result = load(cluster, words, "--users", "4", PAGE_USER=USER, PAGE_PASSWORD=WRONG)
 
     assert result.returncode == 2, result.stdout
     assert steps(result.stdout) == []

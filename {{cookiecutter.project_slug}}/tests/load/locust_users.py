@@ -46,6 +46,11 @@ class BadAnswerError(Exception):
 FAILURES = (BadAnswerError, requests.RequestException, ValueError)
 
 
+def short(error: Exception) -> BadAnswerError:
+    # The text of another error may hold what differs from call to call.
+    return error if isinstance(error, BadAnswerError) else BadAnswerError(type(error).__name__)
+
+
 class Asker(User):
     """Asks, reads the whole answer, waits, and asks again."""
 
@@ -96,7 +101,9 @@ class Asker(User):
         )
         if response.status_code >= 400:
             reason = " ".join(response.text.split())[:REASON_CHARACTERS]
-            raise BadAnswerError(f"{path.partition('?')[0]} answers {response.status_code}: {reason}")
+            raise BadAnswerError(
+                f"{path.partition('?')[0]} answers {response.status_code}: {reason}"
+            )
         return response
 
     @contextmanager
@@ -126,15 +133,12 @@ class Asker(User):
             late.kill(block=False)
 
     def _tell(self, kind: str, asked: float, failure: Exception | None = None) -> None:
-        if failure is not None and not isinstance(failure, BadAnswerError):
-            # Its text may hold what differs from call to call.
-            failure = BadAnswerError(type(failure).__name__)
         self.environment.events.request.fire(
             request_type=kind,
             name=type(self).__name__,
             response_time=1000 * (time.monotonic() - asked),
             response_length=0,
-            exception=failure,
+            exception=failure and short(failure),
             context={ASKED: asked},
         )
 
@@ -349,7 +353,7 @@ class Steps(LoadTestShape):
                 user_class(environment).prepare()
             except FAILURES as error:
                 return (
-                    f"{user_class.__name__} cannot ask {environment.host}: {error} "
+                    f"{user_class.__name__} cannot ask {environment.host}: {short(error)} "
                     "(a login is in PAGE_USER and PAGE_PASSWORD, a key in API_KEY)"
                 )
         return None

@@ -17,7 +17,8 @@ class Program(Asker):
 
     def prepare(self) -> None:
         self.open()
-        type(self).models = [each["id"] for each in self.request("GET", "/v1/models").json()["data"]]
+        offered = self.request("GET", "/v1/models").json()["data"]
+        type(self).models = [each["id"] for each in offered]
 
     def open(self) -> None:
         if key := os.environ.get("API_KEY"):
