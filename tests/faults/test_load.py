@@ -58,7 +58,7 @@ def test_programs_ask_with_a_key(cluster: Cluster, words: str, tmp_path: Path) -
     result = load(cluster, words, *programs, "--users", "1", "--step-seconds", "1", API_KEY=KEY)
 
     assert result.returncode == 0, result.stdout
-    assert last_line(result.stdout).startswith("PASSED: it carries 1 users")
+    assert last_line(result.stdout).startswith("PASSED: it carries 1 user ")
     assert_right_seconds(report)
 
 
@@ -71,7 +71,7 @@ def test_a_page_that_is_too_slow_does_not_carry_the_users(cluster: Cluster, word
     assert (users, bad) == (1, 0)
     assert late == begun > 0
     assert last_line(result.stdout).startswith("FAILED: it carries 0 users")
-    assert "4 users were asked for" in last_line(result.stdout)
+    assert "Asked for: 4." in last_line(result.stdout)
 
 
 def test_who_may_not_come_in_is_told_before_anybody_asks(cluster: Cluster, words: str) -> None:
@@ -104,7 +104,7 @@ def load(
 
 def steps(output: str) -> list[tuple[int, ...]]:
     """Returns users, late, begun, bad and ended of each step."""
-    step = r"(?m)^(\d+) users: (\d+) of (\d+) answers began late, (\d+) of (\d+) ended badly$"
+    step = r"(?m)^(\d+) users?: (\d+) of (\d+) answers began late, (\d+) of (\d+) ended badly$"
     return [tuple(map(int, found)) for found in re.findall(step, output)]
 
 

@@ -34,6 +34,7 @@ ANSWER_SECONDS = 600.0
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 100
 CARRIED, NOT_CARRIED, NOT_ASKED = 0, 1, 2
+HINT = " (a login is in PAGE_USER and PAGE_PASSWORD, a key in API_KEY)"
 ASKED = "asked"
 STREAM, AGAIN = "x-stream", ":again"
 """Where the setting `stream_seconds` ends a request: how a page's own script asks for the rest."""
@@ -44,6 +45,10 @@ class BadAnswerError(Exception):
 
 
 FAILURES = (BadAnswerError, requests.RequestException, ValueError)
+
+
+def users(number: int) -> str:
+    return f"{number} user{'s' if number != 1 else ''}"
 
 
 def short(error: Exception) -> BadAnswerError:
@@ -101,8 +106,9 @@ class Asker(User):
         )
         if response.status_code >= 400:
             reason = " ".join(response.text.split())[:REASON_CHARACTERS]
+            hint = HINT if response.status_code == 401 else ""
             raise BadAnswerError(
-                f"{path.partition('?')[0]} answers {response.status_code}: {reason}"
+                f"{path.partition('?')[0]} answers {response.status_code}: {reason}{hint}"
             )
         return response
 
@@ -295,7 +301,7 @@ class Step:
 
     def __str__(self) -> str:
         began = f"{self.late} of {self.begun} answers began late"
-        return f"{self.users} users: {began}, {self.bad} of {self.ended} ended badly"
+        return f"{users(self.users)}: {began}, {self.bad} of {self.ended} ended badly"
 
 
 class Steps(LoadTestShape):
@@ -352,18 +358,15 @@ class Steps(LoadTestShape):
             try:
                 user_class(environment).prepare()
             except FAILURES as error:
-                return (
-                    f"{user_class.__name__} cannot ask {environment.host}: {short(error)} "
-                    "(a login is in PAGE_USER and PAGE_PASSWORD, a key in API_KEY)"
-                )
+                return f"{user_class.__name__} cannot ask {environment.host}: {short(error)}"
         return None
 
     def _judge(self, last_step: str = "") -> None:
         passed = self.carried >= (self.goal or 1)
         self._environment.process_exit_code = CARRIED if passed else NOT_CARRIED
-        asked = "" if self.goal is None else f" {self.goal} users were asked for."
+        asked = "" if self.goal is None else f" Asked for: {self.goal}."
         self.verdict = (
-            f"{'PASSED' if passed else 'FAILED'}: it carries {self.carried} users within the "
+            f"{'PASSED' if passed else 'FAILED'}: it carries {users(self.carried)} within the "
             f"objectives: {SHARE:.0%} of the answers begin within {self._options.begin_seconds:g} s, "
             f"and {SHARE:.0%} end well.{asked}{last_step}"
         )
