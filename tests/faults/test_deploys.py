@@ -63,7 +63,9 @@ def test_a_deploy_that_breaks_leaves_old_replicas_and_the_config_before_brings_t
             cluster.deploy(broken)
         failed = time.time()
         time.sleep(SETTLED_SECONDS)
-        assert set(cluster.replicas(WORDS, PAGE)) < old
+        left = set(cluster.replicas(WORDS, PAGE))
+        assert left
+        assert left < old
         began = time.monotonic()
         cluster.deploy(before)
         print(f"REPORT back in full strength after {time.monotonic() - began:.0f} s")
