@@ -36,6 +36,7 @@ SAID_OF_FOLDER = {
     "src/our_app": "The team's room: its page, its models, and what is made of them.",
     "src/our_app/serving": "The machinery, which updates replace. Its folders follow.",
     "tests": "The team's tests, to change and to copy from.",
+    "tests/load": "The load test, which Locust runs and pytest does not.",
     "tests/serving": "The machinery's tests.",
 }
 

@@ -31,6 +31,7 @@ CHOSEN = {
     f"{PACKAGE}/serving/__init__{OWN}.py": f"{PACKAGE}/serving/__init__.py",
     f"{PACKAGE}/serving/__init__{DOOR}.pyi": f"{PACKAGE}/serving/__init__.pyi",
     f"tests/conftest{OWN}.py": "tests/conftest.py",
+    f"tests/load/locustfile{OWN}.py": "tests/load/locustfile.py",
     f"tests/test_app{OWN}.py": "tests/test_app.py",
     f"tests/test_page.{ANSWERS['page']}.py": "tests/test_page.py",
     f"README{OWN}.md": "README.md",
@@ -49,6 +50,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
             *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages", "votes")),
             # The machinery is as in other projects, where its tests are.
             *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),
+            "tests/load/locustfile_api.py",
         ],
     },
     "models": {
@@ -65,7 +67,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
     "deploy": {
         "local": [
             *("Dockerfile", ".dockerignore", "deploy", "config/kustomization.yml"),
-            "tests/serving/telemetry/test_monitoring.py",
+            *("tests/serving/telemetry/test_monitoring.py", ".github/workflows/release.yml"),
         ],
         "docker": [
             *("deploy/kubernetes", "config/kustomization.yml"),

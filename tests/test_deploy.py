@@ -34,6 +34,7 @@ from .tools import run
 CRDS = TEMPLATE / "tests" / "data" / "crds"
 OVERLAYS = ("staging", "production")
 SLUGS = ["our_app", "our.app", "our.big_app-2", "a" * 47]
+IMAGE = f"registry.example.org/page@sha256:{64 * 'a'}"
 ANSWER_SECONDS = 600
 """The longest that an answer may take, where a config says nothing else."""
 
@@ -245,6 +246,17 @@ def test_each_alert_names_a_section_that_says_what_to_look_at_and_do(
         assert "\n**Do**: " in by_anchor[anchor], alert["alert"]
 
 
+def test_the_load_test_has_the_objectives_of_the_alerts(rendered: Render) -> None:
+    project = rendered(deploy="docker")
+    alerts = (project / "deploy/monitoring/alerts.yaml").read_text("utf-8")
+    users = (project / "tests/load/locust_users.py").read_text("utf-8")
+
+    names = ("BEGIN_SECONDS", "SHARE")
+    [seconds], [share] = (re.findall(rf"(?m)^{name} = (.*)", users) for name in names)
+    assert set(re.findall(r'le="(.*?)"', alerts)) == {seconds}
+    assert re.findall(r"expr: vector\((0.*)\)", alerts) == [share, share]
+
+
 def test_the_alerts_ask_for_the_job_that_prometheus_is_told(rendered: Render) -> None:
     # A slug may have what a label of Kubernetes has not.
     slug = "our_app"
@@ -322,6 +334,40 @@ def test_a_worker_is_ready_when_its_raylet_and_its_proxy_say_so(
         command = [sys.executable, *arguments[:-1], script]
         status = subprocess.run(command, capture_output=True, check=False, timeout=60).returncode
     assert (status == 0) == ready
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a script of a container's shell")
+@any_overlay
+def test_an_image_is_deployed_by_its_digest_and_waited_for(
+    overlay: str, render: Render, tmp_path: Path
+) -> None:
+    project, said = render(deploy="kubernetes", project_slug="our.app"), tmp_path / "said"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in ("kustomize", "kubectl"):
+        script = programs / program
+        script.write_text(f'#!/bin/sh\necho "{program} $*" >> "{said}"\necho 7\n')
+        script.chmod(0o755)
+    subprocess.run(
+        ["sh", "deploy/kubernetes/apply.sh", overlay, IMAGE],
+        cwd=project,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+    )
+
+    edited, applied, asked, *waited = said.read_text().splitlines()
+    assert edited == f"kustomize edit set image page={IMAGE}"
+    assert applied == "kubectl apply --kustomize ."
+    named = rayservice(project, overlay)["metadata"]
+    for each in (asked, *waited):
+        assert each.startswith(f"kubectl --namespace {named['namespace']} ")
+        assert f" rayservice {named['name']} " in each
+    assert [each.rpartition("--for ")[2] for each in waited] == [
+        "jsonpath={.status.observedGeneration}=7",
+        "condition=UpgradeInProgress=false",
+        "condition=Ready",
+    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is a script of a container's shell")

@@ -50,7 +50,7 @@ def test_the_python_after_the_highest_has_not(rendered: Render, tmp_path: Path) 
 def failure_to_resolve(project: Path, python: str, system: str, resolved: Path) -> str:
     result = uv(
         project,
-        f"pip compile pyproject.toml --group dev --group pytorch --python-version {python} --python-platform "
+        f"pip compile pyproject.toml --group dev --group load --group pytorch --python-version {python} --python-platform "
         f"{SYSTEMS[system]} --only-binary :all: --no-sources --quiet "
         f"--output-file {shlex.quote(str(resolved))}",
         # PyTorch's wheels are for this one and later.

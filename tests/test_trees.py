@@ -70,6 +70,7 @@ ALWAYS = set(
     src/our_app/serving/telemetry/__init__.py src/our_app/serving/telemetry/calls.py
     src/our_app/serving/telemetry/logs.py src/our_app/serving/telemetry/metrics.py
     src/our_app/serving/telemetry/otlp.py src/our_app/serving/telemetry/traces.py
+    tests/load/locust_users.py tests/load/locustfile.py tests/load/locustfile_api.py
     tests/__init__.py tests/conftest.py tests/test_app.py tests/test_models.py tests/test_page.py
     tests/serving/__init__.py tests/serving/conftest.py tests/serving/test_answers.py
     tests/serving/test_config.py tests/serving/test_door.py tests/serving/test_preview.py
@@ -146,7 +147,8 @@ MODELS = tuple(
     src/our_app/serving/votes/
     src/our_app/serving/http/api_ingress.py src/our_app/serving/http/openai_api.py
     src/our_app/serving/telemetry/metrics.py
-    tests/__init__.py tests/serving/ tests/support/ tests/test_models.py
+    tests/__init__.py tests/load/locustfile_api.py tests/serving/ tests/support/
+    tests/test_models.py
     """.split()  # noqa: SIM905 - as above
 )
 """What has to do with text models, and the tests of what is the same in every project."""
@@ -170,6 +172,7 @@ BROUGHT: dict[str, dict[str | bool, set[str]]] = {
         "kubernetes": IMAGE
         | {
             "config/kustomization.yml",
+            "deploy/kubernetes/apply.sh",
             "deploy/kubernetes/base/gateway.yaml",
             "deploy/kubernetes/base/kustomization.yaml",
             "deploy/kubernetes/base/network-policy.yaml",
@@ -199,13 +202,15 @@ def test_has_the_files_of_its_answers_and_no_others(answers: Answers, rendered: 
     brought = [BROUGHT[question][answer] for question, answer in answers.items()]
 
     expected = ALWAYS.union(*brought)
+    if answers["ci"] == "github" and answers["deploy"] != "local":
+        expected.add(".github/workflows/release.yml")
     if answers["page"] == "own":
         expected = {name for name in expected if not name.startswith(MODELS)}
     assert files_of(rendered(project_slug="our-app", **answers)) == expected
 
 
 def test_a_page_of_ones_own_and_enter_for_all_else_makes_few_files(rendered: Render) -> None:
-    assert len(files_of(rendered(page="own"))) <= 49
+    assert len(files_of(rendered(page="own"))) <= 51
 
 
 @pytest.mark.parametrize("answers", every_answer_to("task", "parallel_models", "models", "votes"))

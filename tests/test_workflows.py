@@ -13,6 +13,11 @@ from .answers import CHOICES, TEMPLATE, Answers, every_answer_to, in_words
 from .conftest import Render
 from .tools import run
 
+RELEASE = ("build", "staging", "production")
+LOAD = "uv run --only-group load locust"
+STARTS = {"docker": ["docker run"], "kubernetes": ["apply.sh staging"]}
+ENDS = {"docker": ":production", "kubernetes": "apply.sh production"}
+
 any_github_project = pytest.mark.parametrize(
     "answers",
     every_answer_to("page", "deploy", "accelerator", "votes"),
@@ -50,7 +55,12 @@ def test_a_projects_workflows_on_github_are_safe(answers: Answers, rendered: Ren
     audit(rendered(ci="github", **answers))
 
 
-@pytest.mark.parametrize("answers", every_answer_to("page", "accelerator", "votes"), ids=in_words)
+@pytest.mark.parametrize(
+    "answers",
+    # What is checked, and what is released.
+    [*every_answer_to("page", "votes"), *every_answer_to("deploy", "accelerator")],
+    ids=in_words,
+)
 def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Render) -> None:
     project = rendered(ci="gitlab", **answers)
 
@@ -88,11 +98,66 @@ def test_where_votes_are_tested_both_have_a_database_as_a_service(
     assert urlsplit(urls[0]).netloc == "postgres@localhost:5432"
 
 
+@pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
+@pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
+def test_a_release_on_github_tries_a_scanned_image_and_waits_for_a_person(
+    deploy: str, accelerator: str, rendered: Render
+) -> None:
+    project = rendered(ci="github", deploy=deploy, accelerator=accelerator)
+    workflow = yaml.safe_load((project / ".github/workflows/release.yml").read_text("utf-8"))
+    build, staging, production = (workflow["jobs"][each] for each in RELEASE)
+
+    # `on` is true in YAML 1.1.
+    assert workflow[True] == {"push": {"tags": ["v*"]}}
+    assert [staging["environment"], production["environment"]] == ["staging", "production"]
+    assert (staging["needs"], production["needs"]) == ("build", ["build", "staging"])
+    told = [str(step.get("uses", step.get("run"))).partition("@")[0] for step in build["steps"]]
+    assert_in_order("\n".join(told), "docker build", "anchore/scan-action", "docker push")
+    for job in (staging, production):
+        images = [step["env"]["IMAGE"] for step in job["steps"] if "IMAGE" in step.get("env", {})]
+        assert images == ["${{ needs.build.outputs.image }}"]
+    assert "RepoDigests" in build["steps"][-1]["run"]
+    ran = "\n".join(step.get("run", "") for step in staging["steps"])
+    assert_in_order(ran, *STARTS[deploy], LOAD)
+    assert ENDS[deploy] in production["steps"][-1]["run"]
+
+
+@pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
+def test_a_release_on_gitlab_tries_a_scanned_image_and_waits_for_a_person(
+    deploy: str, rendered: Render
+) -> None:
+    project = rendered(ci="gitlab", deploy=deploy)
+    pipeline = yaml.safe_load((project / ".gitlab-ci.yml").read_text("utf-8"))
+    build, production = pipeline["build"], pipeline["production"]
+    tagged = {"if": "$CI_COMMIT_TAG"}
+
+    assert pipeline["stages"] == ["test", *RELEASE]
+    assert [build["rules"], production["rules"]] == [[tagged], [{**tagged, "when": "manual"}]]
+    told = "\n".join(build["script"])
+    assert_in_order(told, "docker build", "anchore/grype", "docker push", "RepoDigests")
+    tried = [job for job in pipeline.values() if LOAD in str(job)]
+    assert [job["stage"] for job in tried] == ["staging"]
+    assert production["stage"] == production["environment"] == "production"
+    ended = pipeline[".apply"] if deploy == "kubernetes" else production
+    [command] = ended["script"]
+    deploys = 'apply.sh "$CI_ENVIRONMENT_NAME" "$IMAGE"'
+    assert (deploys if deploy == "kubernetes" else ENDS[deploy]) in command
+    assert "$IMAGE" in command
+
+
+def test_a_project_without_an_image_has_no_release(rendered: Render) -> None:
+    pipeline = yaml.safe_load((rendered(ci="gitlab") / ".gitlab-ci.yml").read_text("utf-8"))
+
+    assert [path.name for path in workflows(rendered(ci="github"))] == ["ci.yml"]
+    assert list(pipeline) == ["check"]
+
+
 def test_the_template_and_its_projects_use_the_same_actions(rendered: Render) -> None:
     ours = actions(TEMPLATE)
 
-    for name, pins in actions(rendered(ci="github")).items():
+    for name, pins in actions(rendered(ci="github", deploy="kubernetes")).items():
         assert ours.get(name, pins) == pins
+        assert len(pins) == 1
     assert all(len(pins) == 1 for pins in ours.values())
 
 
@@ -115,6 +180,11 @@ def checks(rendered: Render, **answers: str | bool) -> tuple[dict[str, Any], dic
     pipeline = rendered(ci="gitlab", **answers) / ".gitlab-ci.yml"
     jobs = yaml.safe_load(workflow.read_text("utf-8"))["jobs"]
     return jobs["check"], yaml.safe_load(pipeline.read_text("utf-8"))["check"]
+
+
+def assert_in_order(text: str, *parts: str) -> None:
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
 
 
 def workflows(project: Path) -> list[Path]:

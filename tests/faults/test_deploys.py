@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections import defaultdict
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,38 @@ def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
         for one, next_one in itertools.pairwise(session):
             same = process(one) == process(next_one)
             assert number(next_one) == (number(one) + 1 if same else 1)
+
+
+def test_a_deploy_that_breaks_leaves_old_replicas_and_the_config_before_brings_the_rest(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Also the way back that docs/operations.md tells."""
+    before = applications(cluster, pages=2, models=1)
+    cluster.deploy(before)
+    old = set(cluster.replicas(WORDS, PAGE))
+    broken = deepcopy(before)
+    # No replica of the page starts with it, since there is no password.
+    broken["applications"][0]["args"]["login_user"] = "ada"
+    call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
+    with crowd(call, USERS, tmp_path) as users:
+        users.wait_until_all_are_answered()
+        with pytest.raises(RuntimeError, match="PAGE_PASSWORD is not set"):
+            cluster.deploy(broken)
+        failed = time.time()
+        time.sleep(SETTLED_SECONDS)
+        left = set(cluster.replicas(WORDS, PAGE))
+        assert left
+        assert left < old
+        began = time.monotonic()
+        cluster.deploy(before)
+        print(f"REPORT back in full strength after {time.monotonic() - began:.0f} s")
+        back = time.time()
+        time.sleep(SETTLED_SECONDS)
+        outcomes = users.leave()
+    assert not [each.failure for each in outcomes if each.failure]
+    assert [each for each in outcomes if failed < each.began and each.ended < back]
+    assert [each for each in outcomes if each.began > back]
+    assert len(cluster.replicas(WORDS, PAGE)) == len(old)
 
 
 @pytest.mark.long

@@ -82,6 +82,8 @@ def test_a_project_is_installed_checked_tested_and_served(
             serve = serve_import_path if choice["deploy"] == "local" else serve_config
             with serve(ready) as url:
                 check_page(url, choice)
+                if choice == of_page("own")[0]:
+                    check_that_it_carries_two_users(project, url)
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def which_tests(choice: Answers, tests: Path) -> list[str]:
         if choice in with_every_answer([question]):
             names += of_one_answer
     files = [f"tests/{name}" for name in names if (tests / name).exists()]
-    chat = next(each for each in every_pair_of_answers() if each["page"] == "chat")
+    [chat, *_] = of_page("chat")
     opens_browser = choice in [
         *with_every_answer(ASKED_BY_PYTHON),
         *with_every_answer(["votes"]),
@@ -191,7 +193,11 @@ def which_tests(choice: Answers, tests: Path) -> list[str]:
 
 
 def compares_models() -> list[Answers]:
-    return [choice for choice in every_pair_of_answers() if choice["page"] == "compare"]
+    return of_page("compare")
+
+
+def of_page(page: str) -> list[Answers]:
+    return [choice for choice in every_pair_of_answers() if choice["page"] == page]
 
 
 def with_every_answer(questions: Sequence[str]) -> list[Answers]:
@@ -230,3 +236,9 @@ def check_page(url: str, choice: Answers) -> None:
         if choice["models"] == "bundled":
             assert answered.updates > 1, "the text did not stream"
             assert len(re.findall(r"\b[A-Za-z]{2,}\b", text)) > 8, f"no English: {text!r}"
+
+
+def check_that_it_carries_two_users(project: Project, url: str) -> None:
+    """By the load test, whose numbers are tested elsewhere."""
+    options = ("--host", url, "--users", "2", "--step-seconds", "1")
+    project.run("uv", "run", "--only-group", "load", "locust", *options)

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Deploys an image by its digest, and waits until it has taken over:
+# sh deploy/kubernetes/apply.sh staging registry.example.com/page@sha256:…
+set -eu
+name={{ cookiecutter.project_slug | slugify }}
+namespace=$name
+[ "$1" = production ] || namespace=$name-$1
+cd "$(dirname "$0")/overlays/$1"
+
+kustomize edit set image "page=$2"
+kubectl apply --kustomize .
+
+service() { kubectl --namespace "$namespace" "$@"; }
+generation=$(service get rayservice "$name" --output 'jsonpath={.metadata.generation}')
+service wait rayservice "$name" --timeout 5m --for "jsonpath={.status.observedGeneration}=$generation"
+# Of a cluster that takes over, or of the first one.
+service wait rayservice "$name" --timeout 30m --for condition=UpgradeInProgress=false
+service wait rayservice "$name" --timeout 30m --for condition=Ready
