@@ -45,7 +45,7 @@ FEW_BYTES = 4e6
 """By which a process may settle."""
 TAKE_FILES = (
     *("textbox", "file", "files", "image", "editor", "gallery", "multimodal", "dataframe", "json"),
-    *("chatbot", "audio", "video", "returned"),
+    *("chatbot", "audio", "video"),
 )
 """Functions of the page of files, in its order, that give back what they are given."""
 PROVIDER = """

@@ -78,7 +78,6 @@ def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
     config["applications"] = [application]
     application["runtime_env"]["env_vars"] |= {
         "PAGE_SECRET": "a secret of thirty-two characters",
-        "FORWARDED_ALLOW_IPS": "",
     }
     limits = {"requests_per_minute": A_MINUTE, "redis_url_variable": "LIMITS_URL"}
     [model] = application["args"]["models"]
@@ -125,9 +124,7 @@ def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
 def test_without_redis_two_replicas_grant_a_half_each_whatever_address_a_caller_forges(
     cluster: Cluster,
 ) -> None:
-    config = limited_by_address(cluster, ["203.0.113.9"])
-    config["applications"][0]["runtime_env"]["env_vars"]["FORWARDED_ALLOW_IPS"] = ""
-    cluster.deploy(config)
+    cluster.deploy(limited_by_address(cluster, ["203.0.113.9"]))
     url = f"{cluster.url}/{WORDS}"
     with httpx2.Client(verify=TLS) as browser:
         # It stays with its replica.

@@ -30,7 +30,7 @@ def test_every_metric_and_panel_is_drawn(
 ) -> None:
     with ray_directory(tmp_path / "ray-logs") as ray:
         project = Project(render(page=page, deploy="docker"), environment, {"RAY_TMPDIR": ray})
-        project.run("uv", "sync", "--quiet")
+        project.run("uv", "sync", "--quiet", "--extra", "limits")
         panels, metrics, recorded = panels_of(project), metrics_of(project), recorded_of(page)
         for metric in metrics:
             name = metric.removesuffix("_count")
