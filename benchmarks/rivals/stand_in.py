@@ -70,6 +70,8 @@ class Arguments(BaseModel):
     login_header: str | None = None
     proxies: tuple[str, ...] = ()
     rate_limits: dict[str, int | str] | None = None
+    oidc: dict[str, str] | None = None
+    mcp: bool = False
 
 
 def build(args: Arguments) -> Application:
@@ -96,6 +98,8 @@ def build(args: Arguments) -> Application:
         login_header=args.login_header,
         proxies=args.proxies,
         rate_limits=args.rate_limits,
+        oidc=args.oidc,
+        mcp=args.mcp,
     )
     builder = serving.PageOfModels(settings, page.build_page)
     server = serving.GradioServer.options(num_replicas=args.page_replicas)

@@ -163,6 +163,8 @@ def ready_for_a_cluster(project: Project) -> Project:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         BENCHMARK_PACKAGE=project.package,
+        # Else whoever is on this machine chooses the address that a page sees. HAProxy has its own.
+        FORWARDED_ALLOW_IPS=project.variables.get("FORWARDED_ALLOW_IPS", ""),
         RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
         RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
         RAY_SERVE_PROXY_USE_GRPC="1",

@@ -1,16 +1,25 @@
 """Requests that no honest client sends, byte by byte, and what came back."""
 
 import asyncio
+import base64
 import gzip
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote, urlsplit
 
 HANGS_SECONDS = 30.0
 AT_ONCE = 8
 OVERSIZED = 2**21
+MEGABYTE = 2**20
+BROWSER = (
+    ("Accept", "text/html"),
+    ("Sec-Fetch-Mode", "navigate"),
+    ("Sec-Fetch-Dest", "document"),
+)
+NOT_TEXT = "\udcff\udcfe"
+"""Bytes of a request that are no text in any encoding of today."""
 METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT", "WALK")
 ROUTES = (
     *("", "config", "theme.css", "manifest.json", "monitoring", "login", "logout"),
@@ -34,9 +43,14 @@ class Request:
     body: bytes = b""
     length: bool = True
     """Whether the length of the body is announced."""
+    host: str | None = None
+    """In the place of the page's own."""
+    foreign: bool = False
+    """Whether nobody may be answered who sends it, with a login or without."""
 
     def encode(self, host: str, prefix: str) -> bytes:
-        lines = [f"{self.method} {prefix}/{self.path} HTTP/1.1", f"Host: {host}"]
+        own = host if self.host is None else self.host
+        lines = [f"{self.method} {prefix}/{self.path} HTTP/1.1", f"Host: {own}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         if self.length and self.method != "GET":
             lines.append(f"Content-Length: {len(self.body)}")
@@ -66,7 +80,71 @@ def hostile_requests(files: Sequence[str], cookie: str, number: int) -> list[Req
         lambda: broken_body(chance),
         lambda: header_trick(chance),
         lambda: forged_cookie(chance, cookie),
+        lambda: other_site(chance),
+        lambda: forged_key(chance, ()),
+        lambda: megabyte(chance),
     ]
+    return in_turns(kinds, number)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A login under way, which somebody has begun who cannot end it."""
+
+    cookie: str
+    """Its name."""
+    value: str
+    state: str
+
+    @property
+    def session(self) -> str:
+        """Returns the name of the cookie of somebody who has logged in."""
+        return self.cookie.rpartition("-")[0]
+
+
+def hostile_logins(
+    begun: Sequence[Begun], sessions: Sequence[str], keys: Sequence[str], number: int
+) -> list[Request]:
+    """Returns as many requests at a page that asks a provider who somebody is.
+
+    Args:
+        sessions: values of cookies by which other pages know somebody.
+        keys: by which programs may come to its API.
+    """
+    chance = random.Random(number)  # noqa: S311
+    kinds: list[Callable[[], Request]] = [
+        lambda: forged_callback(chance, chance.choice(begun)),
+        lambda: forged_session(chance, chance.choice(begun), sessions),
+        lambda: other_target(chance),
+        lambda: forged_key(chance, keys),
+        lambda: megabyte(chance),
+        lambda: broken_body(chance),
+    ]
+    return in_turns(kinds, number)
+
+
+def hostile_files(
+    files: Sequence[str], functions: Sequence[str], session: str, number: int
+) -> list[Request]:
+    """Returns as many requests of somebody whom a page lets in that takes files.
+
+    Args:
+        files: absolute paths that are no business of the page.
+        session: the cookie by which it does.
+    """
+    chance = random.Random(number)  # noqa: S311
+    kinds: list[Callable[[], Request]] = [
+        lambda: traversal(chance, files),
+        lambda: named_file(chance, files, functions),
+        lambda: hostile_upload(chance, files),
+    ]
+    return [
+        replace(each, headers=[*each.headers, ("Cookie", session)])
+        for each in in_turns(kinds, number)
+    ]
+
+
+def in_turns(kinds: Sequence[Callable[[], Request]], number: int) -> list[Request]:
     return [kinds[turn % len(kinds)]() for turn in range(number)]
 
 
@@ -88,14 +166,19 @@ def traversal(chance: random.Random, files: Sequence[str]) -> Request:
     return Request(chance.choice(["GET", "HEAD"]), chance.choice(FILE_ROUTES) + target)
 
 
-def named_file(chance: random.Random, files: Sequence[str]) -> Request:
+def named_file(
+    chance: random.Random, files: Sequence[str], functions: Sequence[str] = ("generate",)
+) -> Request:
     """A call that names a file of the server as one that it has uploaded."""
     file: dict[str, object] = {"path": chance.choice([*files, "http://127.0.0.1:8000/config"])}
     if chance.random() < 0.8:
         file["meta"] = {"_type": "gradio.FileData"}
-    value = chance.choice([file, [file], {"deep": [file]}, {"text": "a", "files": [file]}])
-    call = {"data": [value, 1, 1, "1", "1"], "fn_index": 0, "session_hash": "me"}
-    route = chance.choice(["run/generate", "call/generate", "queue/join"])
+    value: object = chance.choice([file, [file], {"deep": [file]}, {"text": "a", "files": [file]}])
+    function = chance.choice(functions)
+    data = [value, 1, 1, "1", "1"] if function == "generate" else [value]
+    number = functions.index(function)
+    call = {"data": data, "fn_index": number, "session_hash": "me"}
+    route = chance.choice([f"run/{function}", f"call/{function}", "queue/join"])
     headers = [("Content-Type", "application/json")]
     return Request("POST", f"gradio_api/{route}", headers, json.dumps(call).encode())
 
@@ -193,6 +276,253 @@ def forged_cookie(chance: random.Random, name: str) -> Request:
     headers = [("Cookie", cookies)] * chance.choice([1, 1, 1, 2, 50])
     path = chance.choice([*ROUTES, "gradio_api/call/count", "gradio_api/run/count"])
     return Request(chance.choice(["GET", "POST"]), path, headers)
+
+
+def other_site(chance: random.Random) -> Request:
+    """What a browser sends for a site whose name leads to this machine, or for another one."""
+    path = chance.choice([*ROUTES, "v1/models", "mcp"])
+    if chance.random() < 0.5:
+        host = chance.choice(
+            [
+                *(
+                    "elsewhere.example",
+                    "127.0.0.1.elsewhere.example",
+                    "localhost.elsewhere.example",
+                ),
+                *("127.1", "0x7f000001", "2130706433", "0177.0.0.1", "[::1].elsewhere.example"),
+                *("localhost@elsewhere.example", "127.0.0.1:80@elsewhere.example", "localhost:x"),
+                *("localhost/", "localhost#", "localhost, elsewhere.example", "l\xf6calhost"),
+                *("elsewhere.example:8000", "localhost\\.elsewhere.example", "", "*", "a" * 300),
+                *("xn--lcalhost-o4a", "127.0.0.1%00.elsewhere.example", f"{NOT_TEXT}localhost"),
+            ]
+        )
+        method = chance.choice(["GET", "POST", "HEAD", "OPTIONS"])
+        return Request(method, path, BROWSER, host=host, foreign=True)
+    origin = chance.choice(
+        [
+            *("http://elsewhere.example", "https://elsewhere.example", "null", "file://"),
+            *("http://127.0.0.1.elsewhere.example", "http://localhost.elsewhere.example", "x"),
+            *("http://127.0.0.1:1", "http://elsewhere.example@127.0.0.1", "http://[::1", "*"),
+            *("http://127.0.0.1/..", "http://elsewhere.example http://127.0.0.1", "a" * 10_000),
+        ]
+    )
+    headers = [("Origin", origin), ("Content-Type", "text/plain")]
+    body = json.dumps({"data": ["a", 1, 1, "1", "1"], "fn_index": 0, "session_hash": "me"})
+    method = chance.choice(["POST", "PUT", "DELETE", "PATCH"])
+    return Request(method, path, headers, body.encode(), foreign=True)
+
+
+def forged_key(chance: random.Random, keys: Sequence[str]) -> Request:
+    """What is nobody's key, and looks like one."""
+    own = chance.choice([*keys, "whale"])
+    value = chance.choice(
+        [
+            *(
+                "",
+                "Bearer",
+                "Bearer ",
+                "bearer\t",
+                "Basic",
+                "Digest x",
+                "Negotiate",
+                ":",
+                "Bearer :",
+            ),
+            *("Bearer null", "Bearer undefined", "Bearer *", "Bearer ' OR 1=1", "Bearer \x01"),
+            *("Bearer \xe9\xff", f"Bearer {NOT_TEXT}", "Bearer \x00", f"Bearer {own}\x00"),
+            *(f"Bearer {own}x", f"Bearer {own[:-1]}", f"Bearer {own.swapcase()}", f"Basic {own}"),
+            *(f"Bearer {own}, Bearer {own}", f"Bearer Bearer {own}", f"Bearer{own}", own),
+            *(f"Bearer robot:{own}", f"Bearer {quote(f' {own}')}", "Bearer " + "a" * MEGABYTE),
+            *(f"Bearer {'eyJhbGciOiJub25lIn0.e30.'}", "Basic OmE=", "Basic " + "=" * 65_000),
+        ]
+    )
+    headers = [("Authorization", value)]
+    if chance.random() < 0.2:
+        headers += [("Authorization", "Bearer x"), ("X-API-Key", own), ("Api-Key", own)]
+    path = chance.choice(
+        ["v1/models", "v1/chat/completions", "v1/models/x", "mcp", "mcp/", "config"]
+    )
+    method = "GET" if path == "config" else chance.choice(["GET", "POST"])
+    chat = {"model": "stand-in", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    body = json.dumps(chat).encode() if method == "POST" else b""
+    return Request(method, path, [*headers, ("Content-Type", "application/json")], body)
+
+
+def megabyte(chance: random.Random) -> Request:
+    """A header of that size, or many that have it together."""
+    much = chance.choice(
+        ["a", "a=b; ", '"\\', "127.0.0.1, ", "%00", "gzip;q=0.1,", "\xff", "[", "."]
+    )
+    text = much * (MEGABYTE // len(much))
+    headers = chance.choice(
+        [
+            *([(name, text)] for name in ("Cookie", "Authorization", "X-Forwarded-For", "Accept")),
+            *([(name, text)] for name in ("X-Forwarded-Host", "Origin", "Referer", "User-Agent")),
+            *([(name, text)] for name in ("X-Request-ID", "traceparent", "Accept-Language")),
+            *([(name, text)] for name in ("Content-Type", "Range", "If-None-Match", "Forwarded")),
+            [("A" * MEGABYTE, "1")],
+            [(f"X-{number}", "1" * 100) for number in range(MEGABYTE // 110)],
+            [("Cookie", f"page-{number}={text[:1000]}") for number in range(1000)],
+            [("X-Forwarded-For", text[:1000])] * 1000,
+        ]
+    )
+    path = chance.choice([*ROUTES, "v1/models", "oidc/callback?state=a&code=b"])
+    return Request(chance.choice(["GET", "GET", "POST"]), path, [*BROWSER, *headers])
+
+
+def forged_callback(chance: random.Random, begun: Begun) -> Request:
+    """The end of a login that nobody has passed, or of somebody else's."""
+    code = chance.choice(
+        [
+            *("", "a", "a" * 60_000, "%00", "%ff", NOT_TEXT, "../../token", "%0d%0aSet-Cookie:a=b"),
+            *("a&code=b", "a&code[]=b", "a%26grant_type=client_credentials", quote("é" * 500)),
+        ]
+    )
+    state = chance.choice([begun.state, begun.state, begun.state[:-1], "", "a" * 60_000, NOT_TEXT])
+    more = chance.choice(
+        [
+            *("", "&iss=http://elsewhere.example", "&error=access_denied", "&state=x", "&state="),
+            *("&id_token=eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.", "&next=//elsewhere.example"),
+            *("&redirect_uri=http://elsewhere.example", "&access_token=a&user=ada"),
+        ]
+    )
+    cookie = f"{begun.cookie}={changed(chance, begun.value)}"
+    headers = [*BROWSER] + ([("Cookie", cookie)] if chance.random() < 0.8 else [])
+    path = chance.choice(["oidc/callback", "oidc/callback/", "oidc/callback//", "oidc//callback"])
+    method = chance.choice(["GET", "GET", "GET", "POST", "HEAD"])
+    return Request(method, f"{path}?state={state}&code={code}{more}", headers)
+
+
+def forged_session(chance: random.Random, begun: Begun, sessions: Sequence[str]) -> Request:
+    value = changed(chance, chance.choice([*sessions, begun.value]))
+    name = chance.choice([begun.session, begun.session, begun.cookie, f"{begun.session}-(x"])
+    cookies = chance.choice(
+        [
+            f"{name}={value}",
+            f"{name}=; {name}={value}",
+            "; ".join(f"{begun.session}-{number:016x}={value[:20]}" for number in range(2000)),
+            "; ".join(f"{begun.session}-({number}=a" for number in range(10)),
+        ]
+    )
+    path = chance.choice([*ROUTES, "logout", "oidc/logged-out", "mcp", "v1/models"])
+    headers = [*BROWSER] if chance.random() < 0.7 else []
+    return Request(chance.choice(["GET", "GET", "POST"]), path, [*headers, ("Cookie", cookies)])
+
+
+def changed(chance: random.Random, sealed: str) -> str:
+    """Returns the value of a cookie as it is, or as somebody has changed it."""
+    place = chance.randrange(len(sealed))
+    first, *rest = sealed.split(".")
+
+    def headed(header: object) -> str:
+        text = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
+        return ".".join([text, *rest])
+
+    return chance.choice(
+        [
+            sealed,
+            sealed,
+            sealed[:place],
+            f"{sealed[:place]}x{sealed[place + 1 :]}",
+            f"{first}....",
+            headed({"alg": "none"}),
+            headed({"alg": {}, "enc": []}),
+            headed(["alg", "enc"]),
+            headed("alg and enc"),
+            headed({"alg": "PBES2-HS256+A128KW", "enc": "A256GCM", "p2c": 10**8, "p2s": "AAAA"}),
+            headed({"alg": "dir", "enc": "A256GCM", "zip": "DEF"}),
+            base64.urlsafe_b64encode(b"[" * 700).decode() + "....",
+            sealed * 50,
+            NOT_TEXT,
+            f'"{sealed}',
+        ]
+    )
+
+
+def other_target(chance: random.Random) -> Request:
+    """A way to another site, by way of a login or a logout."""
+    away = "//elsewhere.example"
+    path = chance.choice(
+        [
+            *(
+                away,
+                f"/{away}",
+                "\\\\elsewhere.example",
+                "%5c%5celsewhere.example",
+                "@elsewhere.example",
+            ),
+            *(
+                "%0d%0aLocation:%20http:%2f%2felsewhere.example",
+                f"?next={away}",
+                f"?url=http:{away}",
+            ),
+            *(f"logout?post_logout_redirect_uri=http:{away}", f"logout?back={away}", "a" * 100_000),
+            *(f"?{NOT_TEXT}", f"%ff%fe?{NOT_TEXT}={NOT_TEXT}", "?" + "a=1&" * 10_000, "?%", "?#"),
+            *(
+                f"oidc/logged-out?x={NOT_TEXT}",
+                "oidc/callback?" + "state=a&" * 5000,
+                f"login?to={away}",
+            ),
+        ]
+    )
+    more = chance.choice(
+        [
+            [],
+            [("Referer", f"http:{away}/")],
+            [("X-Forwarded-Proto", "javascript"), ("X-Forwarded-Port", "80@elsewhere.example")],
+            [("X-Forwarded-Prefix", away), ("X-Original-URL", away)],
+            [("Sec-Fetch-Site", "cross-site")],
+        ]
+    )
+    return Request("GET", path, [*BROWSER, *more])
+
+
+def hostile_upload(chance: random.Random, files: Sequence[str]) -> Request:
+    file = chance.choice(files)
+    name = chance.choice(
+        [
+            *(
+                "../" * 9 + f"{file.lstrip('/')}-uploaded",
+                f"{file}-uploaded",
+                "..",
+                ".",
+                "",
+                "/",
+                "~",
+            ),
+            *(
+                "..\\..\\x",
+                "C:\\x",
+                "x\0.txt",
+                "a" * 10_000,
+                "é" * 300,
+                NOT_TEXT,
+                "a/../../b",
+                "\u202e",
+            ),
+            *(
+                "x\r\ny: z",
+                '"',
+                "con",
+                ".bashrc",
+                "-rf",
+                "%2e%2e%2fx",
+                f"{file}%00.txt",
+                " ",
+                "x.html",
+            ),
+        ]
+    )
+    field = chance.choice(["files", "files", "files", "file", "", "f" * 10_000])
+    kind = chance.choice(["text/plain", "text/html", "x", "image/svg+xml\0", "a" * 10_000])
+    part = (
+        f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
+        f"Content-Type: {kind}\r\n\r\n<script>alert(1)</script>\r\n"
+    ).encode("utf-8", "surrogateescape")
+    body = part * chance.choice([1, 1, 2, 50]) + chance.choice([b"--x--", b"--x--", b""])
+    given = chance.choice(["", "", f"?upload_id=../..{file}", "?upload_id=" + "a" * 10_000])
+    headers = [("Content-Type", "multipart/form-data; boundary=x")]
+    return Request("POST", f"gradio_api/upload{given}", headers, body)
 
 
 def send_all(url: str, requests: Iterable[Request]) -> list[Answer]:

@@ -14,9 +14,10 @@ import pytest
 from benchmarks.users import Call
 
 from ..generated.project import Project, free_port
-from .cluster import COUNTING, PAGE, Cluster, applications, ray_cluster, with_variables
+from .cluster import COUNTING, PAGE, WORDS, Cluster, applications, ray_cluster, with_variables
 from .fault import kill
 from .test_deploys import by_user, number, process
+from .test_rate_limits import SHARED, limited_by_address, taken
 from .users import crowd
 
 USERS = 20
@@ -28,7 +29,7 @@ def haproxy(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """As docs/operations.md of the project tells to start it."""
     python = str(project.environment / "bin" / "python")
     exports = subprocess.run(
-        [python, "-m", f"{project.package}.serving.http.proxy", COUNTING],
+        [python, "-m", f"{project.package}.serving.http.proxy", COUNTING, WORDS],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -80,6 +81,20 @@ def test_only_the_sessions_of_a_replica_that_leaves_or_dies_move(
     assert moves
     assert len(set(at_first)) == 3
     assert any(victim in map(process, session) for session in answered)
+
+
+def test_limits_by_address_know_callers_behind_a_named_proxy_and_no_forged_one(
+    haproxy: Cluster,
+) -> None:
+    # HAProxy hears from this machine alone: each of its addresses is another caller here.
+    caller, proxy = "127.0.0.2", "127.0.0.3"
+    haproxy.deploy(limited_by_address(haproxy, [proxy]))
+    url = f"{haproxy.url}/{WORDS}"
+
+    assert taken(url, lambda number: f"198.51.100.{number}", caller) == SHARED
+    for visitor in ("203.0.113.1", "203.0.113.2"):
+        reported = lambda number, visitor=visitor: f"198.51.100.{number}, {visitor}"  # noqa: E731
+        assert taken(url, reported, proxy) == SHARED
 
 
 def counting(cluster: Cluster, pages: int) -> dict[str, Any]:

@@ -1,25 +1,61 @@
-"""Hostile requests on all routes, past Serve's proxy to the page, with and without a login."""
+"""Hostile requests on all routes, past Serve's proxy to the page, with and without logins."""
 
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import httpx2
 import hypothesis
+import psutil
 import pytest
 import requests
 import schemathesis
 
 from benchmarks.users import Call, ask_at_once
 
-from .cluster import PAGE, WORDS, Cluster, applications
-from .intruders import HANGS_SECONDS, Answer, Request, hostile_requests, send_all
+from ..generated.project import START_SECONDS
+from .cluster import WORDS, Cluster, applications
+from .intruders import (
+    BROWSER,
+    HANGS_SECONDS,
+    Answer,
+    Begun,
+    Request,
+    hostile_files,
+    hostile_logins,
+    hostile_requests,
+    send_all,
+)
 
-LOGIN = "login"
+LOGIN, STAFF, FILES = "login", "staff", "files"
+"""Pages with a password, with a provider of OpenID Connect, and with that one and files."""
 USER, PASSWORD = "ada", "a wet whale in Whitby"
+CLIENT, CLIENT_SECRET = "the page", "that the client knows"
+KEY = "an9QwEr7ZxCv1AsDf3Gh5JkL"
 LONG_NUMBER, SHORT_NUMBER = 5_000, 500
+IN_ALL, WARM = 10_000, 2_000
+GROWTH = 1.05
+FEW_BYTES = 4e6
+"""By which a process may settle."""
+TAKE_FILES = (
+    *("textbox", "file", "files", "image", "editor", "gallery", "multimodal", "dataframe", "json"),
+    *("chatbot", "audio", "video"),
+)
+"""Functions of the page of files, in its order, that give back what they are given."""
+PROVIDER = """
+import sys
+from tests.support.oidc_provider import an_app, provider_of
+with provider_of(an_app()) as provider:
+    provider.know("1", preferred_username="ada")
+    print("provider at", provider.url, flush=True)
+    sys.stdin.read()
+"""
 PAGE_SCHEMA = """
 import json, sys
 import gradio as gr
@@ -31,20 +67,60 @@ with open(sys.argv[1], "w") as file:
 """
 
 
+@dataclass(frozen=True)
+class Guest:
+    """Somebody who has logged in, and what of it anybody else may have seen."""
+
+    session: str
+    """The cookie, with its name."""
+    begun: Begun
+    """Another login, which nobody ends."""
+
+
 @pytest.fixture(scope="module")
-def pages(cluster: Cluster) -> str:
-    """Deploys a page that anybody may use, and one with a login; returns the server's address."""
+def provider(cluster: Cluster) -> Iterator[str]:
+    """Who says who somebody is; yields the address."""
+    with cluster.project.started("python", "-c", PROVIDER) as running:
+        log = running.wait_for(lambda log: "provider at" in log, START_SECONDS)
+        yield log.partition("provider at ")[2].split()[0]
+
+
+@pytest.fixture(scope="module")
+def pages(cluster: Cluster, provider: str) -> str:
+    """Deploys a page that anybody may use, and some with a login; returns the server's address."""
     config = applications(cluster, pages=2, models=1, seconds=0.1)
     [words, _] = config["applications"]
-    variables = {**words["runtime_env"]["env_vars"], "PAGE_PASSWORD": PASSWORD}
+    variables = {
+        **words["runtime_env"]["env_vars"],
+        "PAGE_PASSWORD": PASSWORD,
+        "PAGE_SECRET": "a secret of thirty-two characters",
+        "OIDC_CLIENT_SECRET": CLIENT_SECRET,
+        "API_KEYS": f"robot:{KEY}",
+    }
     words["runtime_env"]["env_vars"] = variables
+    oidc = {"issuer": provider, "client_id": CLIENT}
     login = {
         **words,
         "name": LOGIN,
         "route_prefix": f"/{LOGIN}",
         "args": {**words["args"], "login_user": USER},
     }
-    config["applications"] = [words, login]
+    staff = {
+        **words,
+        "name": STAFF,
+        "route_prefix": f"/{STAFF}",
+        "args": {**words["args"], "oidc": oidc, "openai_api": True, "mcp": True},
+    }
+    files = {
+        **words,
+        "name": FILES,
+        "route_prefix": f"/{FILES}",
+        "import_path": "tests.support.file_page:build",
+        "runtime_env": {"env_vars": {**variables, "PYTHONPATH": str(cluster.project.root)}},
+        # Of another scope, so that neither page knows who has logged in at the other.
+        "args": {"oidc": {**oidc, "scope": "openid profile email"}},
+    }
+    config["applications"] = [words, login, staff, files]
     cluster.deploy(config)
     return cluster.url
 
@@ -54,8 +130,12 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Paths of files outside, and what is in them."""
     file = tmp_path_factory.mktemp("outside") / "secret"
     file.write_text(uuid.uuid4().hex)
+    link = file.parent / "link"
+    link.symlink_to(file)
     return {
         str(file): file.read_bytes(),
+        str(link): file.read_bytes(),
+        f"/proc/self/root{file}": file.read_bytes(),
         "/etc/passwd": b"root:x:0:0",
         "/proc/self/environ": PASSWORD.encode(),
         "/proc/self/cmdline": b"ray::",
@@ -69,13 +149,16 @@ def number(soak: bool) -> int:
 
 @pytest.fixture(autouse=True)
 def the_page_goes_on(cluster: Cluster, pages: str) -> Iterator[None]:
-    """Afterwards the same processes answer."""
-    replicas = cluster.replicas(WORDS, PAGE)
+    """Afterwards the same processes answer, and let in whom they should."""
+    replicas = cluster.pids()
     yield
     call = Call(f"{pages}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     [answer] = ask_at_once(call, 1)
     assert answer.failure is None
-    assert cluster.replicas(WORDS, PAGE) == replicas
+    assert log_in(f"{pages}/{STAFF}").session
+    key = {"authorization": f"Bearer {KEY}"}
+    assert httpx2.get(f"{pages}/{STAFF}/v1/models", headers=key).status_code == 200
+    assert cluster.pids() == replicas
 
 
 @pytest.mark.parametrize("application", [WORDS, LOGIN])
@@ -105,7 +188,90 @@ def test_requests_that_a_fuzzer_makes_up_for_every_route_get_in_nowhere(
     check(answers, application, secrets)
 
 
-def check(answers: Iterable[Answer], application: str, secrets: dict[str, bytes]) -> None:
+def test_nobody_logs_in_whom_the_provider_has_not_seen(
+    pages: str, provider: str, secrets: dict[str, bytes], number: int
+) -> None:
+    check(send_all(f"{pages}/{STAFF}", logins(pages, number // 2)), STAFF, secrets, provider)
+
+
+def test_who_may_send_files_reaches_no_other_ones(
+    pages: str, secrets: dict[str, bytes], number: int
+) -> None:
+    outside = Path(next(iter(secrets))).parent
+    before = sorted(outside.iterdir())
+    check(send_all(f"{pages}/{FILES}", uploads(pages, secrets, number // 2)), FILES, secrets)
+    assert sorted(outside.iterdir()) == before
+
+
+@pytest.mark.long
+def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
+    cluster: Cluster, pages: str, provider: str, secrets: dict[str, bytes]
+) -> None:
+    def attack(number: int) -> None:
+        each = number // 4
+        for application in (WORDS, LOGIN):
+            hostile = hostile_requests(list(secrets), f"replica-{application}", each)
+            check(send_all(f"{pages}/{application}", hostile), application, secrets)
+        check(send_all(f"{pages}/{STAFF}", logins(pages, each)), STAFF, secrets, provider)
+        check(send_all(f"{pages}/{FILES}", uploads(pages, secrets, each)), FILES, secrets)
+
+    # Until then caches fill.
+    attack(WARM)
+    before = memory(cluster)
+    attack(IN_ALL)
+    after = memory(cluster)
+    for name, size in before.items():
+        print(f"REPORT {name}: {size / 1e6:.0f} MB, {after[name] / size:.3f}")
+    grown = {name for name, size in before.items() if after[name] > GROWTH * size}
+    assert not {name for name in grown if after[name] - before[name] > FEW_BYTES}
+
+
+def memory(cluster: Cluster) -> dict[str, int]:
+    """Bytes of each process that answers, that are its own."""
+    applications = cluster.status()["applications"]
+    pids = {
+        f"{deployment} of {application} {pid}": pid
+        for application, details in applications.items()
+        for deployment in details["deployments"]
+        for pid in cluster.replicas(application, deployment)
+    }
+    proxies = cluster.processes("ray::ProxyActor")
+    assert proxies
+    pids |= {f"proxy {process.pid}": process.pid for process in proxies}
+    return {name: psutil.Process(pid).memory_full_info().uss for name, pid in pids.items()}
+
+
+def logins(pages: str, number: int) -> list[Request]:
+    guests = [log_in(f"{pages}/{STAFF}") for _ in range(3)]
+    other = log_in(f"{pages}/{FILES}").session.partition("=")[2]
+    return hostile_logins([guest.begun for guest in guests], [other], [KEY], number)
+
+
+def uploads(pages: str, secrets: dict[str, bytes], number: int) -> list[Request]:
+    session = log_in(f"{pages}/{FILES}").session
+    return hostile_files(list(secrets), TAKE_FILES, session, number)
+
+
+def log_in(page: str) -> Guest:
+    """Logs in as a browser does."""
+    with httpx2.Client(headers=dict(BROWSER), timeout=HANGS_SECONDS) as browser:
+        begun = browser.get(f"{page}/")
+        back = httpx2.post(begun.headers["location"], data={"sub": "1"}).headers["location"]
+        session = browser.get(back).headers.get_list("set-cookie")[0].partition(";")[0]
+        assert browser.get(f"{page}/").status_code == 200
+        browser.cookies.clear()
+        begun = browser.get(f"{page}/")
+        name, _, value = begun.headers["set-cookie"].partition(";")[0].partition("=")
+        [state] = parse_qs(urlsplit(begun.headers["location"]).query)["state"]
+        return Guest(session, Begun(name, value, state))
+
+
+def check(
+    answers: Iterable[Answer],
+    application: str,
+    secrets: dict[str, bytes],
+    provider: str = "",
+) -> None:
     found = Counter(answer.status for answer in answers)
     print(f"REPORT {application}: {found.total()} hostile requests: {dict(sorted(found.items()))}")
     failed = [answer.request for answer in answers if answer.status >= 500]
@@ -113,8 +279,22 @@ def check(answers: Iterable[Answer], application: str, secrets: dict[str, bytes]
     assert not [
         answer for answer in answers for secret in secrets.values() if secret in answer.body
     ]
+    taken = [answer for answer in answers if 200 <= answer.status < 400]
+    assert not [answer for answer in taken if answer.request.foreign]
     if application == LOGIN:
-        assert not [answer for answer in answers if 200 <= answer.status < 400]
+        assert not taken
+    if application == STAFF:
+        assert not [answer.request for answer in taken if not stays_out(answer, provider)]
+
+
+def stays_out(answer: Answer, provider: str) -> bool:
+    """Whether somebody is sent to the provider, or told that they have logged out."""
+    if answer.status == 200:
+        return b"You are logged out." in answer.body
+    [place] = re.findall(rb"(?im)^location: (\S+)\r$", answer.body)
+    address = urlsplit(place.decode())
+    back = parse_qs(address.query).get("redirect_uri", [""])[0]
+    return place.startswith(provider.encode()) and "elsewhere" not in back.partition("?")[0]
 
 
 def routes_of_gradio(cluster: Cluster, file: Path) -> Any:

@@ -1,18 +1,16 @@
-"""Limits by user on three replicas of the page, which count in one Redis."""
+"""Limits by user on three replicas that count in one Redis, and by address on two without it."""
 
 import asyncio
 import statistics
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from socket import create_connection
+from typing import Any
 
 import httpx2
 
-from ..generated.project import free_port
+from ..redis_server import redis
 from .cluster import MODEL, WORDS, Cluster, applications
 
 USERS = 50
@@ -21,10 +19,13 @@ SECONDS = 20.0
 """In which somebody who is over the limit asks twice as often as it allows."""
 CALLS_WITHIN = 4
 FIRST_TEXT_SECONDS = 1.0
+SHARED = 6
+"""Requests a minute of an address, of which each of two replicas grants a half."""
 WITHIN = 0.05
 SLOWER = 1.2
 TLS = httpx2.create_ssl_context()
 """Else each newcomer's client would read all certificates, for longer than its call takes."""
+CALL = "gradio_api/call/generate"
 QUESTION = {"data": ["The whale", 1, 9, "1", "1"]}
 
 
@@ -35,32 +36,12 @@ class Outcome:
     first_text: float
 
 
-@contextmanager
-def redis(directory: Path, port: int) -> Iterator[None]:
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory), "--save", ""]
-    with (directory / "redis.log").open("wb") as log:
-        process = subprocess.Popen(["redis-server", *options], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 async def ask(url: str, user: str) -> Outcome:
     """Asks as a newcomer, who meets any replica, and reads the whole answer."""
     headers = {"x-user": user}
     async with httpx2.AsyncClient(headers=headers, timeout=120, verify=TLS) as browser:
         began = time.monotonic()
-        call = f"{url}/gradio_api/call/generate"
+        call = f"{url}/{CALL}"
         asked = await browser.post(call, json=QUESTION)
         if asked.status_code != 200:
             after = asked.headers.get("retry-after")
@@ -92,14 +73,11 @@ async def crowd(url: str, users: list[str], calls: int) -> list[Outcome]:
 def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
     cluster: Cluster, soak: bool, tmp_path: Path
 ) -> None:
-    port = free_port()
     config = applications(cluster, pages=3, models=2, seconds=2 * FIRST_TEXT_SECONDS)
     [application] = [each for each in config["applications"] if each["name"] == WORDS]
     config["applications"] = [application]
     application["runtime_env"]["env_vars"] |= {
         "PAGE_SECRET": "a secret of thirty-two characters",
-        "FORWARDED_ALLOW_IPS": "",
-        "LIMITS_URL": f"redis://127.0.0.1:{port}/0",
     }
     limits = {"requests_per_minute": A_MINUTE, "redis_url_variable": "LIMITS_URL"}
     [model] = application["args"]["models"]
@@ -121,7 +99,8 @@ def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
         )
         return alone, beside, greedy
 
-    with redis(tmp_path, port):
+    with redis(tmp_path) as counts:
+        application["runtime_env"]["env_vars"]["LIMITS_URL"] = counts.url
         cluster.deploy(config)
         alone, beside, greedy = asyncio.run(compare())
     taken = [each for each in greedy if each.status == 200]
@@ -140,3 +119,38 @@ def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
     assert [each.status for each in [*alone, *beside]] == [200] * 2 * len(alone)
     # A slow machine in CI has other things to do.
     assert not soak or among < SLOWER * before
+
+
+def test_without_redis_two_replicas_grant_a_half_each_whatever_address_a_caller_forges(
+    cluster: Cluster,
+) -> None:
+    cluster.deploy(limited_by_address(cluster, ["203.0.113.9"]))
+    url = f"{cluster.url}/{WORDS}"
+    with httpx2.Client(verify=TLS) as browser:
+        # It stays with its replica.
+        assert browser.get(f"{url}/").is_success
+        own = [browser.post(f"{url}/{CALL}", json=QUESTION).status_code for _ in range(SHARED)]
+    assert own == [200] * (SHARED // 2) + [429] * (SHARED // 2)
+    assert taken(url, lambda number: f"198.51.100.{number}, 203.0.113.9") == SHARED // 2
+
+
+def limited_by_address(cluster: Cluster, proxies: list[str]) -> dict[str, Any]:
+    """A Serve config of one page on two replicas, each of which counts for itself."""
+    config = applications(cluster, pages=2, models=1, seconds=0.1)
+    [application] = [each for each in config["applications"] if each["name"] == WORDS]
+    limits = {"requests_per_minute": SHARED}
+    application["args"] |= {"proxies": proxies, "rate_limits": limits}
+    config["applications"] = [application]
+    return config
+
+
+def taken(url: str, forwarded: Callable[[int], str], sender: str = "127.0.0.1") -> int:
+    """Returns how many calls of newcomers, far too many for the limit, the page has taken."""
+    codes = []
+    for number in range(5 * SHARED):
+        transport = httpx2.HTTPTransport(verify=TLS, local_address=sender)
+        with httpx2.Client(transport=transport) as newcomer:
+            headers = {"x-forwarded-for": forwarded(number), "x-real-ip": f"198.51.100.{number}"}
+            codes.append(newcomer.post(f"{url}/{CALL}", json=QUESTION, headers=headers).status_code)
+    assert {*codes} <= {200, 429}
+    return codes.count(200)

@@ -18,6 +18,9 @@ PAGES = Path(__file__).parent / "pages"
 MODEL = "stand-in"
 PAUSE_SECONDS = 1.0
 LEAVE_SECONDS = 60
+A_MINUTE = 5
+"""Requests that a limit allows."""
+REDIS = "MONITORED_REDIS_URL"
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,24 @@ def name_of(process: psutil.Process) -> str:
 
 
 @contextmanager
-def served(project: Project, page: str, directory: Path) -> Iterator[Served]:
+def served(
+    project: Project, page: str, directory: Path, redis_url: str | None = None
+) -> Iterator[Served]:
+    """Serves a page, with limits that are counted in a Redis where there is one."""
     application, port, hindrance = APPLICATIONS[page], free_port(), directory / "hindrance"
     import_path = f"monitored_pages:{application.build}"
-    arguments = {"args": {"hindrance": str(hindrance)}} if page != "own" else {}
+    arguments: dict[str, object] = {"hindrance": str(hindrance)} if page != "own" else {}
+    if redis_url is not None:
+        arguments["rate_limits"] = {"requests_per_minute": A_MINUTE, "redis_url_variable": REDIS}
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [{"name": page, "import_path": import_path, **arguments}],
+        "applications": [{"name": page, "import_path": import_path, "args": arguments}],
     }
     path = directory / "monitored.yaml"
     path.write_text(yaml.safe_dump(config))
     variables = {
         "MONITORED_PACKAGE": project.package,
+        REDIS: redis_url or "",
         "PYTHONPATH": str(PAGES),
         # Ray tells each second what it tells every ten.
         "RAY_metrics_report_interval_ms": "1000",

@@ -124,6 +124,32 @@ def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_befor
     )
 
 
+@pytest.mark.parametrize(("part", "fires"), [(1.0, False), (0.95, False), (0.5, True)])
+def test_a_page_that_refuses_callers_over_their_limits_alone_is_not_full(
+    part: float, fires: bool, rendered: Render, tmp_path: Path
+) -> None:
+    # As if that part of what was answered 429 were of `rate_limits`.
+    run = recordings("own")["full"]
+    [refused] = [name for name in run.series if 'error_code="429"' in name]
+    limits = 'ray_rate_limit_refusals_total{caller="address",job="gradio-on-ray"}'
+    of_limits = " ".join(scaled(word, part) for word in run.series[refused].split())
+    end = length(run)
+    full = alert("PageRefuses", "warning", route="/gradio_api/queue/join")
+
+    replay(
+        rules(rendered, "own"),
+        replace(run, series=run.series | {limits: of_limits}),
+        [check(fired(end, "PageRefuses"), end, {full} if fires else set())],
+        tmp_path,
+    )
+
+
+def scaled(word: str, part: float) -> str:
+    """Returns a part of values in promtool's notation, where they are any."""
+    value, plus, times = word.partition("+")
+    return f"{float(value) * part:.12g}{plus}{times}" if value[0].isdigit() else word
+
+
 def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_path: Path) -> None:
     # As if the node had little more than was used: no run takes what the machine of the tests has.
     run = recordings("own")["waiting"]
@@ -217,9 +243,10 @@ def all_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [rule for group in spec["groups"] for rule in group["rules"]]
 
 
-def fired(minutes: int) -> str:
-    """What fired in these minutes before, and now."""
-    return f"max_over_time({FIRING}[{minutes - 1}m])"
+def fired(minutes: int, name: str = "") -> str:
+    """What fired in these minutes before, and now: all alerts, or one of them."""
+    firing = f'{FIRING[:-1]},alertname="{name}"}}' if name else FIRING
+    return f"max_over_time({firing}[{minutes - 1}m])"
 
 
 def check(expression: str, minute: int, expected: set[Alert]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Replica:
 
 class Arguments(BaseModel):
     hindrance: str = ""
+    rate_limits: dict[str, int | str] | None = None
 
 
 def build(args: Arguments) -> Application:
@@ -82,6 +83,7 @@ def build(args: Arguments) -> Application:
         title="Monitored",
         description="",
         models=[serving.ModelSettings(name=MODEL, source="none")],
+        rate_limits=args.rate_limits,
     )
     builder = serving.PageOfModels(settings, page.build_page)
     return serving.GradioServer.options(ray_actor_options={"num_cpus": 0.1}).bind(
@@ -89,10 +91,10 @@ def build(args: Arguments) -> Application:
     )
 
 
-def build_own(_: Arguments) -> Application:
+def build_own(args: Arguments) -> Application:
     serving = part("serving")
     return serving.GradioServer.options(ray_actor_options={"num_cpus": 0.1}).bind(
-        serving.HttpSettings(), build_page
+        serving.HttpSettings(rate_limits=args.rate_limits), build_page
     )
 
 

@@ -30,7 +30,16 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     Piece,
     PromptError,
 )
+from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
+from {{ cookiecutter.__package }}.serving.telemetry.traces import (
+    Carried,
+    Traces,
+    carry_on,
+    start_traces,
+    stop_traces,
+)
 
+from ...support.collector import collecting
 from ...support.stand_ins import in_thread, pieces_of, until, user
 
 KEY = "a key of the tests"
@@ -151,6 +160,27 @@ async def test_the_answer_streams_and_what_was_asked_arrives(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def test_its_server_goes_on_with_the_trace_and_hears_of_none_where_there_is_none(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
+    await pieces_of(model.stream(user("Hello"), OPTIONS))
+    with collecting() as collector:
+        start_traces(Traces(endpoint=collector.url))
+        carry_on(carried_below("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
+        await pieces_of(Metered(model, log_prompts=False).stream(user("Hello"), OPTIONS))
+        stop_traces()
+        carry_on("")
+    span = collector.one("chat whale")
+    told = [headers.getlist("traceparent") for headers in loopback.headers]
+    assert told == [[], [f"00-0af7651916cd43dd8448eb211c80319c-{span.id}-01"]]
+
+
+def carried_below(trace: str, span: str) -> Carried:
+    named = Carried("whale-1")
+    named.traceparent = f"00-{trace}-{span}-01"
+    return named
 
 
 async def test_what_neither_settings_nor_request_say_is_not_sent(

@@ -4,9 +4,11 @@ import pytest
 from fastapi import FastAPI, Request, WebSocket
 from pydantic import ValidationError
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from {{ cookiecutter.__package }}.serving.http.guard import guard
+from {{ cookiecutter.__package }}.serving.http.hosts import PublicAddress
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 
 NAMED = ("page.example.org", "*.lab.example.org", "port.example.org:8443")
@@ -182,6 +184,30 @@ def seen(
     client = TestClient(web, base_url="http://localhost:8000", root_path=root_path)
     url, root = client.get(root_path + path, headers=headers).raise_for_status().json()
     return url, root
+
+
+async def test_bytes_in_a_query_that_are_no_text_are_written_as_browsers_do() -> None:
+    asked: list[str] = []
+
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(str(Request(scope, receive, send).url))
+
+    scope: Scope = {
+        "type": "http",
+        "scheme": "http",
+        "path": "/x",
+        "query_string": b"a=\xff%41&b=\xc3\xa9 [1]",
+        "headers": [(b"host", b"localhost")],
+    }
+
+    async def receive() -> Message:
+        raise AssertionError("nobody reads")
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    await PublicAddress(page, None)(scope, receive, send)
+    assert asked == ["http://localhost/x?a=%FF%41&b=%C3%A9 [1]"]
 
 
 @pytest.mark.parametrize(

@@ -362,6 +362,7 @@ async def test_a_token_is_worth_nothing_that_is_old_changed_or_of_another_page(
         f"{name}.{until}.{signature[:-1]}",
         f"{name}.whale.{signature}",
         f"\xff.{until}.{signature}",
+        f"{name}.{until}.\xff",
     ]
     assert [logins.get(each) for each in forged] == [None] * len(forged)
     assert Logins({"ada": "pw"}, "other").get(token) is None

@@ -213,6 +213,70 @@ def test_a_forged_state_is_refused(provider: Provider) -> None:
     assert browser.get("/").status_code == 303
 
 
+def crafted(header: object, *others: str) -> str:
+    """Returns what looks like the cookie of a login."""
+    first = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
+    return ".".join([first, *(others or ("", "AAAAAAAAAAAAAAAA", "AAAA", "A" * 22))])
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        *("", ".", "....", "a.b.c.d.e", "é" * 5, "A" * 100_000),
+        crafted({"alg": "none"}, "e30", ""),
+        crafted({"alg": "dir", "enc": "A256GCM"}),
+        crafted({"alg": "dir", "enc": "A256GCM", "zip": "DEF"}),
+        crafted({"alg": {}, "enc": []}),
+        crafted({"alg": "PBES2-HS256+A128KW", "enc": "A256GCM", "p2c": 10**9, "p2s": "AAAA"}),
+        crafted(["alg", "enc"]),
+        crafted("alg and enc"),
+    ],
+    ids=range(13),
+)
+def test_a_cookie_that_somebody_made_up_is_none(provider: Provider, cookie: str) -> None:
+    browser = page_behind(settings_for(provider))
+    first = browser.get("/")
+    begun = first.headers["set-cookie"].partition("=")[0]
+    session = begun.rpartition("-")[0]
+    [state] = parse_qs(urlsplit(first.headers["location"]).query)["state"]
+    browser.cookies.clear()
+    headers = [(b"cookie", f"{session}={cookie}; {begun}={cookie}".encode("latin-1"))]
+    assert browser.get("/", headers=headers).status_code == 303
+    assert browser.get(f"/oidc/callback?code=a&state={state}", headers=headers).status_code == 400
+
+
+def test_cookies_of_logins_that_nobody_has_begun_are_left_alone(provider: Provider) -> None:
+    browser = page_behind(settings_for(provider))
+    begun = browser.get("/").headers["set-cookie"].partition("=")[0]
+    names = [f"{begun[:-16]}{number:016x}" for number in range(10_000)]
+    made_up = [f"{begun[:-16]}({number}" for number in range(10)]
+    headers = {"cookie": "; ".join(f"{name}=a" for name in [*made_up, *names])}
+    answer = browser.get("/", headers=headers)
+    assert answer.status_code == 303
+    # What it begins, and some of what it takes away.
+    assert len(answer.headers.get_list("set-cookie")) == 1 + oidc_module.FORGOTTEN_AT_ONCE
+
+
+def test_a_code_that_the_provider_does_not_know_is_no_fault_of_its(
+    provider: Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = page_behind(settings_for(provider))
+    [state] = parse_qs(urlsplit(sent_to(browser)).query)["state"]
+    answer = browser.get(f"/oidc/callback?state={state}&code=whale")
+    assert answer.status_code == 403
+    assert "does not know this login" in answer.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(provider.asked) == 1
+
+
+@pytest.mark.parametrize("code", ["", "a" * 60_000])
+def test_the_provider_is_not_asked_about_what_is_no_code(provider: Provider, code: str) -> None:
+    browser = page_behind(settings_for(provider))
+    [state] = parse_qs(urlsplit(sent_to(browser)).query)["state"]
+    assert browser.get(f"/oidc/callback?state={state}&code={code}").status_code == 403
+    assert provider.asked == []
+
+
 def test_a_login_ends_once(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     back = provider.log_in(sent_to(browser), "1")
@@ -293,8 +357,8 @@ def test_a_token_that_another_signed_or_changed_is_refused(
     assert "refused" in refusals(browser, provider, caplog)
     provider.change = lambda answer: {**answer, "access_token": "another"}
     assert "InvalidClaimError at_hash" in refusals(browser, provider, caplog)
-    provider.change = lambda _: {"error": "invalid_grant"}
-    assert "invalid_grant" in refusals(browser, provider, caplog)
+    provider.change = lambda _: {"error": "invalid_client"}
+    assert "invalid_client" in refusals(browser, provider, caplog)
 
 
 def test_a_token_of_another_login_is_refused(

@@ -1,6 +1,8 @@
 """The spans of an answer, as a collector gets them."""
 
+import asyncio
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -29,7 +31,7 @@ from {{ cookiecutter.__package }}.serving import (
 from {{ cookiecutter.__package }}.serving.deployments.handles import RemoteModel
 from {{ cookiecutter.__package }}.serving.http.ingress import put_first
 from {{ cookiecutter.__package }}.serving.http.mount import mount
-from {{ cookiecutter.__package }}.serving.telemetry import traces
+from {{ cookiecutter.__package }}.serving.telemetry import otlp, traces
 from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
 from {{ cookiecutter.__package }}.serving.telemetry.traces import (
     Carried,
@@ -47,6 +49,8 @@ SENT = "The whale sings."
 SERVER, CLIENT, INTERNAL = 2, 3, 1
 ANSWER: dict[str, Any] = {"batch queue": {}, "prefill": {}, "decode": {}}
 OPTIONS = {"max_tokens": 8, "seed": 7}
+A_BUSY_MACHINE = 10
+"""Seconds that it may take for what takes none."""
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
@@ -366,6 +370,28 @@ async def test_a_collector_that_is_away_costs_one_line(
     said = [record for record in caplog.records if "trace" in record.getMessage().lower()]
     assert [record.levelname for record in said] == ["WARNING"]
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+
+
+async def test_a_collector_that_never_answers_holds_up_neither_answers_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
+        with page_of(settings_of(endpoint), Metered(fast(), log_prompts=False)) as page:
+            assert complete(page, "fast").is_success
+            # Now spans are being sent.
+            connection, _ = await asyncio.to_thread(silent.accept)
+            began = time.monotonic()
+            for _ in range(3):
+                assert complete(page, "fast").is_success
+            answered = time.monotonic()
+        stop_traces()
+        connection.close()
+    assert answered - began < otlp.SEND_SECONDS
+    # One batch is given up, another begins before the deadline, and nothing after it.
+    bound = otlp.STOP_SECONDS + 2 * otlp.SEND_SECONDS
+    assert time.monotonic() - answered < bound + A_BUSY_MACHINE
 
 
 def test_without_its_extra_it_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from ..protocol import (
     PromptError,
 )
 from ..telemetry.logs import clean, logger, request_id, where
+from ..telemetry.traces import TRACEPARENT, traceparent
 from .settings import ModelSettings
 
 CONNECT_SECONDS = 10.0
@@ -103,6 +104,8 @@ class OpenAIClient:
     ) -> openai.AsyncStream[ChatCompletionChunk]:
         """Asks until the server has refused nothing that can be left out."""
         refused = self._refused
+        told = traceparent()
+        headers = self._headers | ({TRACEPARENT: told} if told else {})
         while True:
             sent = self._sent(options, refused)
             try:
@@ -111,7 +114,7 @@ class OpenAIClient:
                     model=self._settings.source,
                     messages=turns,
                     stream=True,
-                    extra_headers=self._headers,
+                    extra_headers=headers,
                     **sent,
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:

@@ -7,8 +7,9 @@ Host header, and another site that sends a form by Origin. No browser lets a sit
 import os
 import re
 from ipaddress import ip_address
+from string import printable
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -131,6 +132,8 @@ class PublicAddress:
             host += "" if port == DEFAULT_PORTS.get(scheme) else f":{port}"
         others = [header for header in scope["headers"] if header[0] != b"host"]
         seen = {**scope, "scheme": scheme, "headers": [(b"host", host.encode()), *others]}
+        # Bytes that are no text stand in no address. Browsers write them so themselves.
+        seen["query_string"] = quote(scope.get("query_string", b""), safe=printable).encode()
         if self._url:
             path, prefix = scope["path"], scope.get("root_path", "")
             root = self._url.path.rstrip("/") + scope.get(SESSION_PATH, "")

@@ -466,7 +466,9 @@ class Logins(dict[str, str]):
             name, until, _ = (token or "").split(".")
             user = base64.urlsafe_b64decode(name).decode()
             known = callable(self._accounts) or user in self._accounts
-            signed = hmac.compare_digest(self._token(user, int(until)), token or "")
+            signed = hmac.compare_digest(
+                self._token(user, int(until)).encode(), (token or "").encode()
+            )
         except (ValueError, binascii.Error):
             return default
         return user if known and signed and int(until) > time.time() else default

@@ -7,6 +7,7 @@ A token of the provider stays in the function that reads it.
 
 import asyncio
 import hmac
+import re
 import time
 from collections.abc import Mapping
 from html import escape
@@ -40,6 +41,9 @@ FLOW_SECONDS = 600
 """How long somebody may take at the provider."""
 FLOWS_AT_ONCE = 5
 """Tabs of one browser that may log in at the same time."""
+FORGOTTEN_AT_ONCE = 20
+"""Cookies of older logins that one answer takes away: a browser may hold some, and a request say
+that there are thousands."""
 SESSION_SECONDS = 12 * 3600
 HTTP_SECONDS = 10.0
 LEEWAY_SECONDS = 60
@@ -47,6 +51,8 @@ LEEWAY_SECONDS = 60
 METADATA_SECONDS = 3600.0
 KEYS_SECONDS = 10.0
 """Between two looks for a key that the provider may have added."""
+LONGEST_CODE = 4096
+"""Of the provider. Some write a token into it, and none would read a megabyte."""
 LONGEST_ADDRESS = 1500
 """Of the page, that a cookie keeps during a login: browsers drop one of over 4,096 characters."""
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
@@ -134,8 +140,9 @@ class OidcLogin(Login):
         except ProviderError as error:
             return self._unreachable(request, error)
         response.headers["cache-control"] = "no-store"
-        begun = [name for name in request.cookies if name.startswith(f"{self._cookie}-")]
-        for name in begun[: 1 - FLOWS_AT_ONCE]:
+        own = re.compile(rf"{self._cookie}-[0-9a-f]{{16}}")
+        begun = [name for name in request.cookies if own.fullmatch(name)]
+        for name in begun[: 1 - FLOWS_AT_ONCE][:FORGOTTEN_AT_ONCE]:
             response.delete_cookie(name, path=root or "/")
         self._keep(request, response, self._flow_cookie(flow["state"]), self._flows, flow)
         return response
@@ -211,6 +218,7 @@ class Box:
     def __init__(self, key: str) -> None:
         self._key = OctKey.import_key(bytes.fromhex(key))
         self._registry = JWERegistry(algorithms=list(SEALED.values()))
+        self._begins = self.closed({}, 0).partition(".")[0] + "."
 
     def closed(self, content: Mapping[str, Any], seconds: int) -> str:
         claims = {**content, "exp": int(time.time()) + seconds}
@@ -219,6 +227,9 @@ class Box:
 
     def opened(self, text: str) -> Any:
         """Returns the content, or None where it is another's, changed or too old."""
+        # Nobody else's choice of an algorithm, or of what is no header, is read at all.
+        if not text.startswith(self._begins):
+            return None
         try:
             claims = jwt.decode(text, self._key, registry=self._registry).claims
         except (JoseError, ValueError):
@@ -266,7 +277,8 @@ class Provider:
             RefusedUserError: the provider lets nobody in, or not this one.
             ProviderError: it does not answer, or its token is not right.
         """
-        if "code" not in given or given.get("iss", self._settings.issuer) != self._settings.issuer:
+        code, issuer = given.get("code", ""), given.get("iss", self._settings.issuer)
+        if not 0 < len(code) <= LONGEST_CODE or issuer != self._settings.issuer:
             raise RefusedUserError("The provider did not let you in.")
         metadata = await self.metadata()
         try:
@@ -274,7 +286,7 @@ class Provider:
                 token = await client.fetch_token(
                     metadata["token_endpoint"],
                     grant_type="authorization_code",
-                    code=given["code"],
+                    code=code,
                     code_verifier=flow["verifier"],
                     redirect_uri=flow["redirect_uri"],
                 )
@@ -290,6 +302,9 @@ class Provider:
         except JoseError as error:
             raise ProviderError(f"its ID token is refused: {_named(error)}") from error
         except OAuthError as error:
+            if error.error == "invalid_grant":
+                # The code is old, used or made up: a fault of whoever sent it.
+                raise RefusedUserError("The provider does not know this login.") from error
             raise ProviderError(f"it gives no token: {error.error}") from error
         except (HTTPError, InvalidURL, LookupError, TypeError, ValueError) as error:
             raise ProviderError(f"it gives no token: {type(error).__name__}") from error

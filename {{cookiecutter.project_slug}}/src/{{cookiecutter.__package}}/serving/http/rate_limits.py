@@ -50,6 +50,8 @@ MOST_COUNTERS = 20_000
 REDIS_SCHEMES = ("redis://", "rediss://")
 NETWORK_BITS = 64
 """Of an address of IPv6. Whoever has one has the others that begin with them."""
+MOST_PROXIES = 50
+"""Between a caller and the page. A header may name 100,000."""
 DIRECT_CALLS = re.compile(rf"{API_PREFIX}/(run|api)/")
 """Where Gradio takes a call that passes its queue by."""
 UNNAMED_PROXY = (
@@ -320,7 +322,7 @@ def address_of(scope: Scope, settings: HttpSettings) -> str:
     sender, _ = scope.get("client") or ("", 0)
     seen = str(sender)
     # Whatever is left of the first hop that is no proxy, anybody may have written.
-    for hop in (seen, *reversed(hops)):
+    for hop in (seen, *reversed(hops[-MOST_PROXIES:])):
         address = _address(hop)
         if address is None:
             break

@@ -21,9 +21,8 @@ from opentelemetry.trace.propagation import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from .logs import logger
-from .traces import Attributes, Kind, Traces
+from .traces import TRACEPARENT, Attributes, Kind, Traces
 
-TRACEPARENT = "traceparent"
 KINDS: dict[Kind, SpanKind] = {
     "internal": SpanKind.INTERNAL,
     "server": SpanKind.SERVER,

@@ -36,6 +36,7 @@ ASKS = re.compile(
 STEP = "page.step"
 """Where a request keeps its step, for what answers it later. No header can."""
 LIBRARY = "opentelemetry"
+TRACEPARENT = "traceparent"
 
 
 class Traces(Strict):
@@ -186,13 +187,18 @@ class Carried(str):
     traceparent: str
 
 
+def traceparent() -> str:
+    """Returns what another server is to be told in the header of that name, or nothing."""
+    span = _here.get()
+    return "" if span is None or _exporting is None else _exporting.traceparent(span)
+
+
 def carried(request: str) -> str:
     """Returns what another process is to be told: the name alone where nothing is traced."""
-    span = _here.get()
-    if span is None or _exporting is None:
+    if not (told := traceparent()):
         return request
     named = Carried(request)
-    named.traceparent = _exporting.traceparent(span)
+    named.traceparent = told
     return named
 
 
@@ -226,7 +232,7 @@ class TracedRequests:
             return
         headers = Headers(scope=scope)
         # Of two, neither can be trusted.
-        given = headers.getlist("traceparent")
+        given = headers.getlist(TRACEPARENT)
         above = _exporting.told(given[0]) if len(given) == 1 else None
         attributes = {
             "http.request.method": "POST",
