@@ -204,6 +204,7 @@ def test_who_may_send_files_reaches_no_other_ones(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
     cluster: Cluster, pages: str, provider: str, secrets: dict[str, bytes]
 ) -> None:
