@@ -39,7 +39,7 @@ USER, PASSWORD = "ada", "a wet whale in Whitby"
 CLIENT, CLIENT_SECRET = "the page", "that the client knows"
 KEY = "an9QwEr7ZxCv1AsDf3Gh5JkL"
 LONG_NUMBER, SHORT_NUMBER = 5_000, 500
-IN_ALL, WARM = 10_000, 2_000
+IN_ALL, WARM = 10_000, 10_000
 GROWTH = 1.05
 FEW_BYTES = 4e6
 """By which a process may settle."""
@@ -204,6 +204,7 @@ def test_who_may_send_files_reaches_no_other_ones(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
     cluster: Cluster, pages: str, provider: str, secrets: dict[str, bytes]
 ) -> None:
@@ -215,7 +216,7 @@ def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
         check(send_all(f"{pages}/{STAFF}", logins(pages, each)), STAFF, secrets, provider)
         check(send_all(f"{pages}/{FILES}", uploads(pages, secrets, each)), FILES, secrets)
 
-    # Until then caches fill.
+    # Until then a replica still settles: the first few thousand take it 10 to 20 MB.
     attack(WARM)
     before = memory(cluster)
     attack(IN_ALL)
