@@ -116,7 +116,7 @@ def test_a_release_on_github_tries_a_scanned_image_and_waits_for_a_person(
     for job in (staging, production):
         images = [step["env"]["IMAGE"] for step in job["steps"] if "IMAGE" in step.get("env", {})]
         assert images == ["${{ needs.build.outputs.image }}"]
-    assert "RepoDigests" in build["steps"][-1]["run"]
+    assert "@sha256:" in build["steps"][-1]["run"]
     ran = "\n".join(step.get("run", "") for step in staging["steps"])
     assert_in_order(ran, *STARTS[deploy], LOAD)
     assert ENDS[deploy] in production["steps"][-1]["run"]
@@ -134,7 +134,7 @@ def test_a_release_on_gitlab_tries_a_scanned_image_and_waits_for_a_person(
     assert pipeline["stages"] == ["test", *RELEASE]
     assert [build["rules"], production["rules"]] == [[tagged], [{**tagged, "when": "manual"}]]
     told = "\n".join(build["script"])
-    assert_in_order(told, "docker build", "anchore/grype", "docker push", "RepoDigests")
+    assert_in_order(told, "docker build", "anchore/grype", "docker push", "@sha256:")
     tried = [job for job in pipeline.values() if LOAD in str(job)]
     assert [job["stage"] for job in tried] == ["staging"]
     assert production["stage"] == production["environment"] == "production"

@@ -140,7 +140,7 @@ class OidcLogin(Login):
         except ProviderError as error:
             return self._unreachable(request, error)
         response.headers["cache-control"] = "no-store"
-        own = re.compile(rf"{self._cookie}-[0-9a-f]{{16}}")
+        own = re.compile(re.escape(self._cookie) + "-" + "[0-9a-f]" * 16)
         begun = [name for name in request.cookies if own.fullmatch(name)]
         for name in begun[: 1 - FLOWS_AT_ONCE][:FORGOTTEN_AT_ONCE]:
             response.delete_cookie(name, path=root or "/")
