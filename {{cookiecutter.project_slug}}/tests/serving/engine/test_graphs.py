@@ -70,7 +70,7 @@ def kinds_of(graph: ov.Model) -> set[ov.Type]:
     kinds = {
         node.get_element_type() for node in graph.get_ops() if node.get_type_name() == "Constant"
     }
-    return kinds & {ov.Type.u4, ov.Type.u8}
+    return kinds & {ov.Type.i4, ov.Type.u4, ov.Type.u8}
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +78,13 @@ def the_same_numbers() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("made", [as_q4_0, as_q4_1])
+@pytest.mark.parametrize(("made", "kind"), [(as_q4_0, ov.Type.u4), (as_q4_1, ov.Type.i4)])
 def test_weights_of_a_file_of_4_bits_stay_what_they_are(
-    made: Callable[[], torch.Tensor],
+    made: Callable[[], torch.Tensor], kind: ov.Type
 ) -> None:
     weights = made()
     multiplied = Multiplied(weights)
-    assert multiplied.kinds == {ov.Type.u4}
+    assert multiplied.kinds == {kind}
     assert torch.allclose(multiplied.linear.weight, weights, rtol=0, atol=1e-6)
     states = torch.randn(1, 3, COLUMNS)
     assert torch.allclose(multiplied(states), states @ weights.T, rtol=0, atol=1e-4)
@@ -95,7 +95,7 @@ def test_a_group_need_not_use_all_codes() -> None:
     weights[:, :GROUP] = torch.arange(GROUP).remainder(12) * 0.25 - 1
     weights[:, GROUP : 2 * GROUP] = 0.5
     multiplied = Multiplied(weights)
-    assert multiplied.kinds == {ov.Type.u4}
+    assert multiplied.kinds == {ov.Type.i4}
     assert torch.allclose(multiplied.linear.weight, weights, rtol=0, atol=1e-6)
 
 
@@ -121,7 +121,7 @@ def test_a_model_of_both_scores_as_the_plain_one(
         for linear in (layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
             linear.weight.data = made(*linear.weight.shape)
     graph = graphs.graph_of(model)
-    assert kinds_of(graph) == {ov.Type.u4, ov.Type.u8}
+    assert kinds_of(graph) == {ov.Type.i4, ov.Type.u4, ov.Type.u8}
     decoder = Decoder(graph)
     decoder.allocate(1)
     [scores] = decoder.scores([Part(PROMPT, 0, [0], is_last=True)])
