@@ -23,6 +23,8 @@ defaults
     timeout connect 2s
     timeout client 1h
     timeout server 1h
+    # A node that is busy answers late; one that is gone refuses at once.
+    timeout check 5s
     option redispatch 1
     retries 3
     retry-on conn-failure empty-response

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray.serve.config import AutoscalingConfig
 
 from {{ cookiecutter.__package }} import app
 from {{ cookiecutter.__package }}.app import Settings, build
@@ -100,15 +101,13 @@ def test_a_model_may_scale_further_than_the_others() -> None:
     assert two["num_replicas"] == 2
 
 
-def test_a_model_that_scales_by_its_first_text_is_planned_with_the_policy(
-    planned: Callable[..., Planned],
-) -> None:
+def test_a_model_that_scales_by_its_first_text_has_a_policy_for_it() -> None:
     deployment = {"min_replicas": 0, "max_replicas": 2, "target_first_text_seconds": 1.5}
-    application = planned(args={"models": THREE, "deployment": deployment})
-    assert application.deployments
-    scaling = application.deployments["one"]["autoscaling_config"]
-    assert scaling["policy"]["policy_kwargs"] == {"target_seconds": 1.5}
-    assert scaling["upscale_delay_s"] < 30
+    settings = Settings.model_validate({"models": THREE, "deployment": deployment})
+    first = settings.deployment_of(settings.models[0]).options()
+    scaling = AutoscalingConfig.model_validate(first["autoscaling_config"])
+    assert scaling.policy.policy_kwargs == {"target_seconds": 1.5}
+    assert scaling.upscale_delay_s < 30
 
 
 def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None:
