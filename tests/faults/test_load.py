@@ -26,7 +26,8 @@ def words(cluster: Cluster) -> str:
     """The address of a page that asks for a login, and at `/v1` for a key."""
     config = applications(cluster, pages=1, models=1, seconds=PIECES * FIRST_SECONDS)
     [page, _] = config["applications"]
-    page["args"] |= {"login_user": USER, "openai_api": True}
+    # Each answer is read from several streams.
+    page["args"] |= {"login_user": USER, "openai_api": True, "stream_seconds": 0.6}
     page["runtime_env"]["env_vars"] |= {"PAGE_PASSWORD": PASSWORD, "API_KEYS": f"load:{KEY}"}
     config["applications"] = [page]
     cluster.deploy(config)

@@ -248,6 +248,7 @@ class PageUser(Asker):
     def _messages(self) -> Iterator[dict[str, Any]]:
         name, last = "new", AGAIN
         while last == AGAIN:
+            last = ""
             with self.request(
                 "GET",
                 f"/gradio_api/queue/data?session_hash={self.tab}",

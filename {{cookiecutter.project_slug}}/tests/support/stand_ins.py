@@ -21,7 +21,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     GenerationOptions,
     Message,
     Piece,
-    told_of_start,
+    on_model_start,
 )
 
 from .compare_page import LAUNCH, build_page
@@ -60,7 +60,7 @@ class Asleep(StandIn):
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> AsyncGenerator[Piece | End, None]:
-        told_of_start.get()()
+        on_model_start.get()()
         async with aclosing(super().stream(messages, options)) as pieces:
             async for piece in pieces:
                 yield piece

@@ -19,7 +19,7 @@ from .protocol import (
     Model,
     Piece,
     PromptError,
-    told_of_start,
+    on_model_start,
 )
 from .telemetry.logs import logger, request_id
 
@@ -130,7 +130,7 @@ async def fan_out_each(
             answer.starting = True
             changed.set()
 
-        told_of_start.set(starts)
+        on_model_start.set(starts)
         try:
             async with (
                 asyncio.timeout(answer_seconds),

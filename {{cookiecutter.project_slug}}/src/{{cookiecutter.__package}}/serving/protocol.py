@@ -115,12 +115,8 @@ class Model(Protocol):
     ) -> AsyncGenerator[Piece | End, None]: ...
 
 
-def nobody() -> None:
-    """Is told that a model is starting where no reader has asked for it."""
-
-
-told_of_start: ContextVar[Callable[[], None]] = ContextVar("told_of_start", default=nobody)
-"""Who reads an answer sets it. A model that has to be started first calls it, and goes on."""
+on_model_start: ContextVar[Callable[[], None]] = ContextVar("on_model_start", default=lambda: None)
+"""Called when an answer has to wait until its model has started. Whoever reads the answer sets it."""
 
 
 class PromptError(ValueError):

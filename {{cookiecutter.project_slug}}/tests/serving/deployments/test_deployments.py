@@ -29,7 +29,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     Message,
     Piece,
     PromptError,
-    told_of_start,
+    on_model_start,
 )
 
 from ...support.stand_ins import pieces_of, user
@@ -209,7 +209,7 @@ async def test_who_reads_is_told_when_no_replica_is_there(
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: refused("", running))
     starts: list[bool] = []
-    told_of_start.set(lambda: starts.append(True))
+    on_model_start.set(lambda: starts.append(True))
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(model.stream(user("Hi"), GenerationOptions())), 0.5)

@@ -27,7 +27,7 @@ from ..protocol import (
     InterruptionError,
     Message,
     Piece,
-    told_of_start,
+    on_model_start,
 )
 from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
@@ -66,7 +66,7 @@ class RemoteModel:
         """Yields the answer piece by piece; leaving the loop ends the generation.
 
         A replica that is lost, or gives up, before it has shown any text is replaced by
-        another, once. Where there is none, whoever listens to `told_of_start` is told.
+        another, once. `on_model_start` is called while there is none.
 
         Raises:
             PromptError, BusyError: as the model's engine does.
@@ -149,7 +149,7 @@ class RemoteModel:
             if reason := refusal(status):
                 raise InterruptionError(reason)
             if status and not status.replica_states.get("RUNNING"):
-                told_of_start.get()()
+                on_model_start.get()()
             patience *= 2
 
     async def _seen_by_all(self) -> DeploymentStatusOverview | None:

@@ -32,8 +32,8 @@ from ..protocol import (
     Model,
     Piece,
     PromptError,
+    on_model_start,
     read_tokens,
-    told_of_start,
 )
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .guard import RETRY_SECONDS, UNBUFFERED, guard
@@ -403,7 +403,7 @@ class Completion:
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        told_of_start.set(self._start)
+        on_model_start.set(self._start)
         try:
             async with asyncio.timeout(self.seconds):
                 if self.asked.stream:
