@@ -22,6 +22,8 @@ SCALED = "scaled"
 NAME = "loaded"
 LOAD_SECONDS = 5.0
 FROM_ZERO_SECONDS = 12
+FROM_ZERO_SECONDS_IN_CI = 30
+"""A busy machine starts a process late, and Serve hears of some requests 10 seconds later."""
 SCALED_SECONDS = 60
 BACK_SECONDS = 120
 USERS = 6
@@ -104,7 +106,7 @@ async def ask_in_both_ways(url: str) -> tuple[float, float, float]:
 
 
 def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, soak: bool, tmp_path: Path
 ) -> None:
     url = f"{cluster.url}/{SCALED}"
     config = scaled(
@@ -117,6 +119,8 @@ def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
         downscale_delay_s=1,
     )
     cluster.deploy(config)
+    # What a page asks in its first moment, Serve may hear of with the next report.
+    time.sleep(SETTLED_SECONDS)
     assert cluster.replicas(SCALED, NAME) == []
     assert httpx2.get(f"{cluster.url}/-/healthz").status_code == 200
 
@@ -131,8 +135,9 @@ def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
         f"({by_program:.1f} s at /v1); late: two replicas after {out:.0f} s, none {back:.0f} s "
         f"after the last of {len(outcomes)} calls"
     )
-    assert 0 < starting < LOAD_SECONDS < first_text < FROM_ZERO_SECONDS
-    assert LOAD_SECONDS < by_program < FROM_ZERO_SECONDS
+    bound = FROM_ZERO_SECONDS if soak else FROM_ZERO_SECONDS_IN_CI
+    assert 0 < starting < LOAD_SECONDS < first_text < bound
+    assert LOAD_SECONDS < by_program < bound
     assert not [each.failure for each in outcomes if each.failure]
 
 
