@@ -82,6 +82,18 @@ class Cluster:
         deployments = self.status()["applications"][application]["deployments"]
         return [replica["pid"] for replica in running(deployments[deployment])]
 
+    def wait_until_newcomers_meet(self, replicas: int, application: str) -> None:
+        """Proxies hear of replicas later than Serve's status tells of them."""
+        met = set[str]()
+
+        def have_met() -> bool:
+            page = httpx2.get(f"{self.url}/{application}/", timeout=30).raise_for_status()
+            # A session's cookie begins with the name of its replica.
+            met.update(session.partition(".")[0] for session in page.cookies.values())
+            return len(met) == replicas
+
+        self.wait_until(have_met)
+
     def status(self) -> dict[str, Any]:
         """What Serve says of itself: https://docs.ray.io/en/latest/serve/api/#serve-rest-api"""
         token = self.project.variables["RAY_AUTH_TOKEN"]

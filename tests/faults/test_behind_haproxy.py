@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
 
@@ -18,7 +17,7 @@ from ..generated.project import Project, free_port
 from .cluster import COUNTING, PAGE, WORDS, Cluster, applications, ray_cluster, with_variables
 from .fault import kill
 from .test_deploys import by_user, number, process
-from .test_rate_limits import SHARED, TLS, limited_by_address, taken
+from .test_rate_limits import SHARED, limited_by_address, taken
 from .users import crowd
 
 USERS = 20
@@ -91,15 +90,7 @@ def test_limits_by_address_know_callers_behind_a_named_proxy_and_no_forged_one(
     caller, proxy = "127.0.0.2", "127.0.0.3"
     haproxy.deploy(limited_by_address(haproxy, [proxy]))
     url = f"{haproxy.url}/{WORDS}"
-    met = set[str]()
-
-    def newcomers_meet_both() -> bool:
-        session = httpx2.get(f"{url}/", verify=TLS).raise_for_status().cookies
-        met.update(value.partition(".")[0] for value in session.values())
-        return len(met) == 2
-
-    # HAProxy may hear of the second replica later than whoever asks Serve for its status.
-    haproxy.wait_until(newcomers_meet_both)
+    haproxy.wait_until_newcomers_meet(2, WORDS)
 
     assert taken(url, lambda number: f"198.51.100.{number}", caller) == SHARED
     for visitor in ("203.0.113.1", "203.0.113.2"):

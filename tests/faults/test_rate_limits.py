@@ -125,6 +125,7 @@ def test_without_redis_two_replicas_grant_a_half_each_whatever_address_a_caller_
     cluster: Cluster,
 ) -> None:
     cluster.deploy(limited_by_address(cluster, ["203.0.113.9"]))
+    cluster.wait_until_newcomers_meet(2, WORDS)
     url = f"{cluster.url}/{WORDS}"
     with httpx2.Client(verify=TLS) as browser:
         # It stays with its replica.
