@@ -246,6 +246,33 @@ def test_each_alert_names_a_section_that_says_what_to_look_at_and_do(
         assert "\n**Do**: " in by_anchor[anchor], alert["alert"]
 
 
+@pytest.mark.parametrize("page", CHOICES["page"])
+@pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
+def test_the_runbook_lists_each_alert_by_its_name_with_its_severity_and_its_section(
+    page: str, deploy: str, rendered: Render
+) -> None:
+    project = rendered(page=page, deploy=deploy)
+    text = (project / "docs/operations.md").read_text("utf-8")
+    rules = rules_of(project)
+    # An alert without a severity has those of the objectives that it looks at.
+    missed = [rule["labels"]["severity"] for rule in rules if "missed" in rule.get("record", "")]
+
+    listed = {
+        name: (set(re.findall(r"`(\w+)`", severities)), anchor)
+        for name, severities, anchor in re.findall(
+            r"(?m)^\| `(\w+)` \| (.*?) \| \[.*?\]\(#(.*?)\) \|$", text
+        )
+    }
+    assert listed == {
+        rule["alert"]: (
+            {rule["labels"]["severity"]} if "labels" in rule else set(missed),
+            rule["annotations"]["runbook"].partition("#")[2],
+        )
+        for rule in rules
+        if "alert" in rule
+    }
+
+
 def test_the_load_test_has_the_objectives_of_the_alerts(rendered: Render) -> None:
     project = rendered(deploy="docker")
     alerts = (project / "deploy/monitoring/alerts.yaml").read_text("utf-8")

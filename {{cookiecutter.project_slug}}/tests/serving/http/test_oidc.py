@@ -524,3 +524,17 @@ def test_without_its_libraries_the_login_is_refused_with_how_to_install_them(
     monkeypatch.setitem(sys.modules, "authlib.integrations.base_client", None)
     with pytest.raises(StartError, match="uv sync --extra oidc"):
         guard(FastAPI(), settings_for(provider))
+
+
+def test_the_log_names_the_claim_for_which_a_user_is_refused(
+    provider: Provider, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider.know("2", preferred_username="bob", groups=["guests"])
+    browser = page_behind(settings_for(provider, required_claims={"groups": "staff"}))
+
+    browser.get(provider.log_in(sent_to(browser), "2"))
+
+    [line] = [each.getMessage() for each in caplog.records if "required_claims" in each.msg]
+    assert "the claim groups" in line
+    assert "bob" not in line
+    assert "guests" not in line

@@ -317,6 +317,12 @@ class Provider:
         for name, value in self._settings.required_claims.items():
             said = claims.get(name)
             if str(value) not in map(str, said if isinstance(said, list) else [said]):
+                logger.warning(
+                    "A user may not log in, because the claim %s does not have the value that "
+                    "required_claims sets. If the user should have it, check the provider, and the "
+                    "scope of oidc.",
+                    name,
+                )
                 raise RefusedUserError("You are logged in, and this page is not for you.")
         user = claims.get(self._settings.username_claim)
         if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= LONGEST_USER):
