@@ -85,9 +85,7 @@ def build(pages: Path, site: Path) -> str:
 def lay_out(pages: Path) -> None:
     """Fills a folder with the pages of the site."""
     with tempfile.TemporaryDirectory() as directory:
-        projects = {
-            kind: render(Path(directory), **answers) for kind, answers in PROJECTS.items()
-        }
+        projects = {kind: render(Path(directory), **answers) for kind, answers in PROJECTS.items()}
         documents = {**documents_of_the_template(), **documents_of(projects)}
         places = {path.resolve(): name for name, path in documents.items()}
         for kind in DOCUMENTS:
@@ -191,7 +189,7 @@ class Links(HTMLParser):
         self.targets: list[str] = []
         self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, _tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if name == "id" and value:
                 self.anchors.add(value)

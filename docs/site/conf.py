@@ -9,6 +9,8 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = project
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False

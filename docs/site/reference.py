@@ -8,12 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from docs.site.code import Code, Field
+from docs.site.declared import BOUNDS, Code, Field
 
-BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 SUFFIXES = {"Counter": "_total", "Gauge": "", "Histogram": ""}
 KINDS = {"Counter": "counter", "Gauge": "gauge", "Histogram": "histogram"}
-ONLY_TEXT_MODELS = "Only in projects with text models."
 OF_SERIES = re.compile(r"ray_\w+")
 OF_A_HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 
@@ -38,53 +36,42 @@ def code_of(project: Path) -> Code:
 def settings_page(whole: Code, own: Code, chat: Code) -> Iterator[str]:
     yield from ("# Settings", "")
     yield (
-        "A Serve config sets these under `args:`, and each one that it leaves out keeps its "
-        "default. If a config uses a name that does not exist, the command stops and names it. "
-        "[The configs](project/operations.md#the-configs) says which config is used when."
+        "A Serve config sets these under `args:`. A setting that you leave out keeps its default. "
+        "If a name does not exist, the command stops and reports it. "
+        "[The configs](project/operations.md#the-configs) says which config is for what."
     )
     fields = whole.fields("app", "Settings")
     of_own, of_chat = own.fields("app", "Settings"), chat.fields("app", "Settings")
+    # What a setting at the top is made of is written there, and elsewhere there is a link to it.
+    places = {kind: name for name, field in fields.items() for kind in classes_in(whole, field)}
     groups = {
         "Every project": [name for name in fields if name in of_own],
-        "Projects with text models": [n for n in fields if n in of_chat and n not in of_own],
-        "Projects with `votes=yes`": [name for name in fields if name not in of_chat],
+        "Text models": [name for name in fields if name in of_chat and name not in of_own],
+        "Votes": [name for name in fields if name not in of_chat],
     }
     for title, names in groups.items():
         yield from ("", f"## {title}")
         for name in names:
-            yield from setting(whole, fields[name], name)
-    yield from below(whole, own, fields, of_own, "", set())
-
-
-def below(
-    whole: Code,
-    own: Code,
-    fields: dict[str, Field],
-    of_own: dict[str, Field],
-    place: str,
-    seen: set[str],
-) -> Iterator[str]:
-    """Yields a section for each setting that has settings of its own."""
-    for name, field in fields.items():
-        for kind in classes_in(whole, field):
-            if kind in seen:
-                continue
-            seen.add(kind)
-            inside, path = whole.fields(field.module, kind), f"{place}{name}"
-            yield from ("", f"## `{path}`", "", whole.docstring(field.module, kind))
+            yield from setting(whole, fields[name], name, places)
             theirs = fields_below(own, of_own.get(name))
-            for each, inner in inside.items():
-                only = name in of_own and each not in theirs
-                yield from setting(whole, inner, f"{path}.{each}", ONLY_TEXT_MODELS if only else "")
-            yield from below(whole, own, inside, theirs, f"{path}.", seen)
+            for each, inner in fields_below(whole, fields[name]).items():
+                note = ""
+                if name in of_own and each not in theirs:
+                    # Such as the tokens among the limits.
+                    note = "Only in projects with text models."
+                elif each in theirs and (other := default_of(own, theirs[each])) != default_of(
+                    whole, inner
+                ):
+                    note = f"With `page=own`: {', '.join(other)}."
+                yield from setting(whole, inner, f"{name}.{each}", places, note)
 
 
 def fields_below(code: Code, field: Field | None) -> dict[str, Field]:
     """Returns the settings that a setting has, of whatever class it may be."""
-    kinds = classes_in(code, field) if field else []
-    return {
-        name: inner for kind in kinds for name, inner in code.fields(field.module, kind).items()
-    }
+    if field is None:
+        return {}
+    classes = (code.fields(field.module, kind) for kind in classes_in(code, field))
+    return {name: inner for fields in classes for name, inner in fields.items()}
 
 
 def classes_in(code: Code, field: Field) -> list[str]:
@@ -93,26 +80,40 @@ def classes_in(code: Code, field: Field) -> list[str]:
     return [name for name in names if code.fields(field.module, name)]
 
 
-def setting(code: Code, field: Field, path: str, note: str = "") -> Iterator[str]:
-    facts = [f"`{spelled(code, field)}`", default_of(code, field)]
-    facts += [f"{BOUNDS[kind]} {code.value(field.module, end)}" for kind, end in field.bounds]
-    yield from ("", f"### `{path}`", "", ", ".join(facts) + ".", "")
-    yield " ".join(part for part in (field.said, note) if part)
+def setting(
+    code: Code, field: Field, path: str, places: dict[str, str], note: str = ""
+) -> Iterator[str]:
+    said = [field.said, note]
+    facts = []
+    if classes := classes_in(code, field):
+        [place] = {places[kind] for kind in classes}
+        is_list = ast.unparse(field.annotation).startswith("tuple[")
+        which = "that follow" if place == path else f"of [`{place}`](#{place})"
+        said.append(f"{'Each entry' if is_list else 'It'} has the settings {which}.")
+    else:
+        facts = [f"`{spelled(code, field)}`"]
+    facts += default_of(code, field)
+    facts += [
+        f"{BOUNDS[kind]} {code.value(field.module, end)}" for kind, end in field.bounds.items()
+    ]
+    line = ", ".join(facts)
+    yield from ("", f"### `{path}`", "")
+    if line:
+        yield from (f"{line[0].upper()}{line[1:]}.", "")
+    yield " ".join(filter(None, said))
 
 
-def default_of(code: Code, field: Field) -> str:
+def default_of(code: Code, field: Field) -> list[str]:
     if field.default is None:
-        return "required"
+        return ["required"]
     try:
         value = code.value(field.module, field.default)
     except ValueError:
         source = ast.unparse(field.default)
         if source == "dict()":
-            return "default `{}`"
-        if source.endswith("()"):
-            return "default: the default of each of its settings"
-        return f"default: `{source}` in your files"
-    return "no default" if value is None else f"default `{said_in_yaml(value)}`"
+            return ["default `{}`"]
+        return [] if source.endswith("()") else [f"default: `{source}`, in your files"]
+    return ["not set by default" if value is None else f"default `{said_in_yaml(value)}`"]
 
 
 def said_in_yaml(value: object) -> str:
@@ -124,21 +125,23 @@ def spelled(code: Code, field: Field) -> str:
     """Returns a type with the plain one in the place of a name for its pattern."""
 
     class Plain(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802 - ast calls it
+        def visit_Name(self, node: ast.Name) -> ast.expr:
             found = code.find(field.module, node.id)
             return plain(found[1].value) if found and isinstance(found[1], ast.Assign) else node
 
-        def visit_Subscript(self, node: ast.Subscript) -> ast.AST:  # noqa: N802 - ast calls it
+        def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
             return self.generic_visit(plain(node))
 
-    return ast.unparse(Plain().visit(ast.parse(ast.unparse(field.annotation), mode="eval").body))
+    copy = ast.parse(ast.unparse(field.annotation), mode="eval").body
+    text = ast.unparse(Plain().visit(copy)).removesuffix(" | None")
+    return re.sub(r"^tuple\[(.*), \.\.\.\]$", r"list[\1]", text)
 
 
 def plain(node: ast.expr) -> ast.expr:
     """Takes the pattern off a type."""
-    is_annotated = isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated"
-    if is_annotated and isinstance(node.slice, ast.Tuple):  # type: ignore[attr-defined]
-        return node.slice.elts[0]  # type: ignore[attr-defined,no-any-return]
+    match node:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *_])):
+            return inner
     return node
 
 
@@ -184,9 +187,9 @@ def metrics(code: Code) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         kind = ast.unparse(call.func)
         name, said, *rest = call.args
         labels = code.value(module, rest[-1]) if rest else ()
-        assert isinstance(labels, tuple)
         text = f"ray_{code.value(module, name)}{SUFFIXES[kind]}"
-        yield text, KINDS[kind], labels, str(code.value(module, said))
+        listed = tuple(map(str, labels)) if isinstance(labels, tuple) else ()
+        yield text, KINDS[kind], listed, str(code.value(module, said))
 
 
 def series_in(query: str) -> set[str]:

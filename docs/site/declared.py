@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+"""What pydantic calls the ends of a range."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -15,7 +18,7 @@ class Field:
     """In which it is declared."""
     annotation: ast.expr
     default: ast.expr | None
-    bounds: tuple[tuple[str, object], ...]
+    bounds: dict[str, ast.expr]
     said: str
 
 
@@ -36,23 +39,20 @@ class Code:
     def fields(self, module: str, name: str) -> dict[str, Field]:
         """Returns the fields of a class, with those of the classes that it extends first."""
         found = self.find(module, name)
-        if found is None or not isinstance(found[1], ast.ClassDef):
+        if found is None:
             return {}
         module, declared = found
+        if not isinstance(declared, ast.ClassDef):
+            return {}
         fields: dict[str, Field] = {}
         for base in reversed(declared.bases):
             fields |= self.fields(module, ast.unparse(base))
         for statement, said in with_docstrings(declared.body):
-            field = field_of(module, statement, said)
-            if field.name in fields and not said:
-                said = fields[field.name].said
-            fields[field.name] = field_of(module, statement, said)
+            name = ast.unparse(statement.target)
+            # A default that a class changes keeps the text of the class that it extends.
+            before = fields[name].said if name in fields else ""
+            fields[name] = field_of(module, statement, said or before)
         return fields
-
-    def docstring(self, module: str, name: str) -> str:
-        found = self.find(module, name)
-        is_class = found is not None and isinstance(found[1], ast.ClassDef)
-        return (ast.get_docstring(found[1]) or "") if found and is_class else ""  # type: ignore[arg-type]
 
     def find(self, module: str, name: str) -> tuple[str, ast.stmt] | None:
         """Returns where a name that a module uses is declared, and the statement that does it."""
@@ -111,15 +111,12 @@ def with_docstrings(body: list[ast.stmt]) -> Iterator[tuple[ast.AnnAssign, str]]
 
 
 def field_of(module: str, statement: ast.AnnAssign, said: str) -> Field:
-    default, bounds = statement.value, []
+    default, bounds = statement.value, {}
     if isinstance(default, ast.Call) and ast.unparse(default.func) == "Field":
-        given = {each.arg: each.value for each in default.keywords}
+        given = {str(each.arg): each.value for each in default.keywords}
+        bounds = {name: end for name, end in given.items() if name in BOUNDS}
         default = given.get("default")
         if "default_factory" in given:
             default = ast.parse(f"{ast.unparse(given['default_factory'])}()", mode="eval").body
-        for option in ("ge", "gt", "le", "lt"):
-            if option in given:
-                bounds.append((option, given[option]))
-    return Field(
-        ast.unparse(statement.target), module, statement.annotation, default, tuple(bounds), said
-    )
+    name = ast.unparse(statement.target)
+    return Field(name, module, statement.annotation, default, bounds, said)
