@@ -74,12 +74,10 @@ def build(pages: Path, site: Path) -> str:
             env={**os.environ, "PYTHONUTF8": "1", "NO_COLOR": "1"},
             check=False,
         )
-    if result.returncode:
-        return result.stderr
     # What a document shows in HTML, which Sphinx passes on as it is.
     if (pages / "extra").exists():
         shutil.copytree(pages / "extra", site, dirs_exist_ok=True)
-    return "\n".join(broken_links(site))
+    return "\n".join([*([result.stderr] if result.returncode else []), *broken_links(site)])
 
 
 def lay_out(pages: Path) -> None:
