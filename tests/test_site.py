@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.site.build import PROJECTS, broken_links, build, lay_out, topics
+from docs.site.build import PROJECTS, broken_links, build, lay_out, led, topics
 from docs.site.declared import Code
 from docs.site.reference import metrics, setting
 
@@ -131,6 +131,26 @@ def test_a_link_or_a_picture_that_is_not_there_fails_the_build(
 
 def test_a_page_in_no_table_of_contents_fails_the_build(complaints: str) -> None:
     assert "lost.md: WARNING: document isn't included in any toctree" in complaints
+
+
+def test_a_document_finds_its_pictures_and_pages_on_the_site(tmp_path: Path) -> None:
+    document, other = tmp_path / "docs" / "one.md", tmp_path / "docs" / "deep" / "two.md"
+    picture = tmp_path / "pictures" / "whale.png"
+    picture.parent.mkdir()
+    picture.write_bytes(b"whale")
+    pages = tmp_path / "pages"
+    places = {document: "one.md", other: "sea/index.md"}
+
+    text = "[two](deep/two.md#of-whales) ![](../pictures/whale.png) [on](https://example.org/a.md)"
+    assert led(text, document, "one.md", places, pages) == (
+        "[two](sea/index.md#of-whales) ![](pictures/whale.png) [on](https://example.org/a.md)"
+    )
+    assert (pages / "pictures" / "whale.png").read_bytes() == b"whale"
+    text = '<img src="../../pictures/whale.png"> [one](../one.md) [gone](gone.md)'
+    assert led(text, other, "sea/index.md", places, pages) == (
+        '<img src="pictures/whale.png"> [one](../one.md) [gone](gone.md)'
+    )
+    assert (pages / "extra" / "sea" / "pictures" / "whale.png").read_bytes() == b"whale"
 
 
 def test_links_to_other_sites_are_not_followed(tmp_path: Path) -> None:

@@ -152,12 +152,14 @@ def led(text: str, document: Path, page: str, places: dict[Path, str], pages: Pa
             target = os.path.relpath(places[path], Path(page).parent)
             return link["before"] + Path(target).as_posix()
         if path.is_file():
+            # Below the page's own folder, wherever the file is.
+            name = Path(*(part for part in Path(link["path"]).parts if part != "..")).as_posix()
             folders = ("", "extra") if link["before"].endswith('"') else ("",)
             for folder in folders:
-                copy = pages / folder / Path(page).parent / Path(link["path"]).name
+                copy = pages / folder / Path(page).parent / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
-            return link["before"] + Path(link["path"]).name
+            return link["before"] + name
         return link[0]
 
     return LINK.sub(lead, text)

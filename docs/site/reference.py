@@ -207,7 +207,9 @@ def alerts_page(rules: Path) -> Iterator[str]:
     )
     groups = yaml.safe_load(rules.read_text("utf-8"))["spec"]["groups"]
     for rule in (rule for group in groups for rule in group["rules"] if "alert" in rule):
-        severity = rule.get("labels", {}).get("severity", "of the objective that is missed")
+        severity = rule.get("labels", {}).get(
+            "severity", "`critical` or `warning`, as in `objective:missed`"
+        )
         waits = f" It fires when that has lasted for {rule['for']}." if "for" in rule else ""
         said = rule["annotations"]
         yield from ("", f"## `{rule['alert']}`", "", said["summary"], "")
