@@ -57,6 +57,7 @@ class Settings(Strict):
     text: str
 
 class Ours(Settings):
+    hosts: tuple[Host, ...] = ("a", "b")
     name: str = "ours"
 '''
 
@@ -180,7 +181,7 @@ def test_settings_are_described_by_their_code(tmp_path: Path) -> None:
 
     described = {name: said_of(code, name) for name in fields}
     assert described == {
-        "hosts": "`list[str]`, default `[]`. Names.",
+        "hosts": '`list[str]`, default `["a", "b"]`. Names.',
         "limits": "It has the settings that follow.",
         "claims": "`dict[str, str]`, default `{}`.",
         "name": '`str`, default `"ours"`.',
