@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docs.site.build import PROJECTS, broken_links, build, lay_out, led, topics
+from docs.site.build import DECISIONS, PROJECTS, broken_links, build, lay_out, led, topics
 from docs.site.declared import Code
 from docs.site.reference import metrics, setting
 
@@ -106,7 +106,7 @@ def test_every_document_of_the_template_is_on_the_site(pages: Path, site: Path) 
 def test_every_topic_of_the_decisions_is_a_page_of_its_own(site: Path) -> None:
     decisions = (TEMPLATE / "docs" / "design-decisions.md").read_text("utf-8")
 
-    assert len(list(topics())) == len(re.findall(r"(?m)^## ", decisions)) > 10
+    assert len(list(topics())) == len(re.findall(r"(?m)^## ", decisions)) > 3
     for name, _ in topics():
         assert (site / name).with_suffix(".html").is_file(), name
 
@@ -152,6 +152,22 @@ def test_a_document_finds_its_pictures_and_pages_on_the_site(tmp_path: Path) -> 
         '<img src="pictures/whale.png"> [one](../one.md) [gone](gone.md)'
     )
     assert (pages / "extra" / "sea" / "pictures" / "whale.png").read_bytes() == b"whale"
+
+
+def test_a_link_to_a_decision_leads_to_the_page_of_its_topic(tmp_path: Path) -> None:
+    places = {DECISIONS: "why/index.md"}
+
+    document = TEMPLATE / "docs" / "sizing.md"
+    text = "[why](design-decisions.md#questions) [all](design-decisions.md)"
+    assert led(text, document, "sizing.md", places, tmp_path) == (
+        "[why](why/questions.md#questions) [all](why/index.md)"
+    )
+    assert led("[why](#questions)", DECISIONS, "why/the-template.md", places, tmp_path) == (
+        "[why](questions.md#questions)"
+    )
+    assert led("[here](#questions)", document, "sizing.md", places, tmp_path) == (
+        "[here](#questions)"
+    )
 
 
 def test_links_to_other_sites_are_not_followed(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ DOCUMENTS = {
 }
 OF_THE_TEMPLATE = ("README", "CHANGELOG", "CODE_OF_CONDUCT", "CONTRIBUTING", "SECURITY")
 
-LINK = re.compile(r'(?P<before>\]\(|(?:src|srcset|href)=")(?P<path>[^)\s#":]+)(?=[)\s#"])')
+LINK = re.compile(
+    r'(?P<before>\]\(|(?:src|srcset|href)=")(?P<path>[^)\s#":]*)(?P<anchor>#[^)\s"]*)?(?=[)\s"])'
+)
 
 
 def main() -> None:
@@ -137,6 +139,15 @@ def topics() -> Iterator[tuple[str, str]]:
         yield f"why/{re.sub(r'[^a-z]+', '-', title.lower())}.md", f"# {title}\n{text}"
 
 
+def page_of_decision(anchor: str) -> str | None:
+    """Returns the page of the topic that has a heading with this anchor, as GitHub makes it."""
+    for page, text in topics():
+        for heading in re.findall(r"(?m)^#+ (.*)$", text):
+            if anchor == "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"):
+                return page
+    return None
+
+
 def sections() -> list[str]:
     return re.split(r"(?m)^## ", DECISIONS.read_text("utf-8"))
 
@@ -147,19 +158,22 @@ def led(text: str, document: Path, page: str, places: dict[Path, str], pages: Pa
         text = sections()[0]
 
     def lead(link: re.Match[str]) -> str:
-        path = (document.parent / link["path"]).resolve()
-        if path in places:
-            target = os.path.relpath(places[path], Path(page).parent)
-            return link["before"] + Path(target).as_posix()
-        if path.is_file():
+        before, anchor = link["before"], link["anchor"] or ""
+        path = (document.parent / link["path"]).resolve() if link["path"] else document
+        place = places.get(path) if link["path"] else None
+        if path == DECISIONS and anchor:
+            place = page_of_decision(anchor)
+        if place:
+            return before + Path(os.path.relpath(place, Path(page).parent)).as_posix() + anchor
+        if link["path"] and path.is_file():
             # Below the page's own folder, wherever the file is.
             name = Path(*(part for part in Path(link["path"]).parts if part != "..")).as_posix()
-            folders = ("", "extra") if link["before"].endswith('"') else ("",)
+            folders = ("", "extra") if before.endswith('"') else ("",)
             for folder in folders:
                 copy = pages / folder / Path(page).parent / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
-            return link["before"] + name
+            return before + name + anchor
         return link[0]
 
     return LINK.sub(lead, text)
