@@ -136,6 +136,8 @@ def topics() -> Iterator[tuple[str, str]]:
     """Yields each section of the design decisions as a page."""
     for section in sections()[1:]:
         title, _, text = section.partition("\n")
+        # Its headings move up with the title.
+        text = re.sub(r"(?m)^#(#+ )", r"\1", text)
         yield f"why/{re.sub(r'[^a-z]+', '-', title.lower())}.md", f"# {title}\n{text}"
 
 
