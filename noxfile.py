@@ -103,6 +103,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Builds the docs site into dist/site, or into another folder: `nox -s site -- FOLDER`."""
+    install(session, "tests")
+    session.run("python", "-m", "docs.site.build", *session.posargs)
+
+
+@nox.session
 def models(session: nox.Session) -> None:
     """Asks tiny models of each architecture that transformers has, and writes docs/models.md.
 
