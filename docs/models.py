@@ -1,4 +1,4 @@
-"""Writes docs/models.md from what the sweep found: `nox -s models`."""
+"""Writes docs/models.md from the results of the sweep: `nox -s models`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from tests.models.architectures import ENCODER_DECODERS
 
 TEMPLATE = Path(__file__).parents[1]
 PAGE = TEMPLATE / "docs" / "models.md"
-WRITTEN = "<!-- Written by `nox -s models`: edit docs/models.py instead. -->"
+WRITTEN = "<!-- Written by `nox -s models`. Edit docs/models.py instead. -->"
 FASTEST_FIRST = ["in one batch", "in groups that", "in groups of", "one request at a time"]
 
 
@@ -19,16 +19,16 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     rows = found["rows"]
     yield from ("# Which models run, and how", "", WRITTEN, "")
     yield (
-        "A model is checked before it is ready: a few prompts go through its batch together, each "
-        "alone, and through the plain model. It runs in the fastest way in which they agree, and is "
-        "refused, with its architecture and the reason, where they agree in none. The log says how "
-        "it runs, and why not faster."
+        "Each model is checked before it's ready. A few prompts go through its batch together and "
+        "one by one, and through the plain model. The model then runs in the fastest way in which "
+        "all three agree. If they agree in none, the model is refused, and the error names its "
+        "architecture and the reason. The log says how a model runs, and why it doesn't run faster."
     )
     yield ""
     yield (
-        f"This is what tiny models with random weights did on transformers "
-        f"{found['transformers']}, in float32. Of each the texts of six prompts are those of "
-        "`generate`: alone, at once, and one after another."
+        "The table shows how tiny models with random weights ran on transformers "
+        f"{found['transformers']}, in float32. For each of them, the texts of six prompts are "
+        "those of `generate`: alone, all at once, and one after another."
     )
     yield from ("", "| Runs | `model_type` |", "| --- | --- |")
     served = sorted((row for row in rows if not row["refused"]), key=_order)
@@ -36,10 +36,10 @@ def page(found: dict[str, Any]) -> Iterator[str]:
         yield f"| {how} | {', '.join(_named(row['model_type']) for row in alike)} |"
     refused = [row for row in rows if row["refused"]]
     if refused:
-        yield from ("", "These are refused:", "", "| `model_type` | Why |", "| --- | --- |")
+        yield from ("", "These models are refused:", "", "| `model_type` | Why |", "| --- | --- |")
         for row in refused:
             yield f"| {_named(row['model_type'])} | {row['how'].rstrip('.')} |"
-    yield from ("", f"{len(served)} of {len(rows)} run; * marks encoder-decoders.")
+    yield from ("", f"{len(served)} of {len(rows)} run. An asterisk (*) marks an encoder-decoder.")
 
 
 def _order(row: dict[str, str]) -> tuple[int, str]:

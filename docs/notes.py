@@ -1,4 +1,4 @@
-"""Prints what the changelog says of a release: `python -m docs.notes v0.2.0`."""
+"""Prints the changelog's entry for a release: `python -m docs.notes v0.2.0`."""
 
 import json
 import re
@@ -9,31 +9,33 @@ TEMPLATE = Path(__file__).parents[1]
 
 
 def notes_of(tag: str, changelog: str, version: str) -> str:
-    """Returns the changes that a tag releases, as Markdown.
+    """Returns the changes of a tagged release, as Markdown.
 
     Args:
-        tag: `v` and the version, as `v0.2.0`.
+        tag: `v` and the version, such as `v0.2.0`.
         changelog: the text of `CHANGELOG.md`.
-        version: the template's own, which every project records.
+        version: the template's version, which every project records.
 
     Raises:
-        ValueError: the three do not agree, or nothing is said of that version.
+        ValueError: if the three disagree, or the changelog says nothing about the version.
     """
     if tag != f"v{version}":
         raise ValueError(
-            f'the tag is {tag} and the template\'s version "{version}": tag v{version}, or change '
+            f'the tag is {tag} and the template\'s version "{version}". Use the tag v{version}, or change '
             "`_template_version` in cookiecutter.json and the version in pyproject.toml."
         )
     heading = rf"(?m)^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$"
     found = re.split(heading, changelog)
     if len(found) != 2:
         raise ValueError(
-            f"CHANGELOG.md has {len(found) - 1} headings of {version}: give the changes that are "
-            f'unreleased the heading "## {version} - YEAR-MONTH-DAY".'
+            f"CHANGELOG.md has {len(found) - 1} headings of {version}, not one. Change the "
+            f'heading of the unreleased changes to "## {version} - YEAR-MONTH-DAY".'
         )
     changes = re.split(r"(?m)^## ", found[1])[0].strip()
     if not changes:
-        raise ValueError(f"CHANGELOG.md says nothing of {version}.")
+        raise ValueError(
+            f"CHANGELOG.md says nothing of {version}. List the changes below its heading."
+        )
     return changes
 
 

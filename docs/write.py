@@ -1,4 +1,4 @@
-"""Writes the pages that have a source elsewhere: `nox -s docs`."""
+"""Writes the docs that are generated from a source: `nox -s docs`."""
 
 import ast
 import tempfile
@@ -10,33 +10,33 @@ from cookiecutter.main import cookiecutter
 
 from tests.answers import CHOICES, CONTEXT, TEMPLATE
 
-WRITTEN = "<!-- Written by `nox -s docs`: edit the source that it names instead. -->"
+WRITTEN = "<!-- Written by `nox -s docs`. Edit its source instead: {source}. -->"
 SAID_BY_NAME = {
-    "pyproject.toml": "dependencies, and the settings of tools",
-    "LICENSE": "the licence that was chosen",
-    "README.md": "how to start, ask, change, test and deploy it",
-    "CONTRIBUTING.md": "how to check a change, and where a thing lives",
-    "SECURITY.md": "what the page promises, and what not",
-    "__init__.pyi": "the names that a team may rely on",
-    "__main__.py": "`python -m our_app`: hands `build` to the machinery",
-    "conftest.py": "what tests are given, and what is true of all of them",
-    "AGENTS.md": "who may import what, the conventions, and where tests are",
-    "changing.md": "a page, a header, a route, a metric and settings of your own",
-    "operations.md": "how to deploy, monitor and scale it",
-    "CODEOWNERS": "who is asked to review a change, once you name them",
-    ".pre-commit-config.yaml": "the checks of each commit",
-    "ci.yml": "runs the checks",
-    "dependabot.yml": "keeps the versions fresh",
-    ".gitignore": "what git leaves out",
-    ".gitattributes": "line ends",
-    ".dockerignore": "what the image leaves out",
+    "pyproject.toml": "the dependencies, and the settings of the tools",
+    "LICENSE": "the license that you chose",
+    "README.md": "how to start, ask, change, test and deploy the project",
+    "CONTRIBUTING.md": "how to check a change, and where to find things",
+    "SECURITY.md": "what the page promises, and what it doesn't",
+    "__init__.pyi": "the names that you may rely on",
+    "__main__.py": "`python -m our_app`: starts the application that `build` in `app.py` describes",
+    "conftest.py": "fixtures, and settings for all tests",
+    "AGENTS.md": "for coding agents and newcomers: imports, conventions, tests",
+    "changing.md": "how to add your own models, page, headers, routes, metrics and settings",
+    "operations.md": "how to deploy, monitor and scale the project",
+    "CODEOWNERS": "who reviews a change, once you add names",
+    ".pre-commit-config.yaml": "the checks that run on each commit",
+    "ci.yml": "runs the checks and the tests",
+    "dependabot.yml": "updates the versions each week",
+    ".gitignore": "what git ignores",
+    ".gitattributes": "line endings",
+    ".dockerignore": "what the image doesn't include",
 }
-ROOT = "The top"
+ROOT = "Top folder"
 SAID_OF_FOLDER = {
-    "src/our_app": "The team's room: its page, its models, and what is made of them.",
-    "src/our_app/serving": "The machinery, which updates replace. Its folders follow.",
-    "tests": "The team's tests, to change and to copy from.",
-    "tests/load": "The load test, which Locust runs and pytest does not.",
+    "src/our_app": "Your files: the page, the models, and the application that connects them.",
+    "src/our_app/serving": "The machinery: updates of the template replace it. Its folders follow.",
+    "tests": "Your tests, to change and to copy from.",
+    "tests/load": "The load test. Locust runs it, and pytest ignores it.",
     "tests/serving": "The machinery's tests.",
 }
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """Returns the text of each page that is written."""
+    """Returns the text of each generated page."""
     return {
         TEMPLATE / "docs" / "questions.md": "\n".join(questions()) + "\n",
         TEMPLATE / "docs" / "tree.md": "\n".join(tree_page()) + "\n",
@@ -56,42 +56,46 @@ def pages() -> dict[Path, str]:
 
 
 def questions() -> Iterator[str]:
-    yield from ("# The questions", "", WRITTEN, "", "From `cookiecutter.json`, the default first.")
+    source = WRITTEN.format(source="cookiecutter.json")
+    yield from ("# Questions", "", source, "")
+    yield "Cookiecutter asks these questions when you make a project. The default comes first."
     for name, prompt in CONTEXT["__prompts__"].items():
         default = CONTEXT[name]
         words = prompt["__prompt__"] if isinstance(prompt, dict) else prompt
         yield from ("", f"## `{name}`", "", f"{words}.", "")
         if isinstance(default, list):
-            yield from ("| Answer | |", "| --- | --- |")
+            yield from ("| Answer | What you get |", "| --- | --- |")
             for answer in default:
                 yield f"| `{answer}` | {prompt[answer].removeprefix(f'{answer}: ')} |"
         elif isinstance(default, bool):
-            yield f"`{'yes' if default else 'no'}` or `{'no' if default else 'yes'}`."
+            yield f"Answer `{'yes' if default else 'no'}` (the default) or `{'no' if default else 'yes'}`."
         elif "{{" in default:
-            yield "Made of the answers before it, unless you type another."
+            yield "The default is made from your previous answers."
         else:
-            yield f"`{default}`, unless you type another."
-    yield from ("", "## Combinations that are refused", "")
+            yield f"Default: `{default}`"
+    yield from ("", "## Refused combinations", "")
     forbidden = CONTEXT["_forbidden"]
     for each in forbidden:
         named = " and ".join(f"`{name}={answer}`" for name, answer in each["answers"].items())
         yield f"- {named}: {each['because']}"
     if not forbidden:
-        yield "None: every answer goes with every other."
-    yield from ("", "## Answers without effect", "")
+        yield "None: you can combine every answer with every other."
+    yield from ("", "## Questions without effect", "")
     for each in CONTEXT["_without_effect"]:
         named = " and ".join(f"`{name}={answer}`" for name, answer in each["answers"].items())
-        questions = ", ".join(f"`{question}`" for question in each["questions"])
-        yield f"- With {named}, whatever you answer to {questions} makes the same project."
+        *others, last = [f"`{question}`" for question in each["questions"]]
+        unused = f"{', '.join(others)} and {last}" if others else last
+        yield f"- With {named}, your answers to {unused} change nothing."
 
 
 def tree_page() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as directory:
         default = render(Path(directory))
-        yield from ("# What comes out", "", WRITTEN, "")
-        yield "The default answers make these files, folder by folder."
+        source = WRITTEN.format(source="docs/write.py, or the file itself")
+        yield from ("# Files of a project", "", source, "")
+        yield "With the default answers, a project has these files, folder by folder."
         yield from folders(default)
-        yield from ("## Other answers", "", "They take files of it away, or add some:", "")
+        yield from ("## Other answers", "", "Other answers add files, or leave some out:", "")
         yield from ("| Answer | Added | Left out |", "| --- | --- | --- |")
         for question, answers in CHOICES.items():
             for answer in answers[1:]:
@@ -120,18 +124,18 @@ def files(project: Path) -> set[str]:
 
 
 def folders(project: Path) -> Iterator[str]:
-    """Yields a table for each folder that holds files, with what each file says of itself."""
+    """Yields a table for each folder that has files, with the description of each file."""
     paths = sorted(project / name for name in files(project))
     for folder, inside in groupby(sorted(paths, key=by_folder), lambda path: path.parent):
         name = folder.relative_to(project).as_posix()
         described = [(path.name, said_by(path)) for path in inside]
-        # What marks a package, and says nothing.
+        # An empty file that only makes the folder a package.
         rows = [row for row in described if row != ("__init__.py", "")]
         if rows:
             yield from ("", f"## {ROOT if name == '.' else f'`{name}/`'}", "")
             if name in SAID_OF_FOLDER:
                 yield from (f"{SAID_OF_FOLDER[name]}", "")
-            yield from ("| File | |", "| --- | --- |")
+            yield from ("| File | What it has |", "| --- | --- |")
             for file, said in rows:
                 yield f"| `{file}` | {said} |"
     yield ""
@@ -142,7 +146,7 @@ def by_folder(path: Path) -> tuple[tuple[str, ...], str]:
 
 
 def said_by(path: Path) -> str:
-    """The first sentence of a module's docstring, a comment or a heading."""
+    """Returns the first sentence of a module's docstring, a comment or a heading."""
     text = path.read_text("utf-8")
     if path.name in SAID_BY_NAME:
         said = SAID_BY_NAME[path.name]
@@ -156,7 +160,7 @@ def said_by(path: Path) -> str:
 
 
 def whole_folders(left_out: set[str], kept: set[str]) -> set[str]:
-    """Puts the name of a folder in the place of its files, where none of them is kept."""
+    """Replaces files by the name of their folder if none of its files is kept."""
     folders = {f"{folder}/" for name in kept for folder in Path(name).parents}
     return {
         next(
