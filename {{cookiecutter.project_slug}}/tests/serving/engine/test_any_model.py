@@ -135,7 +135,7 @@ def generated_tokens(directory: Path, prompt: str, **options: object) -> list[in
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_model_writes_what_generate_does_whoever_else_asks(
+async def test_a_model_writes_the_text_of_generate_alone_and_beside_others(
     kind: str, tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     model_type, how, fields = KINDS[kind]
@@ -156,7 +156,7 @@ async def test_a_model_writes_what_generate_does_whoever_else_asks(
     engine.check_health()
 
 
-def test_the_check_leaves_no_thread_that_computes(
+def test_the_check_leaves_no_compute_threads_running(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # OpenMP keeps threads for each thread that computes, and slows down with more than processors.
@@ -174,7 +174,7 @@ def test_the_check_leaves_no_thread_that_computes(
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_a_model_that_no_batch_runs_is_refused_with_its_architecture_and_the_reason(
+def test_a_model_that_cannot_be_batched_is_refused_with_its_architecture_and_a_reason(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
     # Without a mask of what follows, a token's scores depend on later ones.
@@ -188,7 +188,7 @@ def test_a_model_that_no_batch_runs_is_refused_with_its_architecture_and_the_rea
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
+def test_a_batch_whose_rows_affect_each_other_is_rejected(
     quantized: bool,
     tmp_path: Path,
     engine_of: EngineOf,
@@ -213,7 +213,7 @@ def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
     assert f"tiny runs {NONE}." in caplog.messages
 
 
-async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
+async def test_a_request_with_non_finite_scores_fails_alone(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("paged attention", "alibi", "relative positions"):
@@ -240,9 +240,7 @@ async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
         engine.check_health()
 
 
-async def test_those_who_come_later_join_a_running_group(
-    tmp_path: Path, engine_of: EngineOf
-) -> None:
+async def test_later_requests_join_a_running_group(tmp_path: Path, engine_of: EngineOf) -> None:
     save_tiny("bloom", tmp_path, hidden_size=32, n_layer=2, n_head=4)
     engine = engine_of(tmp_path)
     long = OPTIONS.model_copy(update={"min_new_tokens": 100, "max_new_tokens": 100})

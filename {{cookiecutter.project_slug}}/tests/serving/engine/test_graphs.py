@@ -79,9 +79,7 @@ def the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize(("made", "kind"), [(as_q4_0, ov.Type.u4), (as_q4_1, ov.Type.i4)])
-def test_weights_of_a_file_of_4_bits_stay_what_they_are(
-    made: Callable[[], torch.Tensor], kind: ov.Type
-) -> None:
+def test_4_bit_weights_are_kept_unchanged(made: Callable[[], torch.Tensor], kind: ov.Type) -> None:
     weights = made()
     multiplied = Multiplied(weights)
     assert multiplied.kinds == {kind}
@@ -90,7 +88,7 @@ def test_weights_of_a_file_of_4_bits_stay_what_they_are(
     assert torch.allclose(multiplied(states), states @ weights.T, rtol=0, atol=1e-4)
 
 
-def test_a_group_need_not_use_all_codes() -> None:
+def test_a_group_may_use_only_some_codes() -> None:
     weights = as_q4_1()
     weights[:, :GROUP] = torch.arange(GROUP).remainder(12) * 0.25 - 1
     weights[:, GROUP : 2 * GROUP] = 0.5
@@ -99,7 +97,7 @@ def test_a_group_need_not_use_all_codes() -> None:
     assert torch.allclose(multiplied.linear.weight, weights, rtol=0, atol=1e-6)
 
 
-def test_weights_of_which_one_lies_between_two_codes_take_8_bits() -> None:
+def test_weights_that_do_not_match_4_bit_codes_take_8_bits() -> None:
     weights = as_q4_1(rows=400)
     codes_apart = (weights[-1, -GROUP:].max() - weights[-1, -GROUP:].min()) / 15
     between = weights[-1, -GROUP:].argsort()[GROUP // 2]
@@ -107,11 +105,11 @@ def test_weights_of_which_one_lies_between_two_codes_take_8_bits() -> None:
     assert Multiplied(weights).kinds == {ov.Type.u8}
 
 
-def test_a_width_of_no_whole_groups_takes_8_bits() -> None:
+def test_a_width_that_is_no_multiple_of_the_group_takes_8_bits() -> None:
     assert Multiplied(as_q4_0()[:, : COLUMNS - 8]).kinds == {ov.Type.u8}
 
 
-def test_a_model_of_both_scores_as_the_plain_one(
+def test_a_model_with_4_and_8_bit_weights_scores_as_the_plain_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_exactly(monkeypatch)
