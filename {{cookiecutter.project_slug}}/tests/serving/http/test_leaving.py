@@ -45,7 +45,7 @@ def remember(visitor: httpx2.Client, session: str) -> tuple[int, str]:
     return process, user
 
 
-def test_each_tab_that_is_closed_is_noticed_once(
+def test_each_closed_tab_is_noticed_once(
     logged_in: list[httpx2.Client], leaving_notes: Path
 ) -> None:
     sessions = [secrets.token_hex(5) for _ in logged_in]
@@ -77,7 +77,7 @@ def test_each_tab_that_is_closed_is_noticed_once(
     assert Counter(line for line in lines if line.split()[1] in sessions) == expected
 
 
-def test_a_login_of_gradios_counts_on_each_replica(logged_in: list[httpx2.Client]) -> None:
+def test_a_gradio_login_is_valid_on_each_replica(logged_in: list[httpx2.Client]) -> None:
     first, *others = logged_in
     answers = {remember(visitor, secrets.token_hex(5)) for visitor in logged_in}
     assert {user for _, user in answers} == {USER}
@@ -89,19 +89,19 @@ def test_a_login_of_gradios_counts_on_each_replica(logged_in: list[httpx2.Client
         assert remember(visitor, secrets.token_hex(5))[1] == USER
 
 
-def test_who_has_not_logged_in_is_refused_on_each_replica(leaving: str) -> None:
+def test_visitors_without_a_login_are_refused_on_each_replica(leaving: str) -> None:
     for _ in range(TABS):
         body = {"data": ["ada"], "session_hash": "x", "fn_index": 0}
         assert httpx2.post(f"{leaving}/gradio_api/queue/join", json=body).status_code == 401
 
 
-def test_gradios_client_logs_in_and_stays_with_its_replica(leaving: str) -> None:
+def test_gradios_client_logs_in_and_stays_on_its_replica(leaving: str) -> None:
     client = Client(leaving, auth=(USER, PASSWORD), verbose=False)
     answers = {client.predict("ada", api_name="/remember") for _ in range(4)}
     assert len(answers) == 1
 
 
-def test_what_a_browser_keeps_is_the_same_on_each_replica(
+def test_browser_state_is_the_same_on_each_replica(
     logged_in: list[httpx2.Client],
 ) -> None:
     kept = set()
@@ -112,7 +112,7 @@ def test_what_a_browser_keeps_is_the_same_on_each_replica(
     assert len(kept) == 1
 
 
-def test_the_traceback_of_a_function_that_fails_is_in_serves_log(
+def test_the_traceback_of_a_failing_function_is_in_serves_log(
     logged_in: list[httpx2.Client], served_pages: Served
 ) -> None:
     logged_in[0].post("/gradio_api/run/fail", json={"data": []})

@@ -103,7 +103,7 @@ def kept(uploads: Path) -> set[Path]:
         ("file://{folder}/picture.png", Way.DIRECT),
     ],
 )
-def test_a_path_in_the_place_of_a_file_brings_nothing(
+def test_a_path_instead_of_a_file_returns_nothing(
     page: TestClient, folder: Path, path: str, way: Way
 ) -> None:
     path = path.format(folder=folder)
@@ -115,7 +115,7 @@ def test_a_path_in_the_place_of_a_file_brings_nothing(
     assert download(page, path).status_code == 403
 
 
-def test_the_refusal_says_what_to_do_and_tells_no_path(
+def test_the_refusal_gives_instructions_and_contains_no_path(
     page: TestClient, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events = ask(page, Way.QUEUED, "file", named("/proc/self/environ"))
@@ -141,7 +141,7 @@ def opened() -> Iterator[set[str]]:
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_the_arguments_of_a_component_in_a_message_open_nothing(
+def test_component_arguments_in_a_message_open_no_file(
     page: TestClient, folder: Path, opened: set[str], kind: str
 ) -> None:
     picture = (folder / "picture.png").read_bytes()
@@ -157,7 +157,7 @@ def test_the_arguments_of_a_component_in_a_message_open_nothing(
     assert not opened & {str(folder / "picture.png"), str(folder / "song.txt")}
 
 
-def test_a_label_in_a_message_opens_nothing(
+def test_a_label_in_a_message_opens_no_file(
     page: TestClient, folder: Path, opened: set[str]
 ) -> None:
     figures = folder / "figures.json"
@@ -170,7 +170,7 @@ def test_a_label_in_a_message_opens_nothing(
     assert result(page, "chatbot", said(shown("label", {"label": "whale"})))
 
 
-def test_a_text_that_has_paths_in_it_is_none_of_a_file(page: TestClient) -> None:
+def test_text_that_contains_paths_stays_text(page: TestClient) -> None:
     tree = {"path": "/", "children": [{"path": "/etc"}]}
     assert result(page, "json", tree) == tree
     assert result(page, "api", tree) == tree
@@ -178,7 +178,7 @@ def test_a_text_that_has_paths_in_it_is_none_of_a_file(page: TestClient) -> None
 
 
 @pytest.mark.parametrize("way", Way)
-def test_what_was_uploaded_is_taken_and_given_back(page: TestClient, way: Way) -> None:
+def test_an_uploaded_file_is_accepted_and_returned(page: TestClient, way: Way) -> None:
     path = upload(page, "song.txt", SONG)
     assert download(page, path).content == SONG
     for function, value in (
@@ -190,14 +190,14 @@ def test_what_was_uploaded_is_taken_and_given_back(page: TestClient, way: Way) -
         assert path in ask(page, way, function, value), function
 
 
-def test_a_picture_that_was_uploaded_is_taken(page: TestClient, folder: Path) -> None:
+def test_an_uploaded_picture_is_accepted(page: TestClient, folder: Path) -> None:
     path = upload(page, "picture.png", (folder / "picture.png").read_bytes())
     assert result(page, "image", named(path))["path"]
     gallery = [{"image": named(path), "caption": None}]
     assert result(page, "gallery", gallery)[0]["image"]["path"]
 
 
-def test_what_a_function_returns_can_be_downloaded_from_where_it_is_allowed(
+def test_files_that_a_function_returns_can_be_downloaded_from_allowed_folders(
     page: TestClient, folder: Path
 ) -> None:
     assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
@@ -213,7 +213,9 @@ def test_what_a_function_returns_can_be_downloaded_from_where_it_is_allowed(
 
 @pytest.mark.parametrize("blocked", ["private", "Private"])
 @pytest.mark.parametrize("link", ["link", "Link"])
-def test_what_is_blocked_is_so_through_a_link_too(tmp_path: Path, blocked: str, link: str) -> None:
+def test_blocked_paths_are_blocked_through_links_too(
+    tmp_path: Path, blocked: str, link: str
+) -> None:
     for name in (blocked, "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "song.txt").write_bytes(SONG)
@@ -291,7 +293,7 @@ def readable(pages: Sequence[httpx2.Client], paths: dict[str, str]) -> set[str]:
     return found
 
 
-def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
+def test_a_visitor_reads_no_file_that_launch_refuses_and_none_of_rays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "apps.py").write_text(APPS)
@@ -351,7 +353,7 @@ def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
     assert by_launch == by_us | of_ray
 
 
-def test_a_list_of_allowed_paths_may_lie_in_another(tmp_path: Path) -> None:
+def test_allowed_paths_may_be_nested_lists(tmp_path: Path) -> None:
     (tmp_path / "song.txt").write_bytes(SONG)
     folders: Any = [[str(tmp_path)]]
     with TestClient(
@@ -360,7 +362,7 @@ def test_a_list_of_allowed_paths_may_lie_in_another(tmp_path: Path) -> None:
         assert download(page, f"{tmp_path}/song.txt").content == SONG
 
 
-def test_what_ray_was_sent_is_shown_where_it_is_allowed_itself(
+def test_rays_working_directory_is_readable_only_if_allowed_explicitly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -392,7 +394,7 @@ def edited(name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("index", [100, 20_000_000, -1, "whale"])
-def test_an_edited_picture_has_a_bounded_number_of_layers(page: TestClient, index: object) -> None:
+def test_an_edited_picture_has_a_limited_number_of_layers(page: TestClient, index: object) -> None:
     assert 400 <= draw(page, index=index) < 500
     assert draw(page, index=99) == 200
     assert draw(page, type="background", index="null") == 200
@@ -407,7 +409,7 @@ def test_an_edited_picture_arrives_with_its_layers(page: TestClient, folder: Pat
     assert len(drawn["layers"]) == 1
 
 
-def test_of_edited_pictures_that_no_call_brings_the_newest_are_kept(
+def test_only_the_newest_unused_edited_pictures_are_kept(
     page: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = (folder / "picture.png").read_bytes()
@@ -418,7 +420,7 @@ def test_of_edited_pictures_that_no_call_brings_the_newest_are_kept(
     assert there == [2, 3, 4]
 
 
-def test_edited_pictures_have_a_bounded_size_together(
+def test_edited_pictures_have_a_limited_total_size(
     page: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "EDITED_BYTES", 10_000)
@@ -434,7 +436,9 @@ def test_an_example_can_be_chosen(page: TestClient) -> None:
     assert example["path"] in ask(page, Way.DIRECT, "file", example)
 
 
-def test_who_knows_a_file_cannot_name_what_another_uploaded(page: TestClient, folder: Path) -> None:
+def test_a_known_file_does_not_reveal_the_path_of_another_upload(
+    page: TestClient, folder: Path
+) -> None:
     known = b"whales hum"
     mine, theirs = (upload(page, "hum.txt", known) for _ in range(2))
     assert mine != theirs
@@ -469,7 +473,7 @@ def test_who_knows_a_file_cannot_name_what_another_uploaded(page: TestClient, fo
         ("whale", False),
     ],
 )
-def test_only_an_address_of_the_public_internet_is_public(address: str, public: bool) -> None:
+def test_only_public_internet_addresses_count_as_public(address: str, public: bool) -> None:
     assert is_public(address) == public
 
 
@@ -505,7 +509,7 @@ def reached() -> Iterator[tuple[int, list[str]]]:
     "host",
     ["127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "127.1"],  # noqa: S104
 )
-def test_a_url_in_the_place_of_a_file_reaches_no_private_address(
+def test_a_url_instead_of_a_file_reaches_no_private_address(
     page: TestClient, reached: tuple[int, list[str]], host: str
 ) -> None:
     port, paths = reached
@@ -541,7 +545,7 @@ def noise(width: int, height: int, kind: str) -> bytes:
     return written.getvalue()
 
 
-def test_a_photo_a_large_table_and_a_large_drawing_are_taken_by_default(page: TestClient) -> None:
+def test_photos_large_tables_and_large_drawings_are_accepted_by_default(page: TestClient) -> None:
     photo = noise(2000, 1500, "JPEG")
     assert len(photo) > 3_000_000
     assert result(page, "image", named(upload(page, "photo.jpg", photo)))["path"]
@@ -573,7 +577,7 @@ FORWARDED = {"x-forwarded-host": "pages.example.org:8080", "x-forwarded-proto": 
         ("/inner", "https://pages.example.org", FORWARDED, "https://pages.example.org"),
     ],
 )
-def test_a_file_has_the_address_that_its_visitor_can_reach(
+def test_a_file_has_a_url_that_its_visitor_can_reach(
     root_path: str, public_url: str | None, headers: dict[str, str], address: str
 ) -> None:
     settings = HttpSettings(hosts=("pages.example.org",), public_url=public_url)
@@ -593,7 +597,7 @@ def test_a_file_has_the_address_that_its_visitor_can_reach(
             assert download(page, path).text == MADE_BY_THE_PAGE
 
 
-def test_old_files_are_removed_but_none_of_the_page_and_none_of_others(
+def test_old_files_are_removed_except_those_of_the_page_and_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -652,7 +656,9 @@ def song(content: bytes) -> FilePayload:
     return {"name": "song.txt", "mimeType": "text/plain", "buffer": content}
 
 
-def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: Browser) -> None:
+def test_in_the_browser_files_can_be_uploaded_wherever_the_page_has_an_input(
+    browser: Browser,
+) -> None:
     settings = HttpSettings(limits=RequestLimits(file_bytes=5000))
     web = mount(page_that_makes_places_for_files(), settings)
     with in_thread(web) as url, browser.new_page() as page:
@@ -699,7 +705,7 @@ CALL = """async ([page, credentials]) => {
 }"""
 
 
-def test_in_the_browser_a_site_that_is_listed_shows_and_calls_the_page_and_no_other_does(
+def test_in_the_browser_only_listed_sites_embed_and_call_the_page(
     browser: Browser,
 ) -> None:
     markup = ""
@@ -748,7 +754,7 @@ def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
 
 @pytest.mark.served
 @pytest.mark.parametrize("way", Way)
-def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
+def test_on_ray_paths_return_nothing_and_uploads_are_accepted(
     served_page: httpx2.Client, served_pages: Served, kept_files: Path, folder: Path, way: Way
 ) -> None:
     before = kept(kept_files)
@@ -771,7 +777,9 @@ def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
 
 
 @pytest.mark.served
-def test_on_ray_another_site_keeps_its_session_without_a_cookie(files_behind_a_prefix: str) -> None:
+def test_on_ray_an_embedded_page_keeps_its_session_without_a_cookie(
+    files_behind_a_prefix: str,
+) -> None:
     headers = {"origin": WIKI, "sec-fetch-site": "cross-site"}
     replicas = set()
     for _ in range(6):
@@ -791,6 +799,6 @@ def test_on_ray_another_site_keeps_its_session_without_a_cookie(files_behind_a_p
 
 
 @pytest.mark.served
-def test_on_ray_flags_and_cached_examples_go_where_ray_was_started(files: str) -> None:
+def test_on_ray_flags_and_cached_examples_are_saved_where_ray_was_started(files: str) -> None:
     with httpx2.Client(base_url=files, timeout=60) as page:
         assert result(page, "folder") == str(Path.cwd())

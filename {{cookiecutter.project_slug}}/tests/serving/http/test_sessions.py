@@ -44,7 +44,7 @@ def open_session(url: str) -> Client:
     return Client(url, headers={"Authorization": f"Basic {token}"}, verbose=False)
 
 
-def test_every_session_stays_with_one_replica_and_they_are_spread_evenly(counting: str) -> None:
+def test_sessions_stay_on_one_replica_each_and_are_spread_evenly(counting: str) -> None:
     # A few at once, as visitors come: a replica that is behind by more gets fewer of them.
     with ThreadPoolExecutor(PAGE_REPLICAS) as arrivals:
         sessions = list(arrivals.map(open_session, [counting] * SESSIONS))
@@ -63,7 +63,7 @@ def test_every_session_stays_with_one_replica_and_they_are_spread_evenly(countin
     assert even - min(spread.values()) <= 0.3 * even, spread
 
 
-def test_a_session_goes_on_elsewhere_when_its_replica_dies_and_no_other_one_notices(
+def test_only_the_sessions_of_a_killed_replica_move(
     counting: str,
 ) -> None:
     sessions = [open_session(counting) for _ in range(2 * PAGE_REPLICAS)]
@@ -81,7 +81,7 @@ def test_a_session_goes_on_elsewhere_when_its_replica_dies_and_no_other_one_noti
             assert second == Count(first.process, 2)
 
 
-def test_nobody_gets_past_the_login_without_the_password(counting: str, browser: Browser) -> None:
+def test_the_login_requires_the_password(counting: str, browser: Browser) -> None:
     for path in ("", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/queue/data"):
         assert httpx2.get(f"{counting}{path}").status_code == 401
     refused = httpx2.post(f"{counting}/gradio_api/run/count", json={"data": []}, auth=(USER, "x"))
@@ -94,13 +94,13 @@ def test_nobody_gets_past_the_login_without_the_password(counting: str, browser:
         expect(page.get_by_label("Calls")).to_have_value("1", timeout=30_000)
 
 
-def test_an_error_of_the_page_does_not_tell_a_path(counting: str) -> None:
+def test_an_error_of_the_page_contains_no_path(counting: str) -> None:
     with pytest.raises(AppError) as error:
         open_session(counting).predict(api_name="/fail")
     assert MISSING_FILE not in str(error.value)
 
 
-def test_in_the_browser_the_page_goes_on_and_says_that_its_history_is_lost(
+def test_in_the_browser_a_moved_session_continues_and_reports_its_lost_history(
     words: str, browser: Browser
 ) -> None:
     with browser.new_page() as page:
