@@ -56,7 +56,7 @@ def bound(application: Application) -> ModelSettings:
     return model
 
 
-def test_a_deployment_keeps_the_commit_that_the_branch_is_when_it_is_built(
+def test_a_deployment_pins_the_commit_of_the_branch_when_it_is_built(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pinning, "is_deploying", lambda: True)
@@ -67,7 +67,7 @@ def test_a_deployment_keeps_the_commit_that_the_branch_is_when_it_is_built(
     assert asked.count("org/ours") == 1
 
 
-def test_who_only_looks_at_the_graph_asks_no_hub(
+def test_inspecting_the_graph_sends_no_request_to_the_hub(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -76,7 +76,7 @@ def test_who_only_looks_at_the_graph_asks_no_hub(
     assert asked == []
 
 
-def test_models_in_the_process_of_the_page_keep_theirs(
+def test_models_in_the_page_process_keep_their_commit(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pinning, "is_deploying", lambda: True)
@@ -88,7 +88,7 @@ def test_models_in_the_process_of_the_page_keep_theirs(
     assert once_more.settings.models[0].revision == COMMIT
 
 
-def test_a_model_beside_a_local_test_is_the_one_of_its_settings(
+def test_a_local_test_uses_the_revision_of_the_settings(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
