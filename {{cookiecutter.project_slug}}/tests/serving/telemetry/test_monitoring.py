@@ -38,7 +38,7 @@ def alerts() -> set[str]:
     return names_in([rule["expr"] for group in groups for rule in group["rules"]])
 
 
-def test_the_lines_of_a_panel_have_names_of_their_own() -> None:
+def test_the_lines_of_a_panel_have_distinct_names() -> None:
     assert panels()
     for targets in panels():
         names = [target["legendFormat"] for target in targets]
@@ -46,7 +46,7 @@ def test_the_lines_of_a_panel_have_names_of_their_own() -> None:
 
 
 @pytest.mark.served
-def test_every_metric_that_is_asked_for_is_there(words: str, served_pages: Served) -> None:
+def test_every_metric_in_dashboard_and_alerts_exists(words: str, served_pages: Served) -> None:
     # Long enough for several pieces, which an answer's speed is told by.
     ask(words, min_new_tokens=100, max_new_tokens=100)
     assert httpx2.get(f"{words}/no/such/page").is_client_error
