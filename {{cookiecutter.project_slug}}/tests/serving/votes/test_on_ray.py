@@ -100,7 +100,7 @@ async def visit(url: str, number: int, kept: Counter[str], lost: Counter[str]) -
 
 
 @pytest.mark.served
-async def test_on_ray_each_vote_is_there_once_or_was_said_to_be_lost(
+async def test_on_ray_each_vote_is_stored_once_or_reported_as_lost(
     voting: str, postgresql: Database
 ) -> None:
     kept, lost = Counter[str](), Counter[str]()

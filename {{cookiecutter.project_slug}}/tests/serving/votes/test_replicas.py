@@ -42,7 +42,7 @@ class Replica:
         return await self.vote(request)
 
 
-async def test_each_vote_is_there_once_or_was_said_to_be_lost(postgresql: Database) -> None:
+async def test_each_vote_is_stored_once_or_reported_as_lost(postgresql: Database) -> None:
     replicas = [Replica(postgresql.url) for _ in range(REPLICAS)]
     kept, lost = Counter[str](), Counter[str]()
 
