@@ -7,7 +7,7 @@ from ray import serve
 from {{ cookiecutter.__package }}.app import Settings, build
 
 
-def test_the_page_is_what_requests_meet() -> None:
+def test_requests_reach_the_page() -> None:
     handle = serve.run(build(Settings()), name="graph", _local_testing_mode=True)
     assert handle.deployment_name == "GradioServer"
 
@@ -22,7 +22,7 @@ def test_on_ray_two_replicas_answer(served_page: str) -> None:
 
 
 @pytest.mark.served
-def test_on_ray_a_session_stays_with_its_replica(served_page: str) -> None:
+def test_on_ray_a_session_stays_on_its_replica(served_page: str) -> None:
     with httpx.Client(timeout=60) as session:
         first = session.get(served_page)
         assert first.cookies

@@ -190,7 +190,7 @@ def preview_of(package: Path, stop: signal.Signals = signal.SIGINT) -> Iterator[
         process.wait(SECONDS)
 
 
-async def test_a_stand_in_answers_with_the_words_of_the_last_message_of_the_user() -> None:
+async def test_a_stand_in_repeats_the_last_user_message() -> None:
     conversation = [
         Message("user", "whales"),
         Message("assistant", "eat"),
@@ -204,9 +204,7 @@ async def test_a_stand_in_answers_with_the_words_of_the_last_message_of_the_user
     assert end == End("length", prompt_tokens=2)
 
 
-def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
-    package: Path, browser: Browser
-) -> None:
+def test_an_open_page_shows_changes_and_keeps_typed_text(package: Path, browser: Browser) -> None:
     with preview_of(package) as preview, browser.new_page() as page:
         page.goto(preview.url)
         page.get_by_label(PROMPT_LABEL).fill("whales sing")
@@ -228,7 +226,7 @@ def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("whales sing")
 
 
-def test_an_error_is_shown_and_said_until_the_next_and_until_all_are_corrected(
+def test_each_error_is_shown_until_it_is_corrected(
     package: Path,
 ) -> None:
     files = {path: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
@@ -262,7 +260,7 @@ def shows(cause: str, answer: httpx.Response) -> bool:
     return html.escape(cause) in answer.text
 
 
-def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
+def test_the_preview_has_the_routes_and_middleware_of_the_app(package: Path) -> None:
     (package / "app.py").open("a", encoding="utf-8").write(OWN_PARTS)
     with preview_of(package) as preview:
         answer = httpx.get(f"{preview.url}beside")
@@ -279,7 +277,7 @@ def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
         assert "unexpected keyword argument" in error.text
 
 
-def test_the_login_of_the_settings_holds(package: Path) -> None:
+def test_the_preview_asks_for_the_login_in_the_settings(package: Path) -> None:
     app = package / "app.py"
     text = app.read_text(encoding="utf-8")
     field = '    title: str = "Words"\n'
@@ -290,7 +288,7 @@ def test_the_login_of_the_settings_holds(package: Path) -> None:
         assert httpx.get(preview.url, auth=("ada", PASSWORD)).status_code == 200
 
 
-def test_a_page_of_its_own_asks_deployments_of_its_own(package: Path) -> None:
+def test_a_custom_page_may_call_its_own_deployments(package: Path) -> None:
     (package / "app.py").open("a", encoding="utf-8").write(OWN_PAGE)
     with preview_of(package) as preview:
         call = f"{preview.url}gradio_api/run/shout"
@@ -298,7 +296,7 @@ def test_a_page_of_its_own_asks_deployments_of_its_own(package: Path) -> None:
         assert answer.json()["data"] == ["WHALES SING"]
 
 
-def test_a_port_in_use_is_said_in_one_line(package: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(package: Path) -> None:
     with create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         refused = subprocess.run(

@@ -65,7 +65,7 @@ Stopped\.
 
 @pytest.mark.served
 @pytest.mark.timeout(900)
-def test_a_team_s_settings_variables_and_second_application_which_is_asked_as_a_model(
+def test_a_config_with_custom_settings_variables_and_a_second_application_is_served(
     tmp_path: Path, tiny_decoder: Path
 ) -> None:
     for name, text in {"ours": OURS, "elsewhere": ELSEWHERE}.items():
