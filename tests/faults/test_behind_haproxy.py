@@ -42,9 +42,7 @@ def haproxy(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield cluster
 
 
-def test_only_the_sessions_of_a_replica_that_leaves_or_dies_move(
-    haproxy: Cluster, tmp_path: Path
-) -> None:
+def test_sessions_move_only_when_their_replica_stops(haproxy: Cluster, tmp_path: Path) -> None:
     haproxy.deploy(counting(haproxy, 2))
     call = Call(f"{haproxy.url}/{COUNTING}", "count", [None])
     with crowd(call, USERS, tmp_path) as users:
@@ -84,7 +82,7 @@ def test_only_the_sessions_of_a_replica_that_leaves_or_dies_move(
     assert any(victim in map(process, session) for session in answered)
 
 
-def test_limits_by_address_know_callers_behind_a_named_proxy_and_no_forged_one(
+def test_limits_by_address_use_trusted_proxies_and_ignore_forged_headers(
     haproxy: Cluster,
 ) -> None:
     # HAProxy hears from this machine alone: each of its addresses is another caller here.

@@ -71,7 +71,7 @@ def wait_for(port: int) -> None:
 
 # Where Debian puts nginx, only root looks.
 @pytest.mark.makes_networks
-def test_a_page_is_whole_behind_nginx(cluster: Cluster, browser: Browser, tmp_path: Path) -> None:
+def test_a_page_works_behind_nginx(cluster: Cluster, browser: Browser, tmp_path: Path) -> None:
     port = free_port()
     taken, kept = (f"http://127.0.0.1:{port}/{path}" for path in ("chat", WORDS))
     config = applications(cluster, pages=2, models=1)

@@ -39,7 +39,7 @@ class Talk:
                 self.messages.append({"role": "assistant", "content": str(told.answer[0])})
 
 
-def test_no_turn_is_lost_when_a_page_replica_dies_half_way(cluster: Cluster) -> None:
+def test_no_turn_is_lost_when_a_page_replica_dies_mid_answer(cluster: Cluster) -> None:
     cluster.deploy(conversation(cluster, pages=PAGE_REPLICAS))
     talks = [Talk() for _ in range(CONVERSATIONS)]
     signalled, killed = asyncio.run(talk_and_kill(cluster, talks))

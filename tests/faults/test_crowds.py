@@ -21,7 +21,7 @@ REFUSED_SECONDS = 1.0
 BACK_TO_NORMAL_SECONDS = 10.0
 
 
-def test_who_is_over_the_limits_is_told_at_once_and_the_others_are_answered(
+def test_callers_over_the_limit_are_refused_at_once_and_others_are_served(
     cluster: Cluster, soak: bool
 ) -> None:
     config = applications(cluster, pages=1, models=1, seconds=4)
@@ -47,7 +47,7 @@ def test_who_is_over_the_limits_is_told_at_once_and_the_others_are_answered(
 
 
 @pytest.mark.long
-def test_idle_tabs_make_nobody_wait(cluster: Cluster) -> None:
+def test_idle_tabs_do_not_slow_down_other_users(cluster: Cluster) -> None:
     cluster.deploy(applications(cluster, pages=2, models=1, seconds=0.8))
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
 

@@ -38,7 +38,7 @@ def default_project(project: Project) -> Iterator[Served]:
         yield served
 
 
-def test_when_the_readers_leave_the_models_stop(
+def test_models_stop_when_their_readers_disconnect(
     default_project: Served, tmp_path: Path, soak: bool
 ) -> None:
     call = replace(default_project.call, data=["Tell a long story.", 400, 400, "1", "0.9"])
@@ -86,7 +86,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 @pytest.mark.timeout(60 * (LONG_MINUTES + 5))
-def test_memory_stays_while_users_come_again_and_again(
+def test_memory_stays_constant_over_many_calls(
     default_project: Served, tmp_path: Path, soak: bool
 ) -> None:
     seconds = 60 * (LONG_MINUTES if soak else SHORT_MINUTES)

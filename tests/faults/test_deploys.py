@@ -18,7 +18,7 @@ SETTLED_SECONDS = 5
 LONG_SECONDS = 150
 
 
-def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
+def test_adding_and_removing_a_page_replica_moves_only_its_own_sessions(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.deploy(applications(cluster, pages=2, models=1))
@@ -46,7 +46,7 @@ def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
             assert number(next_one) == (number(one) + 1 if same else 1)
 
 
-def test_a_deploy_that_breaks_leaves_old_replicas_and_the_config_before_brings_the_rest(
+def test_a_failed_deploy_keeps_old_replicas_and_redeploying_the_old_config_recovers(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """Also the way back that docs/operations.md tells."""

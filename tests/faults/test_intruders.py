@@ -162,7 +162,7 @@ def the_page_goes_on(cluster: Cluster, pages: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("application", [WORDS, LOGIN])
-def test_requests_that_no_client_sends_get_in_nowhere(
+def test_hostile_requests_get_no_access(
     pages: str, secrets: dict[str, bytes], number: int, application: str
 ) -> None:
     hostile = hostile_requests(list(secrets), f"replica-{application}", number // 3)
@@ -170,7 +170,7 @@ def test_requests_that_no_client_sends_get_in_nowhere(
 
 
 @pytest.mark.parametrize("application", [WORDS, LOGIN])
-def test_requests_that_a_fuzzer_makes_up_for_every_route_get_in_nowhere(
+def test_fuzzed_requests_to_every_route_get_no_access(
     cluster: Cluster,
     pages: str,
     secrets: dict[str, bytes],
@@ -188,13 +188,13 @@ def test_requests_that_a_fuzzer_makes_up_for_every_route_get_in_nowhere(
     check(answers, application, secrets)
 
 
-def test_nobody_logs_in_whom_the_provider_has_not_seen(
+def test_no_login_succeeds_without_the_provider(
     pages: str, provider: str, secrets: dict[str, bytes], number: int
 ) -> None:
     check(send_all(f"{pages}/{STAFF}", logins(pages, number // 2)), STAFF, secrets, provider)
 
 
-def test_who_may_send_files_reaches_no_other_ones(
+def test_a_user_who_may_upload_files_reaches_no_others(
     pages: str, secrets: dict[str, bytes], number: int
 ) -> None:
     outside = Path(next(iter(secrets))).parent
@@ -205,7 +205,7 @@ def test_who_may_send_files_reaches_no_other_ones(
 
 @pytest.mark.long
 @pytest.mark.timeout(2400)
-def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
+def test_ten_thousand_hostile_requests_do_not_grow_memory(
     cluster: Cluster, pages: str, provider: str, secrets: dict[str, bytes]
 ) -> None:
     def attack(number: int) -> None:

@@ -34,7 +34,7 @@ def words(cluster: Cluster) -> str:
     return f"{cluster.url}/{WORDS}"
 
 
-def test_a_page_carries_users_whose_answers_begin_in_time(
+def test_the_load_test_passes_if_answers_start_in_time(
     cluster: Cluster, words: str, tmp_path: Path
 ) -> None:
     report = tmp_path / "report"
@@ -53,7 +53,7 @@ def test_a_page_carries_users_whose_answers_begin_in_time(
     assert_right_seconds(report)
 
 
-def test_programs_ask_with_a_key(cluster: Cluster, words: str, tmp_path: Path) -> None:
+def test_the_load_test_of_the_api_sends_a_key(cluster: Cluster, words: str, tmp_path: Path) -> None:
     report = tmp_path / "report"
     programs = ("--locustfile", "tests/load/locustfile_api.py", "--json-file", str(report))
     result = load(cluster, words, *programs, "--users", "1", "--step-seconds", "1", API_KEY=KEY)
@@ -63,7 +63,7 @@ def test_programs_ask_with_a_key(cluster: Cluster, words: str, tmp_path: Path) -
     assert_right_seconds(report)
 
 
-def test_a_page_that_is_too_slow_does_not_carry_the_users(cluster: Cluster, words: str) -> None:
+def test_the_load_test_fails_if_the_page_is_too_slow(cluster: Cluster, words: str) -> None:
     options = ("--users", "4", "--step-seconds", "1", "--begin-seconds", "0.1")
     result = load(cluster, words, *options, PAGE_USER=USER, PAGE_PASSWORD=PASSWORD)
 
@@ -75,7 +75,9 @@ def test_a_page_that_is_too_slow_does_not_carry_the_users(cluster: Cluster, word
     assert "Asked for: 4." in last_line(result.stdout)
 
 
-def test_who_may_not_come_in_is_told_before_anybody_asks(cluster: Cluster, words: str) -> None:
+def test_the_load_test_reports_a_failed_login_before_it_starts(
+    cluster: Cluster, words: str
+) -> None:
     result = load(cluster, words, "--users", "4", PAGE_USER=USER, PAGE_PASSWORD=WRONG)
 
     assert result.returncode == 2, result.stdout

@@ -70,7 +70,7 @@ async def crowd(url: str, users: list[str], calls: int) -> list[Outcome]:
     return [outcome for outcomes in await asyncio.gather(*asking) for outcome in outcomes]
 
 
-def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
+def test_limits_by_user_apply_across_replicas_and_affect_nobody_else(
     cluster: Cluster, soak: bool, tmp_path: Path
 ) -> None:
     config = applications(cluster, pages=3, models=2, seconds=2 * FIRST_TEXT_SECONDS)
@@ -121,7 +121,7 @@ def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
     assert not soak or among < SLOWER * before
 
 
-def test_without_redis_two_replicas_grant_a_half_each_whatever_address_a_caller_forges(
+def test_without_redis_two_replicas_each_allow_half_despite_forged_addresses(
     cluster: Cluster,
 ) -> None:
     cluster.deploy(limited_by_address(cluster, ["203.0.113.9"]))

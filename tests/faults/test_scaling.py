@@ -105,7 +105,7 @@ async def ask_in_both_ways(url: str) -> tuple[float, float, float]:
     return *pane, program
 
 
-def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
+def test_a_model_scales_from_zero_grows_while_it_is_slow_and_scales_to_zero(
     cluster: Cluster, soak: bool, tmp_path: Path
 ) -> None:
     url = f"{cluster.url}/{SCALED}"
@@ -142,7 +142,7 @@ def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
 
 
 @pytest.mark.long
-def test_one_replica_each_is_replaced_by_a_new_version_and_never_away(
+def test_single_replicas_are_replaced_by_a_new_version_without_downtime(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.deploy(scaled(cluster, UPGRADE_LOAD_SECONDS, 0.1, max_surge_percent=100))
