@@ -23,7 +23,7 @@ PROGRESS = re.compile(r"^(processing \| )?[0-9.]+(/[0-9.]+)?(s|%)\n", re.MULTILI
 IN_A_BROWSER = {name: app for name, app in APPS.items() if app.use}
 
 
-def test_there_are_as_many_apps_as_were_asked_for() -> None:
+def test_there_are_enough_apps() -> None:
     assert len(APPS) >= 40
     assert len(IN_A_BROWSER) >= 15
 
@@ -39,7 +39,7 @@ def test_an_app_has_the_same_config_api_values_files_and_errors(
 
 
 @pytest.mark.parametrize("name", IN_A_BROWSER)
-def test_a_browser_shows_the_same_and_complains_of_nothing_more(
+def test_a_browser_shows_the_same_page_and_logs_no_new_errors(
     name: str, plain: Plain, on_ray: OnRay, browser: Browser
 ) -> None:
     shown, complaints = visit(browser, plain.app(name), APPS[name])
@@ -48,7 +48,7 @@ def test_a_browser_shows_the_same_and_complains_of_nothing_more(
     assert complaints_on_ray - complaints == set()
 
 
-def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_started(
+def test_flags_and_cached_examples_are_saved_where_ray_was_started(
     on_ray: OnRay,
 ) -> None:
     """Which is where the user of a container may write."""
@@ -77,7 +77,7 @@ def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_start
     }
 
 
-def test_the_port_of_a_replica_refuses_who_does_not_know_the_clusters_token(on_ray: OnRay) -> None:
+def test_the_port_of_a_replica_requires_the_token_of_the_cluster(on_ray: OnRay) -> None:
     """Serve's proxy calls a page there past its guards."""
     replicas = on_ray.replicas()
     assert len(replicas) == 2

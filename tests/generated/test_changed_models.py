@@ -22,7 +22,7 @@ for path in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.timeout(3600)
-def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
+def test_a_project_with_changed_models_starts_and_passes_its_tests(
     render: Render, environment: Path, tmp_path: Path
 ) -> None:
     with ray_directory(tmp_path / "ray-logs") as ray:

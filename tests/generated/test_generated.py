@@ -45,7 +45,7 @@ TESTS_OF_ONE_ANSWER = {
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
 @pytest.mark.parametrize("choice", every_pair_of_answers(), ids=name_of)
-def test_a_project_is_installed_checked_tested_and_served(
+def test_a_project_can_be_installed_checked_tested_and_served(
     choice: Answers,
     render: Render,
     load_hook: LoadHook,

@@ -24,7 +24,7 @@ It is 1.0 GB, and a library's next release may be a little larger.
 """
 
 
-def test_the_image_is_small_and_its_user_serves_the_page(
+def test_the_image_is_small_and_serves_the_page_as_its_user(
     render: Render, environment: Path, tmp_path: Path
 ) -> None:
     project = Project(render(deploy="docker"), environment)

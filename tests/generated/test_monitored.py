@@ -25,7 +25,7 @@ SUFFIXES = {"Counter": "_total", "Gauge": "", "Histogram": "_count"}
 
 @pytest.mark.timeout(COMMAND_SECONDS)
 @pytest.mark.parametrize("page", APPLICATIONS)
-def test_every_metric_and_panel_is_drawn(
+def test_every_metric_and_panel_has_data(
     page: str, render: Render, environment: Path, tmp_path: Path
 ) -> None:
     with ray_directory(tmp_path / "ray-logs") as ray:

@@ -52,7 +52,7 @@ def code(text: str) -> list[str]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("package", [False, True], ids=["a file", "a package with data"])
-def test_an_adopted_app_is_served_and_the_tests_that_remain_pass(
+def test_an_adopted_app_is_served_and_the_remaining_tests_pass(
     package: bool, project: Project
 ) -> None:
     source = project.root / "src" / project.package
@@ -87,7 +87,7 @@ def remove_the_test_of_the_example(path: Path) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_the_recipe_of_the_docs_asks_deployments_in_parallel(project: Project) -> None:
+def test_the_recipe_in_the_docs_calls_deployments_in_parallel(project: Project) -> None:
     source = project.root / "src" / project.package
     docs = (project.root / "docs" / "changing.md").read_text("utf-8")
     app, page = code(docs.partition("## Deployments of your own")[2])

@@ -86,7 +86,7 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     return named
 
 
-def test_alerts_fire_in_their_fault_alone(
+def test_alerts_fire_only_during_their_fault(
     case: tuple[str, str], rendered: Render, tmp_path: Path
 ) -> None:
     page, name = case
@@ -105,9 +105,7 @@ def test_alerts_fire_in_their_fault_alone(
     )
 
 
-def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_before(
-    rendered: Render, tmp_path: Path
-) -> None:
+def test_one_more_failed_answer_at_night_fires_no_alert(rendered: Render, tmp_path: Path) -> None:
     # A count that begins with 1 has no rate. Here it was 0, which Ray does not tell.
     run = recordings("compare")["one_fails_at_night"]
     [failed] = [name for name in run.series if 'outcome="failed"' in name]
@@ -125,7 +123,7 @@ def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_befor
 
 
 @pytest.mark.parametrize(("part", "fires"), [(1.0, False), (0.95, False), (0.5, True)])
-def test_a_page_that_refuses_callers_over_their_limits_alone_is_not_full(
+def test_refusals_by_rate_limits_do_not_count_as_a_full_page(
     part: float, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
     # As if that part of what was answered 429 were of `rate_limits`.
@@ -150,7 +148,9 @@ def scaled(word: str, part: float) -> str:
     return f"{float(value) * part:.12g}{plus}{times}" if value[0].isdigit() else word
 
 
-def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_path: Path) -> None:
+def test_a_node_that_is_nearly_out_of_memory_fires_an_alert(
+    rendered: Render, tmp_path: Path
+) -> None:
     # As if the node had little more than was used: no run takes what the machine of the tests has.
     run = recordings("own")["waiting"]
     series = run.series
@@ -174,7 +174,7 @@ def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_pat
 @pytest.mark.parametrize(
     ("wanted", "fires"), [("0+0x200", False), ("2+0x200", True)], ids=["none is wanted", "two are"]
 )
-def test_a_model_without_replicas_alerts_where_it_should_have_some(
+def test_a_model_without_replicas_fires_an_alert_unless_it_scaled_to_zero(
     wanted: str, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
     # As if nobody asked while its replicas were gone: Serve tells how many there should be.
@@ -198,7 +198,7 @@ def test_a_model_without_replicas_alerts_where_it_should_have_some(
     )
 
 
-def test_every_alert_fires_in_some_recording(rendered: Render) -> None:
+def test_every_alert_fires_in_a_recording(rendered: Render) -> None:
     for page in SCENARIOS:
         named = {rule["alert"] for rule in all_rules(rules(rendered, page)) if "alert" in rule}
         fires = {

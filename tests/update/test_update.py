@@ -191,7 +191,7 @@ def make_project(template: Template, version: str, directory: Path) -> Path:
     return directory / "our-app"
 
 
-def test_git_leaves_to_the_team_what_the_docs_tell_of(alone: Update) -> None:
+def test_the_conflicts_are_those_that_the_docs_describe(alone: Update) -> None:
     assert alone.conflicts == CONFLICTS
 
 
@@ -202,16 +202,14 @@ def test_no_file_is_in_conflict_afterwards(alone: Update) -> None:
         assert not re.search("^(<{7}|={7}|>{7})", text, re.MULTILINE), name
 
 
-def test_what_the_team_did_not_touch_is_as_the_working_tree_makes_it(
-    alone: Update, rendered: Path
-) -> None:
+def test_untouched_files_match_the_new_template(alone: Update, rendered: Path) -> None:
     root = alone.project.root
     assert files(root) == files(rendered) | OWN
     for name in files(rendered) - TOUCHED - {".cruft.json"}:
         assert (root / name).read_bytes() == (rendered / name).read_bytes(), name
 
 
-def test_the_edits_of_the_team_and_of_the_template_are_both_there(alone: Update) -> None:
+def test_edits_of_the_team_and_the_template_are_both_kept(alone: Update) -> None:
     found = texts(alone.project.root)
 
     assert 'name="ours"' in found[f"{PACKAGE}/models.py"]
@@ -225,26 +223,24 @@ def test_the_edits_of_the_team_and_of_the_template_are_both_there(alone: Update)
         assert after in found[name]
 
 
-def test_each_edit_that_was_set_aside_can_be_read_while_git_waits(alone: Update) -> None:
+def test_discarded_edits_can_be_read_during_the_merge(alone: Update) -> None:
     added = {line[1:].strip() for line in alone.set_aside.splitlines() if line.startswith("+")}
 
     assert {'name="ours",', 'BUTTON = "Ask us"', "gr.Markdown(welcome())"} <= added
 
 
-def test_the_version_that_the_project_came_from_is_the_working_tree(
-    alone: Update, template: Template
-) -> None:
+def test_the_project_records_the_new_template_version(alone: Update, template: Template) -> None:
     state = json.loads((alone.project.root / ".cruft.json").read_text("utf-8"))
 
     assert state["commit"] == template.git("rev-parse", "HEAD").strip()
 
 
-def test_in_a_folder_of_a_larger_repository_it_ends_the_same(alone: Update, inside: Update) -> None:
+def test_an_update_in_a_subfolder_has_the_same_result(alone: Update, inside: Update) -> None:
     assert inside.conflicts == alone.conflicts
     assert texts(inside.project.root) == texts(alone.project.root)
 
 
-def test_the_projects_own_checks_are_green_there(inside: Update) -> None:
+def test_the_checks_of_the_project_pass_in_the_subfolder(inside: Update) -> None:
     inside.project.run("uv", "run", "prek", "run", "--all-files")
     # The other tests are of files that are as the working tree makes them; `generated` runs those.
     tests = [f"tests/serving/test_{name}.py" for name in ("config", "settings")]
@@ -252,7 +248,7 @@ def test_the_projects_own_checks_are_green_there(inside: Update) -> None:
     inside.project.run("uv", "run", "pytest", "-q", "-m", "not served and not browser", *tests)
 
 
-def test_the_hooks_of_a_folder_run_for_each_commit_of_its_files(inside: Update) -> None:
+def test_hooks_of_a_subfolder_run_for_commits_of_its_files(inside: Update) -> None:
     root = inside.project.root
     (root / PACKAGE / "unused.py").write_text("import json\n", "utf-8")
     (root.parents[1] / "README.md").write_text("# Everything \n", "utf-8")
