@@ -98,7 +98,7 @@ def typed_everywhere(text: str) -> str:
     )
 
 
-def test_a_hostile_text_arrives_as_it_was_typed(text: str, project: Path) -> None:
+def test_a_hostile_text_arrives_unchanged(text: str, project: Path) -> None:
     output = project.parent
     assert [path.name for path in output.iterdir()] == ["our-app"]
     assert not list(output.parent.rglob("*hacked*"))
@@ -118,17 +118,17 @@ def test_a_hostile_text_arrives_as_it_was_typed(text: str, project: Path) -> Non
         assert application["name"] == "our-app"
 
 
-def test_what_is_written_in_python_can_be_run_and_is_tidy(project: Path) -> None:
+def test_python_with_hostile_texts_runs_and_is_formatted(project: Path) -> None:
     for path in project.rglob("*.py"):
         compile(path.read_bytes(), path, "exec")
     check_with_ruff(project)
 
 
-def test_a_readme_has_a_clean_title_whatever_its_name(text: str, project: Path) -> None:
+def test_the_readme_has_a_clean_title_for_any_name(text: str, project: Path) -> None:
     assert assert_clean_headings(project / "README.md")[0] == text.strip()
 
 
-def test_the_line_that_links_a_project_has_its_version_and_answers(
+def test_the_link_command_has_the_version_and_answers_of_the_project(
     text: str, project: Path
 ) -> None:
     page = (project / "CONTRIBUTING.md").read_text("utf-8")
@@ -144,7 +144,7 @@ def test_the_line_that_links_a_project_has_its_version_and_answers(
 
 
 @pytest.mark.parametrize("name", OF_A_TERMINAL)
-def test_a_process_of_its_own_takes_what_is_typed_as_this_one_does(
+def test_a_separate_process_reads_input_in_the_same_way(
     name: str, command: Command, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     here = Command(tmp_path_factory.mktemp("here"))

@@ -38,7 +38,7 @@ def test_each_python_has_a_wheel_of_every_library(
     assert failure == ""
 
 
-def test_the_python_after_the_highest_has_not(rendered: Render, tmp_path: Path) -> None:
+def test_the_next_python_lacks_some_wheels(rendered: Render, tmp_path: Path) -> None:
     """Else `requires-python` can be raised."""
     major, minor = PYTHONS[-1].split(".")
     after = f"{major}.{int(minor) + 1}"
@@ -74,7 +74,7 @@ def test_pytorch_stays_small_when_a_team_adds_or_upgrades_a_library(
         assert "six" in (project / "pyproject.toml").read_text("utf-8")
 
 
-def test_pytorch_comes_with_cuda_where_there_are_gpus(render: Render) -> None:
+def test_pytorch_includes_cuda_in_projects_with_gpus(render: Render) -> None:
     project = render(accelerator="gpu")
     declared = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
 
@@ -83,7 +83,7 @@ def test_pytorch_comes_with_cuda_where_there_are_gpus(render: Render) -> None:
     assert with_cuda(locked_in(project))
 
 
-def test_a_machine_that_does_not_reach_the_index_can_leave_it_aside(render: Render) -> None:
+def test_a_machine_without_access_to_the_index_can_skip_it(render: Render) -> None:
     project = render(accelerator="cpu")
     use_index(project, "http://127.0.0.1:9")
 
@@ -94,7 +94,7 @@ def test_a_machine_that_does_not_reach_the_index_can_leave_it_aside(render: Rend
     assert left_aside.returncode == 0, left_aside.stderr
 
 
-def test_refuses_the_name_of_everything_that_is_locked(
+def test_refuses_the_name_of_every_locked_package(
     render: Render, rendered: Render, load_hook: LoadHook
 ) -> None:
     hook = load_hook("pre_gen_project")
