@@ -1,4 +1,4 @@
-"""Several models asked at once, without Ray and Gradio."""
+"""Parallel requests to several models, without Ray and Gradio."""
 
 import asyncio
 from collections.abc import AsyncGenerator

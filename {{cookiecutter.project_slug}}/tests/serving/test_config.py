@@ -1,4 +1,4 @@
-"""What the configs of the project say, and what the start makes of any other."""
+"""The configs of the project, and how the start checks other configs."""
 
 import json
 import os
@@ -35,7 +35,7 @@ any_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name
 
 @pytest.fixture
 def planned(tmp_path: Path) -> Callable[..., Planned]:
-    """Returns the one application of a config, as far as it can be known here."""
+    """Returns the only application of a config, as planned on this machine."""
 
     def write(**application: object) -> Planned:
         path = tmp_path / "config.yaml"
@@ -49,7 +49,7 @@ def planned(tmp_path: Path) -> Callable[..., Planned]:
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Has the machine so many CPUs and GPUs, for Ray as well."""
+    """Pretends that the machine has these CPUs and GPUs, for Ray too."""
 
     def override(cpus: int, gpus: int) -> None:
         monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": cpus, "GPU": gpus}))
@@ -58,7 +58,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 def module(directory: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Writes a module that this process can import, and returns its name."""
+    """Writes an importable module, and returns its name."""
     name = f"written_{abs(hash(str(directory)))}"
     (directory / f"{name}.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(directory)
@@ -243,7 +243,7 @@ DEMO = (
 def test_a_nested_function_that_returns_a_global_page_is_refused(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray would send the page with the function, and Gradio's objects cannot be pickled."""
+    """Ray would pickle the page with the function, and Gradio objects cannot be pickled."""
     text = (
         "def build(settings: HttpSettings):\n"
         "    def your_page():\n        return demo\n"

@@ -1,4 +1,4 @@
-"""The names that a team's files import, and what comes along with them."""
+"""The public names, and what importing them loads."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_on_ray_no_page_process_loads_torch(words: str) -> None:
     assert pages
     assert models
     assert not any(has_mapped("/torch/lib/", each) for each in pages)
-    # Of Gradio the tests above speak: Ray may give a model the process that built the graph.
+    # Gradio is covered above: Ray may reuse the process that built the graph for a model.
     assert all(has_mapped("/torch/lib/", each) for each in models)
 
 

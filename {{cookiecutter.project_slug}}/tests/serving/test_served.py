@@ -1,4 +1,4 @@
-"""The application on Ray Serve, asked as its users ask it."""
+"""The application on Ray Serve, called like its users do."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +16,7 @@ LONG = {"min_new_tokens": 100, "max_new_tokens": 100}
 
 
 def texts_of(answer: object) -> list[object]:
-    """A page of one model answers with its text, of several with a list."""
+    """A page with one model returns its text, with several a list."""
     return list(answer) if isinstance(answer, (list, tuple)) else [answer]
 
 

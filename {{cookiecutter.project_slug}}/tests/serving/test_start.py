@@ -1,4 +1,4 @@
-"""The start where something hinders it: one line that says what, and exit status 1."""
+"""Failed starts print one line with the reason and exit with status 1."""
 
 import os
 import re
@@ -46,9 +46,9 @@ from {{ cookiecutter.__package }}.serving.start import (
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
 
-# Before anything else: what an import does there is not ours.
+# What happens during the other imports on Windows is not under test.
 ON_WINDOWS = """
-# What imports on Windows too, and would look here for what Windows has.
+# Imported first: they work on Windows, but would look for its files here.
 import pydantic, runpy, sys, zoneinfo
 sys.platform = "win32"
 sys.modules["ray"] = None
@@ -60,7 +60,7 @@ Start = Callable[..., str]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    """Runs the command in this process, and returns what it says after `error:`."""
+    """Runs the command in this process, and returns the message after `error:`."""
 
     def run(*arguments: object, env: Mapping[str, str] | None = None) -> str:
         for name, value in (env or {}).items():
@@ -76,7 +76,7 @@ def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def start_on_ray(config: Path, *options: str, seconds: float) -> str:
-    """Does the same in a process of its own, which may go as far as Ray."""
+    """Does the same in a separate process, which may start Ray."""
     result = subprocess.run(
         [
             sys.executable,
@@ -231,7 +231,7 @@ def test_a_directory_without_a_model_is_reported(start: Start, tmp_path: Path) -
 
 
 def from_a_hub(source: str, endpoint: str, cache: Path) -> dict[str, object]:
-    """Names the hub in the config, because its client reads a variable once for each process."""
+    """Sets the hub in the config, because its client reads the variable once per process."""
     config = config_of(source, free_port())
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
     config["applications"][0]["runtime_env"] = {"env_vars": variables}
@@ -364,14 +364,14 @@ def test_the_start_reports_what_it_waits_for_and_its_progress() -> None:
 
 
 def described(name: str, status: DeploymentStatus, node: str | None) -> DeploymentDetails:
-    """Returns what Serve says of a deployment with one replica."""
+    """Returns Serve's status of a deployment with one replica."""
     replica = ReplicaDetails(
         replica_id=name, state=ReplicaState.STARTING, start_time_s=0, node_id=node
     )
     return DeploymentDetails.model_construct(name=name, status=status, replicas=[replica])
 
 
-# Ray itself gives up after 30 seconds.
+# Ray itself times out after 30 seconds.
 SLOW_SECONDS = 40
 SLOW_RAY = """
 import os
@@ -381,7 +381,7 @@ print("logs:", start_ray(alone=True, seconds=float(os.environ["WAIT"])).logs, fl
 
 
 def rays_processes(starter: int) -> list[psutil.Process]:
-    """Of every Ray that this process started, in whose files' names its number is."""
+    """The processes of every Ray that this process started, whose id is in their file names."""
     return [
         each
         for each in psutil.process_iter(["cmdline"])
@@ -407,20 +407,20 @@ def raylet_of(process: subprocess.Popen[str]) -> psutil.Process:
 
 
 def hold_raylet(of: subprocess.Popen[str], seconds: float) -> None:
-    """Keeps the raylet from running, as a busy machine would, for as long as it is waited for."""
+    """Stops the raylet for a while, like a busy machine, for as long as the start waits."""
     raylet = raylet_of(of)
     raylet.suspend()
     deadline = time.monotonic() + seconds
     while of.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    # It goes with a start that was given up.
+    # It ends with an abandoned start.
     with suppress(psutil.NoSuchProcess):
         raylet.resume()
 
 
 @pytest.mark.served
 @pytest.mark.timeout(720)
-@pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
+@pytest.mark.parametrize("wait", [5, 300], ids=["a short timeout", "the default"])
 def test_a_slow_start_of_ray_is_waited_for(wait: int) -> None:
     process = slow_ray(wait)
     seconds = SLOW_SECONDS if wait > SLOW_SECONDS else 300
@@ -464,6 +464,6 @@ def test_a_model_that_fails_to_load_is_reported(tmp_path: Path, tiny_decoder: Pa
     for file in tiny_decoder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    # Ray and every replica start first, on a busy machine in minutes.
+    # Ray and every replica start first, which takes minutes on a busy machine.
     line = start_on_ray(written(tmp_path, config_of(tmp_path, free_port())), seconds=600)
     assert re.match(rf"Model '[^']+': {str(tmp_path)!r} cannot be loaded", line)

@@ -80,7 +80,7 @@ async def test_a_prompt_error_reaches_the_page_unchanged(tiny: RemoteModel) -> N
 
 
 class Flaky:
-    """Gives up as often as it is told, after as many pieces."""
+    """Fails the given number of times, after the given number of pieces."""
 
     def __init__(self, failures: int, pieces: int) -> None:
         self._failures = failures
@@ -132,13 +132,13 @@ async def test_a_call_to_a_full_queue_is_refused_and_counted() -> None:
 
 
 def refused(message: str, running: int = 0) -> MagicMock:
-    """What Serve says of an application whose model does not start."""
+    """Serve's status of an application whose model does not start."""
     deployment = MagicMock(message=message, replica_states={"RUNNING": running})
     return MagicMock(applications={"ours": MagicMock(deployments={"tiny": deployment})})
 
 
 def traceback(line: str) -> str:
-    """What Serve keeps of a replica that did not start."""
+    """Serve's message about a replica that did not start."""
     return f"""A replica failed to start with exception. Retrying. Error:
 Traceback (most recent call last):
   File "engine.py", line 1, in __init__
@@ -149,7 +149,7 @@ TRACEBACK = traceback("Model 'tiny': 'org/tiny' is unknown to the hub.")
 
 
 class Silent:
-    """What a handle streams while no replica takes the request."""
+    """The stream of a handle while no replica accepts the request."""
 
     def __aiter__(self) -> "Silent":
         return self
@@ -159,7 +159,7 @@ class Silent:
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """There is nothing to cancel."""
+        """Has nothing to cancel."""
 
 
 def never_answering() -> MagicMock:

@@ -1,4 +1,4 @@
-"""The served application when a process of it dies."""
+"""The served application when one of its processes dies."""
 
 import time
 from pathlib import Path

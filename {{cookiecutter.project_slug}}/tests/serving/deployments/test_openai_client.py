@@ -1,4 +1,4 @@
-"""A model on a server that speaks OpenAI's protocol, before a loopback server that does."""
+"""A model on an OpenAI-compatible server, tested with a loopback server."""
 
 import asyncio
 import json
@@ -48,22 +48,22 @@ OPTIONS = GenerationOptions(min_new_tokens=0, max_new_tokens=7, temperature=0.3)
 
 @dataclass
 class Loopback:
-    """Answers with three words, or as its fields say."""
+    """Answers with three words, or as its fields specify."""
 
     status: int = 200
     param: str | None = None
-    """What the server does not take."""
+    """Fields that the server refuses."""
     pause: float = 0
     finish_reason: str | None = None
     prompt_tokens: int | None = None
-    """What the server says at the end, where it says something."""
+    """The token counts that the server sends at the end, if any."""
     breaks: bool = False
     refuses: tuple[str, ...] = ()
-    """Options that it answers with 400, one after the other."""
+    """Options that it answers with 400, one at a time."""
     names_them: bool = True
-    """Whether it does so in a field of its own, as OpenAI does, or in the text."""
+    """Whether it names them in a separate field, as OpenAI does, or in the text."""
     events: list[str] | None = None
-    """What it streams, if not three words."""
+    """The events that it streams instead of three words."""
     headers: list[Headers] = field(default_factory=list)
     asked: list[dict[str, object]] = field(default_factory=list)
     left: int = 0
@@ -139,7 +139,7 @@ def model(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> OpenAIClient:
 
 
 def model_at(url: str, **settings: Any) -> OpenAIClient:
-    """Returns a model that is asked in short. `settings` are further ones, or others."""
+    """Returns a model with short limits. `settings` adds settings or overrides them."""
     given = {"api_key_variable": "WHALE_KEY", "prompt": "In short: {prompt}", **settings}
     return OpenAIClient(ModelSettings(name="whale", source="whale-7b", base_url=url, **given))
 
@@ -236,7 +236,7 @@ async def test_a_refusal_that_cannot_be_worked_around_is_reported(
         await pieces_of(model.stream(user("Hello"), options))
     loopback.refuses = ()
     await pieces_of(model.stream(user("Hello"), options))
-    # What did not help is no news of the server.
+    # A retry that did not help says nothing about the server.
     assert "max_completion_tokens" in loopback.asked[-1]
 
 

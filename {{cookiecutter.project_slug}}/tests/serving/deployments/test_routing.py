@@ -1,4 +1,4 @@
-"""A conversation stays with one replica of a model, as long as that has room."""
+"""A conversation stays on one replica of a model while that has capacity."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ def replicas() -> list[KnownReplica]:
 
 
 async def routed(router: RequestRouter, *questions: str) -> list[str]:
-    """Returns who answers each, one after another."""
+    """Routes the requests in turn and returns their replicas."""
     names = []
     for question in questions:
         replica = await route(router, request_of(user(question)))
@@ -75,7 +75,7 @@ async def test_conversations_stay_on_their_replicas_and_are_spread() -> None:
     questions = [str(number) for number in range(50)]
     found = await routed(one, *questions)
     assert set(found) == set(NAMES)
-    # Another process of the page finds the same, whatever it has asked before.
+    # Another page process chooses the same replicas, whatever it has asked before.
     assert await routed(other, *questions[::-1]) == found[::-1]
 
 
@@ -118,7 +118,7 @@ async def test_a_call_waits_for_the_first_free_replica_if_all_are_full() -> None
     waiting = asyncio.create_task(routed(router, "Hi"))
     await asyncio.sleep(0.5)
     assert not waiting.done()
-    # With a longer pause after each time that it has asked.
+    # The pause grows after each attempt.
     assert sum(replica.asked for replica in known) < 50
     known[2].in_hand = 0
     assert await waiting == ["third"]
@@ -137,7 +137,7 @@ def test_the_models_of_a_project_use_this_router() -> None:
 
 @dataclass
 class Conversation:
-    """Says whose process has answered each turn."""
+    """Records the process that answered each turn."""
 
     url: str
     first: str
@@ -213,6 +213,6 @@ def test_on_ray_conversations_continue_after_their_replica_is_killed(speakers: s
     while len(set(settled)) < SPEAKERS or settled != again:
         assert time.monotonic() < deadline
         settled, again = again, [each.ask() for each in begun]
-    # Those of the others stay, but for some that the new replica draws to itself.
+    # Other conversations stay, except some that now belong to the new replica.
     for was, now in zip(before, settled, strict=True):
         assert now == was or was == victim or now not in before

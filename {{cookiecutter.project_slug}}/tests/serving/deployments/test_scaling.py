@@ -1,4 +1,4 @@
-"""How many replicas a model wants, by what Serve's controller knows of it, without Ray."""
+"""The number of replicas that the scaling policy requests, without Ray."""
 
 import pytest
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
@@ -14,10 +14,10 @@ TARGET_SECONDS = 2.0
 
 
 def context(requests: float, *told: float) -> AutoscalingContext:
-    """Replicas that run, of which each last told so many seconds to the first text."""
+    """Running replicas with their last reported seconds to the first text."""
     replicas = [ReplicaID(f"{number}", DEPLOYMENT) for number in range(len(told))]
     series = {
-        # What was told before counts no more.
+        # Older reports no longer count.
         replica: [TimeStampedValue(1, 99.0), TimeStampedValue(2, seconds)]
         for replica, seconds in zip(replicas, told, strict=True)
     }
@@ -52,7 +52,7 @@ def wanted(requests: float, *told: float) -> float:
     [
         ((3.0,), 1.5),
         ((3.0, 3.0), 3),
-        # One that nobody asked has nothing to tell.
+        # A replica without requests reports nothing.
         ((3.0, 0.0), 3),
         ((99.0, 99.0), 4),
         ((1.5, 1.5), 2),

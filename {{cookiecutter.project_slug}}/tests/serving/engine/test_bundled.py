@@ -130,7 +130,7 @@ def test_the_image_build_step_keeps_what_a_start_makes(hf_home: Path) -> None:
     [graph] = [each for each in hf_home.glob("converted/int8/*") if each.is_dir()]
     weights = locate(ModelSettings(name="smollm2", source=BUNDLED))
     assert place_of(BUNDLED, weights).directory == graph
-    # Not by the times of its files, which an image cuts off.
+    # Image layers truncate file times, so these must not matter.
     assert weights.commit == bundled.bundled_weights().name
 
 

@@ -1,4 +1,4 @@
-"""What a model's own configuration says is kept."""
+"""The generation config of a model is followed."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", [*DECODERS, "learned positions"])
 
 
 def save(kind: str, directory: Path, **said: Any) -> Path:
-    """Writes a model whose generation is configured."""
+    """Saves a model with a generation config."""
     model_type, _, fields = KINDS[kind]
     save_tiny(model_type, directory, **fields)
     config = GenerationConfig.from_pretrained(directory)
@@ -80,7 +80,7 @@ async def test_a_model_without_generation_rules_runs_none(
 async def test_a_padding_token_among_the_bad_words_is_not_written(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
-    # Marian's: its weights like the padding best.
+    # Marian models prefer the padding token.
     directory = save("learned positions", tmp_path, bad_words_ids=[[1]])
     engine = engine_of(directory)
     plain(engine).model.final_logits_bias[0, 1] = 1000.0
@@ -95,7 +95,7 @@ async def test_the_end_token_of_the_tokenizer_also_ends_an_answer(
     directory = save(kind, tmp_path)
     written = generated_tokens(directory, "The whale")
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    # A token that comes later in the text ends a turn of this fine-tune.
+    # This fine-tuned model ends its turns with a token that appears later in the text.
     last = next(number for number in written[3:] if number not in written[:3])
     tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(last)})
     tokenizer.save_pretrained(directory)

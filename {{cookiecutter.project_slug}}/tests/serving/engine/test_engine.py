@@ -73,7 +73,7 @@ def generated(directory: Path, prompt: str, *, decoder: bool) -> str:
     tokens = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=12)[0]
     new = tokens[inputs["input_ids"].shape[1] :] if decoder else tokens[1:]
     text: str = tokenizer.decode(new, skip_special_tokens=True)
-    # What is cut off in the middle of a character is never shown.
+    # An incomplete character at the end is never shown.
     return text.rstrip("�")
 
 
@@ -86,7 +86,7 @@ async def test_requests_in_one_batch_each_get_the_text_of_generate(
     texts = await asyncio.gather(*(answer(engine, prompt) for prompt in PROMPTS))
     expected = [generated(directory, p, decoder=kind == "tiny_decoder") for p in PROMPTS]
     assert texts == expected
-    # Else the rows could be mixed up and nobody would see it.
+    # Otherwise mixed-up rows would go unnoticed.
     assert len(set(expected)) >= len(PROMPTS) - 1
 
 
@@ -95,7 +95,7 @@ async def test_a_prompt_of_several_steps_is_read_alone_and_beside_others(
 ) -> None:
     monkeypatch.setattr(decoders, "STEP_TOKENS", 16)
     engine = engine_of(tiny_decoder, Limits(update_seconds=0, running_requests=4))
-    # The check at load reads in steps as well; what fails it would run in another kind of batch.
+    # The load check also reads in steps; if it failed, another kind of batch would be used.
     assert isinstance(engine._batch, DecoderBatch)
     prompts = [f"{word} {CORPUS}" for word in ("Dawn", "Silver", "Lamp")]
     expected = [generated(tiny_decoder, prompt, decoder=True) for prompt in prompts]
@@ -151,7 +151,7 @@ async def test_stopped_answers_leave_nothing_in_the_batch(
     assert not batch._running
     scheduler = batch._manager.batch_processor.scheduler
     for _ in range(100):
-        # A request leaves with the next step.
+        # A request is removed at the next step.
         if not scheduler.has_pending_requests():
             break
         await asyncio.sleep(0.1)
@@ -226,7 +226,7 @@ async def test_a_finished_row_is_removed_from_its_group(tiny_encoder_decoder: Pa
 
 
 class Dictation:
-    """A batch that gives every request the tokens of a text, one at a time."""
+    """A batch that sends every request the tokens of one text."""
 
     def __init__(self, tokens: Sequence[int], *, ends: bool = True) -> None:
         self.tokens = tokens
@@ -252,7 +252,7 @@ class Dictation:
 
 
 class Dictated:
-    """An engine that writes a text, token by token."""
+    """An engine that writes a fixed text, token by token."""
 
     def __init__(self, engine: Engine, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens: list[int] = engine._tokenizer(text)["input_ids"]
@@ -287,12 +287,12 @@ async def test_pieces_are_whole_characters(
     ("stop", "shown"),
     [
         (["silver"], "the water turned to "),
-        # Over several tokens, in the middle of a word, and at the very start.
+        # Across several tokens, inside a word, and at the start.
         (["er turned"], "the wat"),
         (["the"], ""),
-        # What only begins like one is shown.
+        # Text that only starts like a stop text is shown.
         (["turned back", "silver and gold"], "the water turned to silver."),
-        # The one that is complete first.
+        # The first complete stop text wins.
         (["water turned", "ter"], "the wa"),
         (["silver", "turned"], "the water "),
         (["silver."], "the water turned to "),
@@ -331,7 +331,7 @@ async def test_a_stop_text_ends_generation_at_once_even_with_rare_updates(
     dictated = Dictated(engine, "the water turned to silver " * 20, monkeypatch)
     await dictated.answer("turned")
     assert dictated.batch.cancelled
-    # As many as make the text up to it, and two that were on their way.
+    # The tokens up to the stop text, and two that were in flight.
     assert dictated.batch.given <= len(engine._tokenizer("the water turned")["input_ids"]) + 2
 
 
@@ -380,7 +380,7 @@ async def test_the_end_has_a_finish_reason_and_the_prompt_length(
     engine = engine_of(directory)
     prompt = AutoTokenizer.from_pretrained(directory)("The whale")["input_ids"]
     assert await end_of(engine) == End("length", len(prompt))
-    # Every token ends the text, once it may end.
+    # Every token ends the text once the minimum is reached.
     engine._end = frozenset(range(len(engine._tokenizer)))
     assert (await end_of(engine)).reason == "stop"
 
@@ -486,7 +486,7 @@ async def test_requests_that_outgrow_the_cache_wait_and_resume_where_they_stoppe
     tiny_decoder: Path, engine_of: EngineOf, cache_tokens: int
 ) -> None:
     engine = engine_of(tiny_decoder, Limits(update_seconds=0, cache_tokens=cache_tokens))
-    # Sampled, so that a request which begins again has to know which token it is at.
+    # Sampling: a restarted request must know which token it has reached.
     options = GenerationOptions(temperature=1, seed=7, min_new_tokens=45, max_new_tokens=45)
     prompts = [f"The whale {number}" for number in range(8)]
     alone = [await answer(engine, prompt, options) for prompt in prompts]

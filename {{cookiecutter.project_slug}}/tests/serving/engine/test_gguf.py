@@ -1,4 +1,4 @@
-"""A model in one file, as llama.cpp keeps it."""
+"""Models in GGUF files, the format of llama.cpp."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ locate(EngineSettings(name="model", source=sys.argv[1]))
 
 
 def save_tiny_gguf(file: Path) -> LlamaForCausalLM:
-    """Writes a Llama as llama.cpp keeps it, and returns the one that is in it."""
+    """Saves a Llama as a GGUF file, and returns the same model."""
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -93,7 +93,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) 
 
 
 def _interleaved(weights: torch.Tensor, heads: int) -> torch.Tensor:
-    """Llama.cpp pairs neighbours to rotate, and transformers the halves."""
+    """For rotation, llama.cpp pairs neighbors and transformers pairs halves."""
     rows, columns = weights.shape
     halves = weights.reshape(heads, 2, rows // heads // 2, columns)
     return halves.transpose(1, 2).reshape(rows, columns).contiguous()
@@ -103,7 +103,7 @@ def _interleaved(weights: torch.Tensor, heads: int) -> torch.Tensor:
 class Kept:
     file: Path
     model: LlamaForCausalLM
-    """The one that was written into it."""
+    """The model that was written to the file."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Weights as files of 4 bits have them: taken as they are where nothing is lost, else in 8 bits."""
+"""4-bit weights of files: kept unchanged if nothing is lost, converted to 8 bits otherwise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,30 +23,30 @@ PROMPT = [5, 9, 60, 31, 7, 44, 12]
 
 
 def steps(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns codes of 4 bits, all of which each group has, and a scale for each group."""
+    """Returns groups that use all 4-bit codes, and a scale for each group."""
     codes = torch.randint(0, 16, (rows, columns // GROUP, GROUP)).float()
     codes[..., :2] = torch.tensor([0.0, 15.0])
-    # As a file has it, in 16 bits.
+    # In 16 bits, as in a file.
     scales = (torch.rand(rows, columns // GROUP, 1) + 0.5).half().float() / 16
     return codes, scales
 
 
 def as_q4_0(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
-    """The zero is one of the codes, and the scale may be negative."""
+    """Zero is one of the codes, and the scale may be negative."""
     codes, scales = steps(rows, columns)
     signs = torch.where(torch.rand_like(scales) < 0.5, -1, 1)
     return ((codes - 8) * scales * signs).reshape(rows, columns)
 
 
 def as_q4_1(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
-    """The zero lies anywhere between the codes."""
+    """Zero may lie between two codes."""
     codes, scales = steps(rows, columns)
     least = -(torch.rand_like(scales).half().float() * 15 * scales).half().float()
     return (codes * scales + least).reshape(rows, columns)
 
 
 class Multiplied:
-    """A linear layer as the graph multiplies with it."""
+    """A linear layer as the graph computes it."""
 
     def __init__(self, weights: torch.Tensor) -> None:
         self.linear = torch.nn.Linear(weights.shape[1], weights.shape[0], bias=False)
@@ -66,7 +66,7 @@ class Multiplied:
 
 
 def kinds_of(graph: ov.Model) -> set[ov.Type]:
-    """Returns in which types of small integers it has its weights."""
+    """Returns the small integer types of its weights."""
     kinds = {
         node.get_element_type() for node in graph.get_ops() if node.get_type_name() == "Constant"
     }

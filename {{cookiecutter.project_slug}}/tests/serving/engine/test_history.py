@@ -33,7 +33,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that reads conversations."""
+    """A tiny Llama with a chat template."""
     directory = save_tiny(
         "llama",
         tmp_path_factory.mktemp("talker"),
@@ -45,7 +45,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=256,
     )
     (directory / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    # With random weights it would write half characters.
+    # With random weights it would write incomplete characters.
     tokenizer = tiny_tokenizer()
     unread = [n for n in range(len(tokenizer)) if not tokenizer.decode([n]).isalpha()]
     GenerationConfig(suppress_tokens=unread, eos_token_id=0).save_pretrained(directory)
@@ -53,7 +53,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(*texts: str) -> list[Message]:
-    """A conversation that begins with a question."""
+    """A conversation that starts with a question."""
     return [Message("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
 
 
@@ -94,7 +94,7 @@ async def test_a_turn_computes_only_its_new_tokens(
         text, end = await answer(engine, talk, options)
         assert end.prompt_tokens is not None
         assert not end.dropped_messages
-        # What a page of the cache does not hold as a whole is computed again.
+        # Tokens of an incomplete cache page are computed again.
         most = end.prompt_tokens - before + options.max_new_tokens + PAGE
         assert reads.since() <= most
         before = end.prompt_tokens + options.max_new_tokens
@@ -116,7 +116,7 @@ async def test_parallel_conversations_each_reuse_their_own_cache(
     prompts = sum(end.prompt_tokens or 0 for _, end in ended)
     computed = reads.since()
     assert computed - len(talks) * GREEDY.max_new_tokens < prompts / 3
-    # An engine that has computed nothing before says the same to the same tokens.
+    # A fresh engine gives the same answer to the same tokens.
     fresh = engine_of(talker, limits)
     fresh._written = engine._written
     assert [text for text, _ in ended] == [(await answer(fresh, talk))[0] for talk in talks]
@@ -146,7 +146,7 @@ async def test_tokens_of_an_answer_are_kept_only_if_they_match_the_shown_text(
     assert len(cut) < len(whole)
     assert engine._written.tokens_of(whole)
     assert engine._written.tokens_of(cut) is None
-    # What somebody else says the model said is read as usual.
+    # Answers that did not come from this engine are read as usual.
     assert engine._prompts.encode(said("A", "Never said.", "B"), engine._written) == (
         engine._prompts.encode(said("A", "Never said.", "B"))
     )
@@ -210,7 +210,7 @@ def test_the_same_turns_are_dropped_for_several_turns_in_a_row() -> None:
         talk += said("one two", "three four five")
         tokens, without = fitting([*talk, *said("what now")], 100, words, count)
         assert len(tokens) <= 100
-        # No more than a part of the room stays empty, and a turn.
+        # At most a fraction of the context and one turn stay unused.
         assert not without or len(tokens) > 100 - 25 - 5
         dropped.append(without)
     assert dropped == sorted(dropped)

@@ -1,4 +1,4 @@
-"""Graphs that stay on disk: the second start takes what the first one made and checked."""
+"""Graphs on disk: a second start reuses what the first one built and checked."""
 
 import errno
 import logging
@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(model: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture) -> Start:
-    """Starts the model, and returns it with what the log says."""
+    """Starts the model, and returns it with its log lines."""
 
     def start() -> tuple[Engine, list[str]]:
         caplog.clear()
@@ -72,7 +72,7 @@ def start(model: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture) ->
 
 @pytest.fixture
 def above(hf_home: Path) -> Path:
-    """Where graphs are kept."""
+    """The folder of the graphs."""
     return hf_home / "converted" / "int8"
 
 
@@ -176,7 +176,7 @@ def test_a_model_that_needs_pytorch_is_refused_before_ray_starts(
     with pytest.raises(StartError, match=lacking):
         check_model(settings_of(model))
     monkeypatch.undo()
-    # Its graph does not.
+    # Its graph does not need PyTorch.
     start()
     monkeypatch.setitem(sys.modules, "torch", None)
     check_model(settings_of(model))
@@ -248,7 +248,7 @@ async def test_a_damaged_graph_is_rebuilt(
         file.unlink()
     else:
         content[len(content) // 2] ^= 255
-        # Another file, since this one is in the first engine's memory.
+        # Write a new file, since the first engine has mapped this one.
         file.unlink()
         file.write_bytes(content if damage == "changed" else content[: len(content) // 2])
     second, said = start()
@@ -271,7 +271,7 @@ async def test_a_graph_that_the_runtime_cannot_read_is_rebuilt(
 
         patched.setattr(kept, "read_graph", fail)
         second, said = start()
-    # The next attempt, under the lock, reads it.
+    # The next attempt, which holds the lock, reads it.
     assert ROUNDING not in said
     assert await texts(second) == await texts(first)
     assert len(graphs(above)) == 1
@@ -287,7 +287,7 @@ async def test_a_graph_of_changed_weights_replaces_the_old_one(
     assert ROUNDING in said
     assert len(graphs(above)) == 1
     assert graphs(above) != before
-    # The first one still has its own, which is no longer there.
+    # The first engine still uses its deleted graph.
     assert await texts(first) != await texts(second)
 
 

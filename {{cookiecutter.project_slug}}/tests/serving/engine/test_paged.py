@@ -1,4 +1,4 @@
-"""Weights in 8 bits: held to the plain model with the same weights."""
+"""8-bit weights, compared with the plain model with the same weights."""
 
 import asyncio
 import logging
@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def compute_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computes and keeps in float32, so that the text is the plain model's to the token."""
+    """Uses float32 throughout, so that texts match the plain model exactly."""
     usual = runtime.properties
 
     def properties() -> dict[str, Any]:
@@ -110,7 +110,7 @@ def compute_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reference:
-    """The plain model, with the weights that the graph has."""
+    """The plain model with the weights of the graph."""
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -132,12 +132,12 @@ class Reference:
     def text(self, prompt: str, count: int = 12) -> str:
         tokens = self.tokens(self.tokenizer(prompt)["input_ids"], count)
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        # What is cut off in the middle of a character is never shown.
+        # An incomplete character at the end is never shown.
         return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 class Asked(Request):
-    """A request whose end can be waited for."""
+    """A request that a test can wait for."""
 
     def __init__(self, prompt: Sequence[int], count: int, seed: int | None = None) -> None:
         drawn = Sampling(1, 1, 50, count, count, seed)
@@ -160,7 +160,7 @@ class Asked(Request):
 
 @dataclass
 class Watched:
-    """A batch, and what each of its steps read."""
+    """A batch that records what each step reads."""
 
     batch: PagedBatch
     reference: Reference
@@ -172,7 +172,7 @@ class Watched:
         return [request.wait() for request in requests]
 
     def idle(self) -> None:
-        """Waits until nothing runs, which a cancelled request does until the next step."""
+        """Waits until nothing runs; a cancelled request runs until the next step."""
         for _ in range(600):
             if not (self.batch._running or self.batch._waiting or self.batch._arrived):
                 return
@@ -237,7 +237,7 @@ async def test_a_model_writes_the_text_of_the_plain_model_with_the_same_weights(
     assert len(set(expected.values())) >= 4
     for prompt in PROMPTS[:2]:
         assert await answer(engine, prompt) == expected[prompt]
-    # Those who come at once, and later ones in another order.
+    # Requests that start together, and later ones in another order.
     for prompts, pause in [(PROMPTS, 0.0), (PROMPTS[::-1], 0.005)]:
         texts = await asyncio.gather(
             *(answer(engine, prompt, after=n * pause) for n, prompt in enumerate(prompts))
@@ -257,7 +257,7 @@ def test_weights_differ_by_at_most_half_a_quantization_step(tmp_path: Path) -> N
             continue
         groups = weights.unflatten(-1, (-1, 64))
         step = (groups.amax(-1) - groups.amin(-1)) / 255
-        # The zero point is a whole number too.
+        # The zero point is an integer too.
         assert (apart.unflatten(-1, (-1, 64)).amax(-1) <= 1.01 * step).all()
         assert apart.any()
 
@@ -273,7 +273,7 @@ def test_the_cache_stores_each_number_in_one_byte(tmp_path: Path, engine_of: Eng
     engine = engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
     assert isinstance(engine._batch, PagedBatch)
     numbers = 2 * 2 * 2 * 16
-    # Beside them, a scale and a zero point of each head and channel.
+    # Plus a scale and a zero point for each head and channel.
     assert numbers < engine._batch._decoder.token_bytes <= 2 * numbers
 
 
@@ -352,7 +352,7 @@ async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
     assert "The generation ended" not in caplog.messages
     assert f"tiny runs {CONTINUOUS}." in caplog.messages
     assert isinstance(engine._batch, DecoderBatch)
-    # The weights are those that were saved, and not what 8 bits made of them.
+    # The weights are the original ones, not the 8-bit ones.
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=plain(engine).model.dtype)
     for name, weights in saved.named_parameters():
         assert torch.equal(weights, plain(engine).model.get_parameter(name))
@@ -397,7 +397,7 @@ def test_a_long_prompt_is_read_in_chunks_while_others_write(
     assert max(sum(len(part.tokens) for part in step) for step in watched.steps) <= 48
     parts = [step for step in watched.steps if any(len(part.tokens) > 3 for part in step)]
     assert len(parts) == 4
-    # Nobody is held up by it.
+    # It delays no other request.
     assert all(len(step) == 2 for step in parts)
 
 
@@ -449,10 +449,10 @@ def test_requests_that_run_out_of_pages_wait_and_resume_where_they_stopped(
         assert alone == [watched.reference.tokens(prompt, 90) for prompt in prompts]
     watched.steps.clear()
     assert watched.all([Asked(prompt, 90, seed) for prompt in prompts]) == alone
-    # Some had to begin again, with the text that they had.
+    # Some were restarted with the text that they had.
     begun = [part for step in watched.steps for part in step if len(part.tokens) > 3]
     assert begun
-    # The oldest never does.
+    # The oldest is never restarted.
     assert not any(part.tokens[0] == 10 and len(part.tokens) > 3 for part in begun)
     watched.idle()
     assert watched.batch._pages.available == watched.batch._pages.count
@@ -494,7 +494,7 @@ def test_a_page_is_reused_only_after_the_same_prefix(watched_of: WatchedOf) -> N
     watched = watched_of()
     size = watched.batch._decoder.page_tokens
     same, other = ([first + number % 50 for number in range(size + 3)] for first in (7, 8))
-    # The last begins as the second does, and goes on as the first.
+    # The last prompt starts like the second and continues like the first.
     prompts = [[90] * size + same, [91] * size + other, [91] * size + same]
     texts = [watched.all([Asked(prompt, 8)])[0] for prompt in prompts]
     assert texts == [watched.reference.tokens(prompt, 8) for prompt in prompts]
@@ -591,7 +591,7 @@ def test_unused_pages_are_evicted_one_at_a_time_oldest_first() -> None:
     pages.release([first])
     pages.release([second])
     assert pages.available == 4
-    # Those that hold nothing go first.
+    # Empty pages are used first.
     taken = [pages.take(), pages.take(), pages.take()]
     assert pages.find(b"first") is None
     assert pages.find(b"second") == second

@@ -1,4 +1,4 @@
-"""How long texts may be: by the model, by the limits, by the memory of the machine."""
+"""The maximum length of texts, by model, limits and memory."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ from {{ cookiecutter.__package }}.serving.protocol import ModelError, PromptErro
 
 GIB = 2**30
 NO_LENGTH = 10**30
-"""What a tokenizer says that knows none."""
+"""The maximum length of a tokenizer that has none."""
 LLAMA_2_7B = LlamaConfig(max_position_embeddings=4096)
 QWEN_2_7B = LlamaConfig(
     hidden_size=3584,
@@ -76,7 +76,7 @@ print((peak - before) / encoder_bytes(model, tokens))
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Has the machine so many GiB free."""
+    """Pretends that the machine has the given GiB free."""
 
     def have(gib: float) -> None:
         monkeypatch.setattr(room, "free_memory", lambda _: int(gib * GIB))
@@ -85,7 +85,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def decoder(config: PreTrainedConfig) -> DecoderSize:
-    """Of a model without its weights, which take no memory here."""
+    """The size of a model whose weights are on the meta device and take no memory."""
     with torch.device("meta"):
         return decoder_size(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
 
@@ -199,7 +199,7 @@ def test_an_encoder_with_unlimited_positions_reads_as_much_as_memory_allows(
 ) -> None:
     memory(16)
     for config in (T5Config(), MT5Config()):
-        # T5's tokenizer says 512, mT5's nothing.
+        # T5's tokenizer sets 512, and mT5's sets no limit.
         found = encoder_room(encoder(config), ModelLimits(), 512)
         assert found == encoder_room(encoder(config), ModelLimits(), NO_LENGTH)
         assert found.limit == "prompt_tokens"
@@ -244,7 +244,7 @@ def test_the_memory_limit_of_a_container_applies(
     assert free_memory(on_gpu=False) == pytest.approx(machine, rel=0.2)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")
-    # What it only keeps of files it gives up.
+    # Memory of the page cache can be reclaimed.
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 7\n")
     assert free_memory(on_gpu=False) == 400_000
     (tmp_path / "memory.current").write_text("1100000\n")

@@ -23,7 +23,7 @@ from {{ cookiecutter.__package }}.serving.protocol import MOST_TOP_K
 Array = NDArray[np.float32]
 ScoresOf = Callable[[Array], Scores]
 
-# The softmax of these is 0.5, 0.3, 0.15 and 0.05.
+# Their softmax is 0.5, 0.3, 0.15 and 0.05.
 SCORES = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
 SORTED = -np.sort(-SCORES)
 HIGHEST = 1 - 1 / (1 << UNIFORM_BITS)
@@ -63,7 +63,7 @@ def all_of(number: float, rows: int) -> Array:
 
 
 def drawn(top_p: float) -> list[int]:
-    """Returns how often each position is drawn by numbers that are evenly spread."""
+    """Returns how often each position is drawn by evenly spaced random numbers."""
     uniform = np.array([*np.arange(100) / 100, HIGHEST], np.float32)
     positions = draw(repeated(SORTED, 101), all_of(top_p, 101), uniform)
     counted: list[int] = np.bincount(positions, minlength=4).tolist()
@@ -178,7 +178,7 @@ def test_top_k_larger_than_the_vocabulary_keeps_every_token() -> None:
 )
 def test_the_top_tokens_come_from_the_whole_row(vocabulary: int, scores_of: ScoresOf) -> None:
     array = random_scores(3, vocabulary)
-    # The largest side by side, and at the end, as a block's rest.
+    # The largest next to each other, and in the last, partial block.
     array[1] = np.arange(vocabulary)
     array[2, vocabulary // 2 :] = -np.inf
     array[2, 0] = 0

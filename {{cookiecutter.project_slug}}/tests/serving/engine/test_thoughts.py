@@ -1,4 +1,4 @@
-"""Thoughts of reasoning models, whatever pieces they come in."""
+"""Thoughts of reasoning models, in pieces of any size."""
 
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ TEMPLATE = "Answer the question. <think>\n"
 
 
 def told(text: str, part: Part, size: int) -> list[tuple[bool, str]]:
-    """Returns the text by thoughts and answer, when it comes in pieces of so many characters."""
+    """Splits a text into thoughts and answer, in pieces of the given size."""
     thoughts = Thoughts(part)
     pieces: list[Piece] = []
     for start in range(0, len(text), size):

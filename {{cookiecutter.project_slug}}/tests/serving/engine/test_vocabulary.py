@@ -1,4 +1,4 @@
-"""Tokenizers of every make: fast, of SentencePiece, written in Python."""
+"""Tokenizers of every kind: fast, SentencePiece and Python."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ load_tokenizer(EngineSettings(name="tiny", source=sys.argv[1]), Path(sys.argv[1]
 
 
 def pieces_of_words(*, bytes_too: bool) -> bytes:
-    """Returns a model of SentencePiece's."""
+    """Returns a SentencePiece model."""
     written = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS.split(". ") * 4),
@@ -72,7 +72,7 @@ def pieces_of_words(*, bytes_too: bool) -> bytes:
 
 
 def save_tiny_llama(directory: Path) -> Path:
-    """Writes a Llama with SentencePiece's tokenizer.model alone."""
+    """Saves a Llama with only a tokenizer.model of SentencePiece."""
     directory.mkdir()
     (directory / "tokenizer.model").write_bytes(pieces_of_words(bytes_too=True))
     own = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
@@ -83,7 +83,7 @@ def save_tiny_llama(directory: Path) -> Path:
 
 
 def save_tiny_marian(directory: Path) -> Path:
-    """Writes a Marian, which has a file of SentencePiece's for each language."""
+    """Saves a Marian, which has a SentencePiece file for each language."""
     directory.mkdir()
     model = pieces_of_words(bytes_too=False)
     for name in ("source.spm", "target.spm"):
@@ -149,7 +149,7 @@ def directory(request: pytest.FixtureRequest, directories: dict[str, Path]) -> P
 
 
 def written(vocabulary: Vocabulary, tokens: Sequence[int], end: Sequence[int] = ()) -> list[str]:
-    """Returns the pieces that a reader who takes each at once gets."""
+    """Returns the pieces of a reader who takes each one at once."""
     text = AnswerText(vocabulary, end, [])
     pieces = []
     for token in tokens:
@@ -231,7 +231,7 @@ def bytes_and_letters() -> PreTrainedTokenizerFast:
         ([0, 1, 2, 3], ["a", "\n", "�c"]),
         ([0, 2, 4, 5, 3], ["a", "█", "c"]),
         ([0, 1, 2, 4, 5, 6, 0], ["a", "\n", "█", " ", "a"]),
-        # What is cut off in the middle of a character is never shown.
+        # An incomplete character at the end is never shown.
         ([0, 2, 4], ["a"]),
         ([2, 4, 5, 2, 3], ["█", "�c"]),
     ],
@@ -267,7 +267,7 @@ def test_a_truncation_setting_of_the_tokenizer_does_not_cut_prompts() -> None:
 
 
 def without(package: str, directory: Path) -> str:
-    """Returns the last line of a process in which a package is missing."""
+    """Returns the last output line of a process without a package."""
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(directory), package],
         capture_output=True,

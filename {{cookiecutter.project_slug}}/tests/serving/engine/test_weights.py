@@ -43,7 +43,7 @@ def in_own_process(
     code: str = LOCATE,
     variables: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns what it prints: huggingface_hub reads its environment once, when imported."""
+    """Returns the output of a new process: huggingface_hub reads its environment on import."""
     own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), **(variables or {})}
     result = subprocess.run(
         [sys.executable, "-c", code, source, revision],
@@ -57,12 +57,12 @@ def in_own_process(
 
 
 def with_a_model(hub: Path, name: str = "org/model") -> Path:
-    """Puts a tiny model on a hub."""
+    """A hub with a tiny model."""
     return save_tiny_decoder(hub / name)
 
 
 def refused(line: str) -> str:
-    """Returns what a refusal says of the model."""
+    """Returns the error message for the model."""
     assert "ModelError: Model 'model': " in line
     return line.partition("ModelError: ")[2]
 

@@ -1,4 +1,4 @@
-"""Streams whose readers leave, in the middle of this or that."""
+"""Streams whose readers disconnect at different moments."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class Reader:
-    """Receives what an app sends, and leaves when it is told to."""
+    """Receives what an app sends, and disconnects on demand."""
 
     def __init__(self) -> None:
         self.received: list[Message] = []
@@ -151,7 +151,7 @@ TAB = {**SCOPE, "path": "/behind/gradio_api/heartbeat/whale"}
 
 
 class Tab:
-    """What Gradio streams to an open tab: it runs a function when the stream is cancelled."""
+    """Gradio's heartbeat of an open tab, which runs a function when it is cancelled."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -185,7 +185,7 @@ async def test_a_tab_closed_while_it_waits_is_noticed_once(cancelled: bool) -> N
     await tab.waits.wait()
     reader.leaves.set()
     if cancelled:
-        # Serve may do both.
+        # Serve may do either.
         request.cancel()
     await asyncio.wait([request])
     await asyncio.sleep(0.1)
@@ -225,14 +225,14 @@ async def test_a_request_of_a_dead_proxy_ends_like_a_disconnect() -> None:
     assert sent == [{"type": "http.response.start"}]
 
 
-# Where a request may last for a time alone, and its reader asks again.
+# Requests of limited length, whose readers reconnect.
 
 NEW = [(STREAM.encode(), b"new")]
 EVENTS = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"replica=a; Path=/")]
 
 
 class Numbers:
-    """Streams numbers with a pause before each, or after another waits for its reader."""
+    """Streams numbers after a pause, or when its reader waits."""
 
     def __init__(self, count: int, pause: float = 0.03) -> None:
         self.streams = self.cancelled = self.left = 0
@@ -256,7 +256,7 @@ class Numbers:
 
 
 async def asked(app: ASGIApp, reader: Reader, name: str, scope: Scope = SCOPE) -> str | None:
-    """Reads until the request ends, and returns what it is to ask for next, if it goes on."""
+    """Reads until the request ends, and returns the position to reconnect at, if any."""
     before = len(reader.received)
     headers = [(STREAM.encode(), name.encode())]
     async with asyncio.timeout(10):
@@ -280,7 +280,7 @@ async def test_a_reader_who_reconnects_misses_nothing_and_gets_nothing_twice() -
     names = set[str]()
     while name is not None:
         names.add(name)
-        # Between two requests it makes one number.
+        # Between two requests it produces one number.
         await asyncio.sleep(0.04)
         name = await asked(app, reader, name)
     assert numbers_in(reader) == list(range(20))
@@ -318,7 +318,7 @@ async def test_clients_without_the_header_read_a_stream_in_one_request(
 
 @pytest.mark.parametrize("pause", [0.03, 60])
 async def test_a_reader_who_does_not_reconnect_counts_as_disconnected(pause: float) -> None:
-    """It waits for its reader, or for something to send."""
+    """The stream waits for its reader, or for data."""
     numbers, reader = Numbers(1, pause), Reader()
     app = LeftStreams(numbers, seconds=0.01, return_seconds=0.1)
     name = await asked(app, reader, "new")
@@ -392,7 +392,7 @@ async def test_a_tab_that_does_not_reconnect_is_closed_once(beats: float) -> Non
     assert closed == 0
     await asyncio.sleep(0.2)
     assert closed == 1
-    # Of a replica that is gone, say: the tab goes on with this one.
+    # For example, of a stopped replica: the tab continues with this one.
     assert await asked(app, reader, name or "", TAB)
 
 
@@ -408,7 +408,7 @@ async def test_the_page_reconnects_only_if_the_setting_is_on(seconds: float | No
 
 
 class Sessions:
-    """Streams to each session what it is told, and refuses who is not known."""
+    """Streams messages to each session, and refuses unknown users."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -452,7 +452,7 @@ async def test_a_second_request_takes_over_a_running_stream(
     before = asyncio.create_task(app(known, old.receive, old.send))
     sessions.told.put_nowait(b"old")
     await asyncio.sleep(0.1)
-    # From another network, and the end of the old connection is not noticed yet.
+    # From another network, before the old connection is known to be closed.
     again = {**known, "headers": known["headers"][:1]}
     after = asyncio.create_task(app(again, new.receive, new.send))
     await asyncio.wait_for(before, 10)
@@ -465,7 +465,7 @@ async def test_a_second_request_takes_over_a_running_stream(
     assert new.received[0]["status"] == 200
     assert Headers(scope=new.received[0]).get("content-type") == "text/event-stream"
     assert [each["body"] for each in new.received[1:]] == [b"new"]
-    # Its end is that of the one who reads now.
+    # The stream ends with its current reader.
     new.leaves.set()
     await asyncio.wait_for(after, 10)
     await asyncio.sleep(0.01)
@@ -555,7 +555,7 @@ def test_a_client_that_reconnects_before_its_old_stream_ends_gets_its_answers() 
 
 
 class Platform:
-    """Ends each request after some seconds, as some do, and keeps how many."""
+    """Ends each request after some seconds, as some platforms do, and counts requests."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
@@ -618,7 +618,7 @@ def test_a_program_may_reconnect_too() -> None:
         texts = [" ".join(map(str, range(count + 1))) for count in range(PIECES)]
         assert values == [[None, f"1: {each} "] for each in [*texts, texts[-1]]]
         assert "event: complete" in text
-        # One that does not is stopped.
+        # Without reconnecting, the call is cancelled.
         stopped.clear()
         event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
         begun = time.monotonic()
@@ -646,7 +646,7 @@ def test_in_the_browser_an_answer_may_outlast_the_request_limit_of_the_platform(
 ) -> None:
     closed: list[int] = []
     web = mount(page_that_takes_its_time(closed, []), HttpSettings())
-    # On a busy machine a stream is asked for again much later than 0.8 seconds.
+    # On a busy machine a client reconnects much later than after 0.8 seconds.
     platform = Platform(LeftStreams(web, seconds=0.8), seconds=PIECES * PAUSE - 0.5)
     with in_thread(platform) as url:
         with browser.new_page() as page:

@@ -1,4 +1,4 @@
-"""What a request passes before the page, before a page of a few lines."""
+"""The checks that a request passes before it reaches the page."""
 
 import asyncio
 import base64
@@ -104,7 +104,7 @@ def _trusts_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def named_to(address: str, headers: list[tuple[str, str]]) -> Answer:
-    """Returns what the page answers to a request from an address, as one that logs in there."""
+    """Returns the page's answer to a request with these headers from this address."""
     proxies = ["10.0.0.7", "192.168.0.0/24", "fd00::/8"]
     settings = HttpSettings.model_validate({"login_header": "X-User", "proxies": proxies})
     web = FastAPI()
@@ -244,7 +244,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(
     file.write_text("ada:one\nbob:two\n", "utf-8")
     keys = read_keys("the test asks for keys")
     assert (keys.name_of("Bearer one"), keys.name_of("bearer two")) == ("ada", "bob")
-    # As Kubernetes does it, where a new file takes the place of the old one.
+    # Like Kubernetes, which replaces the old file with a new one.
     new = tmp_path / "new"
     new.write_text("bob:two, cleo:three", "utf-8")
     new.replace(file)
@@ -386,7 +386,7 @@ def test_files_have_their_own_size_limit(
             return page.post(request.url, content=parts, headers=kind)
 
         assert upload(many(1, 5000)).status_code == 200
-        # More than a request without files may have.
+        # Larger than the limit of a request without files.
         assert upload(many(8, 5000)).status_code == 200
         there = kept_in(tmp_path)
         for files in (many(1, 5001), many(11, 5000), [*many(10, 5000), ("a", (None, b"b" * 9999))]):
@@ -394,7 +394,7 @@ def test_files_have_their_own_size_limit(
             assert answer.status_code == 413
             assert "5,000" in answer.text or "5000" in answer.text
         assert kept_in(tmp_path) == there
-        # What is no file is none by its address.
+        # A request without files stays limited, even at the URLs for files.
         call = {"data": ["x" * 3000], "fn_index": 0, "session_hash": "me"}
         for path in ("queue/join", "upload", "component_server"):
             assert page.post(f"/gradio_api/{path}", json=call).status_code == 413
@@ -483,7 +483,7 @@ def test_uploads_of_recordings_are_refused(component: Callable[[], object]) -> N
 
 
 def in_parts(number: int) -> Iterator[bytes]:
-    """A body whose length is not announced."""
+    """A body without a Content-Length header."""
     for _ in range(number):
         yield bytes(1000)
 
@@ -555,7 +555,7 @@ def test_a_full_queue_says_when_to_retry() -> None:
 
 @pytest.fixture
 def small_page() -> Iterator[TestClient]:
-    """A page with functions that divide, choose and fail."""
+    """A page with functions that divide, choose or fail."""
     with gr.Blocks() as blocks:
         number = gr.Number()
         gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
@@ -703,7 +703,7 @@ def test_responses_of_custom_routes_and_middleware_are_unchanged(root_path: str)
         assert page.get(f"{root_path}/broken").status_code == 500
         answer = page.get(f"{root_path}/config", headers={"closed": "yes"})
         assert (answer.status_code, answer.text) == (503, "closed")
-        # Of Gradio's, what makes no sense is still told so.
+        # Invalid requests to Gradio's own routes are still refused.
         nothing = page.post(f"{root_path}/gradio_api/call/nothing", json={"data": []})
         assert nothing.status_code == 422
 

@@ -1,4 +1,4 @@
-"""HAProxy keeps sessions with replicas by the rules that it is given, in Serve's own config."""
+"""HAProxy keeps sessions on their replicas with the project's rules in Serve's config."""
 
 import subprocess
 from collections import Counter
@@ -44,7 +44,7 @@ serves_name: Any = HAProxyManager.__ray_metadata__.modified_class.get_safe_name
 
 class Replica(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # One packet: who checks its health hangs up after the first.
+    # Send one packet, since health checks disconnect after the first.
     wbufsize = -1
 
     def __init__(self, name: str, *arguments: Any) -> None:
@@ -52,7 +52,7 @@ class Replica(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        """Says who it is, or for whom it is asked."""
+        """Answers with its own name, or with the forwarded addresses."""
         visitors = ", ".join(self.headers.get_all("x-forwarded-for", []))
         said = visitors.encode() if self.path.endswith("/visitors") else self._name
         self.send_response(200)
@@ -80,7 +80,7 @@ class Proxy:
     client: httpx2.Client
 
     def ask(self, path: str, **cookies: str) -> str:
-        """Returns who answers."""
+        """Returns the name of the replica that answers."""
         header = "; ".join(f"{name}={value}" for name, value in cookies.items())
         answer = self.client.get(f"{self.url}{path}", headers={"cookie": header} if header else {})
         return answer.raise_for_status().text
@@ -143,7 +143,7 @@ def wait_for(url: str, client: httpx2.Client, process: subprocess.Popen[bytes]) 
 
 @pytest.mark.parametrize("application", PREFIXES)
 def test_a_session_goes_to_the_replica_in_its_cookie(proxy: Proxy, application: str) -> None:
-    # Who visits both pages sends both cookies to the one below the other.
+    # A visitor of both pages sends both cookies to the nested one.
     cookies = dict.fromkeys(COOKIES.values(), "third.1a")
     for name in REPLICAS:
         cookies[COOKIES[application]] = f"{name}.1a"

@@ -1,4 +1,4 @@
-"""Which names the page answers to, and which sites may send it something."""
+"""The hostnames that the page answers to, and the sites that may call it."""
 
 import pytest
 from fastapi import FastAPI, Request, WebSocket
@@ -97,7 +97,7 @@ def test_if_a_request_has_two_hostnames_both_must_be_valid() -> None:
         ("10.1.2.3", "http://10.1.2.3", 200),
         ("page.example.org", "https://page.example.org", 200),
         ("page.example.org:443", "https://page.example.org", 200),
-        # Proxies that send a name of their own, or no port.
+        # Proxies that send their own hostname, or no port.
         ("10.1.2.3:8000", "https://page.example.org", 200),
         ("page.example.org", "https://page.example.org:8443", 200),
         ("localhost:8000", "http://evil.example", 403),
@@ -115,7 +115,7 @@ def test_another_site_cannot_send_requests(host: str, origin: str, status: int) 
     headers = {"host": host, "origin": origin}
     for method in ("POST", "PUT", "OPTIONS"):
         assert page(*NAMED).request(method, "/mcp", headers=headers).status_code == status
-    # What another site may show is in frame-ancestors, and no CORS header lets it read.
+    # frame-ancestors decides what may embed the page, and no CORS header allows reading.
     assert page(*NAMED).get("/mcp", headers=headers).status_code == 200
 
 
@@ -171,7 +171,7 @@ Seen = tuple[str, str]
 def seen(
     headers: dict[str, str], path: str = "/x", root_path: str = "", public_url: str | None = None
 ) -> Seen:
-    """The address that the page sees of a request, and where it is mounted."""
+    """The URL of a request as the page sees it, and its root path."""
     web = FastAPI()
 
     @web.get("/{rest:path}")

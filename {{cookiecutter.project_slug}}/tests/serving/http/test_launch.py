@@ -1,4 +1,4 @@
-"""What `launch()` and `Blocks()` are given, and every kind of page, without Ray."""
+"""Arguments of `launch()` and `Blocks()`, and every kind of page, without Ray."""
 
 import inspect
 import json
@@ -43,7 +43,7 @@ HERE = "http://localhost"
 PACKAGE = "{{ cookiecutter.__package }}"
 SECRET = "the whales sing in the deep blue sea"  # noqa: S105
 LAUNCH_ONLY_INSIDE = {"app", "blocks", "self", "_app", "_frontend"}
-"""Of `mount_gradio_app`, what is mounted where, and of `launch()`, what only Gradio gives."""
+"""Parameters that say what `mount_gradio_app` mounts where, and internal ones of `launch()`."""
 
 
 def visitor(page: Any, launch: Launch = Launch(), **settings: Any) -> TestClient:  # noqa: B008
@@ -79,7 +79,7 @@ def test_parameters_that_serve_replaces_are_refused_with_the_alternative(name: s
 def test_defaults_are_those_of_gradio() -> None:
     gradios = inspect.signature(gr.Blocks.launch).parameters
     for each in fields(Launch):
-        # Of paths, none.
+        # Except for paths.
         assert each.default == gradios[each.name].default or each.default == (), each.name
 
 
@@ -112,7 +112,7 @@ LOOKS = {
 
 
 def made_with(**looks: Any) -> gr.Blocks:
-    """A page made as before Gradio 6, which `launch()` still honours."""
+    """A page with the arguments of Gradio 5, which `launch()` still accepts."""
     with pytest.warns(UserWarning, match="moved from the Blocks constructor"):
         return gr.Blocks(**looks)
 
@@ -217,7 +217,7 @@ def test_a_call_does_not_search_the_disk_for_missing_libraries(
             looked_for.append(name)
 
     with visitor(plain()) as web:
-        # What a first call imports stays.
+        # Imports of the first call are cached.
         for _ in range(2):
             looked_for.clear()
             with monkeypatch.context() as patched:
@@ -281,7 +281,7 @@ def test_enable_monitoring_turns_on_the_monitoring_page() -> None:
 
 
 def _called(web: httpx2.Client, function: str, *values: object) -> Any:
-    """Returns what the last message of the call holds: the values, or what went wrong."""
+    """Returns the last message of the call: the values or the error."""
     event = web.post(f"/gradio_api/call/{function}", json={"data": values}).json()["event_id"]
     *_, last = web.get(f"/gradio_api/call/{function}/{event}").text.strip().split("\n\n")
     return json.loads(last.partition("data: ")[2])
@@ -313,7 +313,7 @@ async def knows(user: str, password: str) -> bool:
 @pytest.mark.parametrize("auth", [("ada", "pw"), [("ada", "pw"), ("bob", "b")], knows])
 def test_a_login_is_valid_on_each_replica(auth: Any) -> None:
     launch = Launch(auth=auth, auth_message="Whales only")
-    # Two processes have two pages.
+    # Each process has its own page.
     one, other = (visitor(greeting(), launch) for _ in range(2))
     with one, other:
         assert "Whales only" in one.get("/").text
@@ -406,7 +406,7 @@ def test_a_page_may_have_only_one_kind_of_login() -> None:
         Launch(auth=("ada", "pw"), auth_dependency=lambda _: "ada")
 
 
-# What a browser keeps.
+# Browser state.
 
 
 def _states(page: gr.Blocks, name: str = "page", **settings: Any) -> list[tuple[str, str]]:
@@ -425,7 +425,7 @@ def test_a_saved_history_is_the_same_on_each_replica_and_after_a_deploy(
     monkeypatch.delenv("PAGE_SECRET", raising=False)
     [(key, secret)] = _states(chat())
     assert [(key, secret)] == _states(chat())
-    # Pages of one host share what their browser keeps.
+    # Pages on one host share the browser's storage.
     [(other_key, other_secret)] = _states(chat(), "other")
     assert key != other_key
     assert secret != other_secret
@@ -441,7 +441,7 @@ def test_without_a_login_browser_state_does_not_depend_on_the_password(
     monkeypatch.setenv("PAGE_PASSWORD", "of another page")
     open_to_all = _states(chat())
     monkeypatch.setenv("PAGE_PASSWORD", "pw")
-    # A page without a login would tell it to everybody.
+    # A page without a login would send it to everybody.
     assert _states(chat()) == open_to_all
     assert _states(chat(), login_user="ada") != open_to_all
 
@@ -537,7 +537,7 @@ def build(settings: HttpSettings):
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a module of a team's, and returns the import path of what it builds."""
+    """Writes an app module, and returns its import path."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(page: str = "return demo()", bound: str = "", top: str = "") -> str:
@@ -580,7 +580,7 @@ def test_the_start_refuses_a_module_that_launches_on_import(
 
 @pytest.mark.parametrize("before", ["", "import gradio"])
 def test_under_serve_run_launch_fails_on_import(before: str, tmp_path: Path) -> None:
-    """Serve's own command imports the application, and would wait for what it launches."""
+    """`serve run` imports the application and would block in `launch()`."""
     top = "import gradio as gr\nwith gr.Blocks() as demo:\n    gr.Textbox()\n"
     (tmp_path / "my_demo.py").write_text(f"{top}demo.launch()\n")
     run = python(
@@ -593,7 +593,7 @@ from {PACKAGE}.my_demo import demo
     assert run.returncode == 1
     [*_, line] = run.stderr.splitlines()
     assert f": {PACKAGE}.my_demo calls launch() when it is imported, and Serve does that." in line
-    # What is run itself may launch.
+    # A script may call launch() itself.
     run = python(f"import {PACKAGE}\n{top}demo.launch(prevent_thread_lock=True)\ndemo.close()\n")
     assert run.returncode == 0, run.stderr
     assert "Running on local URL" in run.stdout

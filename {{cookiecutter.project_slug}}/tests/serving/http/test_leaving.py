@@ -1,4 +1,4 @@
-"""Tabs that are closed, and a login of Gradio's, on a page of two replicas."""
+"""Closed tabs and Gradio's login, on a page with two replicas."""
 
 import secrets
 import time
@@ -21,7 +21,7 @@ TABS = 4
 
 @pytest.fixture
 def logged_in(leaving: str) -> Iterator[list[httpx2.Client]]:
-    """Visitors who have logged in, each with a session of its own."""
+    """Visitors who have logged in, each with a separate session."""
     with ExitStack() as stack:
         visitors = [
             stack.enter_context(httpx2.Client(base_url=leaving, timeout=60)) for _ in range(TABS)
@@ -33,7 +33,7 @@ def logged_in(leaving: str) -> Iterator[list[httpx2.Client]]:
 
 
 def remember(visitor: httpx2.Client, session: str) -> tuple[int, str]:
-    """Returns which process answers, and whom it knows."""
+    """Returns the process that answers, and the user that it sees."""
     functions = [each["api_name"] for each in visitor.get("/config").json()["dependencies"]]
     body = {"data": [session], "session_hash": session, "fn_index": functions.index("remember")}
     visitor.post("/gradio_api/queue/join", json=body).raise_for_status()
@@ -53,7 +53,7 @@ def test_each_closed_tab_is_noticed_once(
         beats = []
         for visitor, session in zip(logged_in, sessions, strict=True):
             tab = tabs.enter_context(visitor.stream("GET", f"/gradio_api/heartbeat/{session}"))
-            # One that nobody holds would close its tab.
+            # Without a held connection, the tab would count as closed.
             beats.append(tab.iter_text())
             assert "ALIVE" in next(beats[-1])
         processes = {
@@ -82,7 +82,7 @@ def test_a_gradio_login_is_valid_on_each_replica(logged_in: list[httpx2.Client])
     answers = {remember(visitor, secrets.token_hex(5)) for visitor in logged_in}
     assert {user for _, user in answers} == {USER}
     assert len({process for process, _ in answers}) == 2
-    # The login of one with the session of another.
+    # The login of one visitor with the session of another.
     logins = {name: value for name, value in first.cookies.items() if name.startswith("access")}
     for visitor in others:
         visitor.cookies.update(logins)

@@ -1,4 +1,4 @@
-"""The page's function as a tool, asked by the protocol's own client."""
+"""The functions of a page as MCP tools, called by the official client."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ from ...support.stand_ins import StandIn, broken, fast, in_thread, settings_of, 
 
 @contextmanager
 def tools_of(*models: StandIn) -> Iterator[str]:
-    """Yields the address of the tools of a page before these models."""
+    """Yields the MCP URL of a page with these models."""
     settings = settings_of().model_copy(update={"mcp": True})
     with in_thread(mount(build_page(settings, models), settings)) as url:
         yield f"{url}/mcp"
@@ -215,7 +215,7 @@ FUNCTIONS: dict[Callable[..., object], tuple[list[Any], list[Any]]] = {
 
 @pytest.fixture(scope="module")
 def tools() -> Iterator[str]:
-    """Address of the tools of a page with functions of every kind."""
+    """MCP URL of a page with functions of every kind."""
     with gr.Blocks() as page:
         for function, (inputs, outputs) in FUNCTIONS.items():
             made = [_component(kind) for kind in inputs]
@@ -235,7 +235,7 @@ def tools() -> Iterator[str]:
         )
         for function in (song, every_song, ask_whale, whisper):
             gr.api(function, api_name=f"api_{function.__name__}")
-        # No client can call these.
+        # Clients cannot call these.
         audio = gr.Audio(streaming=True)
         audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
         gr.Button().click(shout, gr.Textbox(), gr.Textbox(), api_visibility="private")

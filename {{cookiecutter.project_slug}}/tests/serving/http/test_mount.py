@@ -1,4 +1,4 @@
-"""What a caller can read by naming files and addresses, over HTTP, without Ray and on it."""
+"""The files and URLs that a caller can read through the page, with and without Ray."""
 
 import contextlib
 import hashlib
@@ -68,7 +68,7 @@ SONG = b"whales sing"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds what Gradio keeps, a folder that the settings allow, and what is nobody's business."""
+    """Has Gradio's cache, an allowed folder, and private files."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "allowed" / "private").mkdir(parents=True)
     for place in (folder, folder / "allowed", folder / "allowed" / "private"):
@@ -126,7 +126,7 @@ def test_the_refusal_gives_instructions_and_contains_no_path(
 
 @pytest.fixture
 def opened() -> Iterator[set[str]]:
-    """The files that Python opened meanwhile."""
+    """Records the files that Python opens."""
     names: set[str] = set()
     watching = True
 
@@ -134,7 +134,7 @@ def opened() -> Iterator[set[str]]:
         if watching and event == "open":
             names.add(str(details[0]))
 
-    # There is no way to remove it.
+    # Audit hooks cannot be removed.
     sys.addaudithook(watch)
     yield names
     watching = False
@@ -151,7 +151,7 @@ def test_component_arguments_in_a_message_open_no_file(
     for path in (str(folder / "picture.png"), str(folder / "song.txt")):
         message = {**shown(kind, value), "constructor_args": {"watermark": path}}
         [said_back] = result(page, "chatbot", said(message))
-        # The function gets what was sent, and only the component is made without it.
+        # The function gets the message, but the component is built without the file.
         assert said_back["content"][0]["constructor_args"] == {"watermark": path}
     assert {path for path in opened if path.startswith(str(folder))}
     assert not opened & {str(folder / "picture.png"), str(folder / "song.txt")}
@@ -257,7 +257,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def launched(folder: Path) -> Iterator[list[httpx2.Client]]:
-    """What plain Gradio makes of the apps, in a process that the project has no part in."""
+    """The apps on plain Gradio, in a process without the project."""
     ports = [free_port(), free_port()]
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCH_APPS, *map(str, ports)],
@@ -276,14 +276,14 @@ def launched(folder: Path) -> Iterator[list[httpx2.Client]]:
 
 
 def readable(pages: Sequence[httpx2.Client], paths: dict[str, str]) -> set[str]:
-    """Which of the files a visitor gets by naming them, and which a function gets shown."""
+    """The files that a visitor can download, and those that a function can read."""
     workflow, reader = pages
     found = set()
     for name, path in paths.items():
         for route in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/"):
-            # A server that fails closes the connection.
+            # A failing server closes the connection.
             answer = workflow.get(f"{route}{path}", headers={"connection": "close"})
-            # A page has an answer of its own for what it does not know.
+            # A page has its own answer for unknown paths.
             if answer.status_code == 200 and answer.content == SONG:
                 found.add(f"{name} by address")
         with contextlib.suppress(httpx2.HTTPStatusError):
@@ -348,7 +348,7 @@ def test_a_visitor_reads_no_file_that_launch_refuses_and_none_of_rays(
         "of the working directory by a function",
     }
     of_ray = {each for each in by_launch if each.startswith("of Ray")}
-    # Here, to show what it is that is refused.
+    # Plain Gradio differs only in that it also serves Ray's files.
     assert len(of_ray) == 6
     assert by_launch == by_us | of_ray
 
@@ -376,7 +376,7 @@ def test_rays_working_directory_is_readable_only_if_allowed_explicitly(
 
 
 def draw(page: TestClient, **fields: object) -> int:
-    """Sends a part of an edited picture, as the editor does before a call; returns the status."""
+    """Sends part of an edited picture, as the editor does before a call; returns the status."""
     components = page.get("config").json()["components"]
     [editor] = [each["id"] for each in components if each["type"] == "imageeditor"]
     drawn = {"component_id": editor, "session_hash": "me", "fn_name": "accept_blobs"}
@@ -389,7 +389,7 @@ def draw(page: TestClient, **fields: object) -> int:
 
 
 def edited(name: str) -> dict[str, object]:
-    """What brings an edited picture to a call."""
+    """The argument that refers to an edited picture."""
     return {"background": None, "layers": [], "composite": None, "id": name}
 
 
@@ -478,7 +478,7 @@ def test_only_public_internet_addresses_count_as_public(address: str, public: bo
 
 
 class Reached(http.server.BaseHTTPRequestHandler):
-    """Redirects `/to/ADDRESS` to it, and answers all else."""
+    """Redirects `/to/ADDRESS` there, and answers other requests itself."""
 
     def do_GET(self) -> None:
         elsewhere = self.path.partition("/to/")[2]
@@ -494,7 +494,7 @@ class Reached(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def reached() -> Iterator[tuple[int, list[str]]]:
-    """A server on every address of this machine: its port, and the paths that were asked of it."""
+    """A server on every address of this machine: its port, and the requested paths."""
     server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Reached)  # noqa: S104
     server.paths = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -537,7 +537,7 @@ def test_a_redirect_reaches_no_private_address_either(
 
 
 def noise(width: int, height: int, kind: str) -> bytes:
-    """A picture that cannot be compressed."""
+    """An incompressible picture."""
     written = BytesIO()
     mode = "RGB" if kind == "JPEG" else "RGBA"
     pixels = os.urandom(width * height * len(mode))
@@ -566,10 +566,10 @@ FORWARDED = {"x-forwarded-host": "pages.example.org:8080", "x-forwarded-proto": 
     [
         ("", None, {}, "http://localhost"),
         ("/chat", None, {}, "http://localhost/chat"),
-        # A proxy that keeps the path.
+        # A proxy that keeps the path prefix.
         ("/chat", None, FORWARDED, "http://pages.example.org:8080/chat"),
         ("", None, FORWARDED, "http://pages.example.org:8080"),
-        # Proxies that take it away, or put another in its place.
+        # Proxies that remove or replace it.
         ("", "/chat", FORWARDED, "http://pages.example.org:8080/chat"),
         ("", "/chat", {}, "http://localhost/chat"),
         ("", "https://pages.example.org/chat", {}, "https://pages.example.org/chat"),
@@ -625,7 +625,7 @@ def test_old_files_are_removed_except_those_of_the_page_and_of_others(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert kept(tmp_path) == of_the_page | {of_others}
-        # A result comes back where its file is gone.
+        # The file of a result is recreated if it was removed.
         assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
 
 
@@ -673,7 +673,7 @@ def test_in_the_browser_files_can_be_uploaded_wherever_the_page_has_an_input(
         expect(page.get_by_text("exceed the maximum allowed size of 4.9 Kb")).to_be_visible()
         place.set_input_files(song(bytes(4999)))
         expect(page.get_by_label("Bytes")).to_have_value("4999")
-        # With `object-src`, the browser would say that it refuses the other page.
+        # With `object-src`, the browser would log that it refuses the other page.
         assert page.locator("embed").count() == 1
         assert not [text for text in said if "Content Security Policy" in text]
 
@@ -718,7 +718,7 @@ def test_in_the_browser_only_listed_sites_embed_and_call_the_page(
     given = gr.Interface(lambda file: file, gr.File(label="Song"), gr.File(label="Sung"))
     replica = SimpleNamespace(app_name="page", replica_tag="first")
     with in_thread(site) as wiki, in_thread(site) as elsewhere:
-        # Browsers take this for another site than that of the page.
+        # For browsers, this is another site than the page.
         wiki, elsewhere = (url.replace("127.0.0.1", "localhost") for url in (wiki, elsewhere))
         web = mount(given, HttpSettings(origins=(wiki,)))
         web.add_middleware(SessionCookie, embedded=True, origins=(wiki,), context=lambda: replica)
@@ -737,7 +737,7 @@ def test_in_the_browser_only_listed_sites_embed_and_call_the_page(
                 for credentials in ("omit", "include"):
                     with pytest.raises(Error, match="Failed to fetch"):
                         page.evaluate(CALL, [url, credentials])
-                # What the browser sends without a question is refused by the page itself.
+                # Requests that browsers send without a preflight are refused by the page.
                 send = "url => fetch(url, {method: 'POST', mode: 'no-cors', body: '{}'})"
                 with page.expect_response(lambda answer: "/queue/join" in answer.url) as sent:
                     page.evaluate(send, f"{url}/gradio_api/queue/join")
@@ -747,7 +747,7 @@ def test_in_the_browser_only_listed_sites_embed_and_call_the_page(
 @pytest.fixture(params=["files", "files_behind_a_prefix"])
 def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=request.getfixturevalue(request.param), timeout=60) as client:
-        # The cookie keeps what follows with one replica.
+        # The cookie keeps later requests on one replica.
         client.get("config")
         yield client
 
@@ -770,7 +770,7 @@ def test_on_ray_paths_return_nothing_and_uploads_are_accepted(
     assert download(served_page, "/proc/self/environ").status_code == 403
     made = result(served_page, "made")["path"]
     assert download(served_page, made).text == MADE_BY_THE_PAGE
-    # Among the temporary files, which a function may return.
+    # A temporary file, which a function may return.
     [*_, log] = served_pages.logs.glob("serve/*.log")
     with pytest.raises(httpx2.HTTPStatusError):
         result(served_page, "returned", str(log))

@@ -1,4 +1,4 @@
-"""A login at a provider of OpenID Connect, before a page of a few lines."""
+"""A login at an OpenID Connect provider, for a small page."""
 
 import base64
 import hashlib
@@ -62,7 +62,7 @@ def settings_for(provider: Provider, **options: object) -> HttpSettings:
 
 
 def page_behind(settings: HttpSettings, root_path: str = "") -> TestClient:
-    """Returns a browser at a replica of the page, which no other knows of."""
+    """Returns a browser at a new, independent replica of the page."""
     web = FastAPI()
 
     @web.api_route("/{path:path}", methods=["GET", "POST"])
@@ -76,7 +76,7 @@ def page_behind(settings: HttpSettings, root_path: str = "") -> TestClient:
 
 
 def sent_to(browser: TestClient, path: str = "/") -> str:
-    """Returns where the page sends who has to log in."""
+    """Returns the URL to which the page redirects for the login."""
     answer = browser.get(path)
     assert answer.status_code == 303
     address: str = answer.headers["location"]
@@ -84,7 +84,7 @@ def sent_to(browser: TestClient, path: str = "/") -> str:
 
 
 def log_in(browser: TestClient, provider: Provider, path: str = "/", user: str = "1") -> str:
-    """Returns where the page sends who has logged in."""
+    """Logs in, and returns the URL to which the page redirects afterwards."""
     answer = browser.get(provider.log_in(sent_to(browser, path), user))
     assert answer.status_code == 303, answer.text
     address: str = answer.headers["location"]
@@ -201,7 +201,7 @@ def test_unfinished_logins_do_not_pile_up(provider: Provider) -> None:
 
 def test_a_forged_state_is_refused(provider: Provider) -> None:
     browser, other = (page_behind(settings_for(provider)) for _ in range(2))
-    # Whoever attacks sends somebody the address at which their own login ends.
+    # An attacker sends a victim the callback URL of their own login.
     back = provider.log_in(sent_to(other), "1")
     sent_to(browser)
 
@@ -214,7 +214,7 @@ def test_a_forged_state_is_refused(provider: Provider) -> None:
 
 
 def crafted(header: object, *others: str) -> str:
-    """Returns what looks like the cookie of a login."""
+    """Returns a forged login cookie."""
     first = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
     return ".".join([first, *(others or ("", "AAAAAAAAAAAAAAAA", "AAAA", "A" * 22))])
 
@@ -253,7 +253,7 @@ def test_many_forged_login_cookies_do_not_break_a_login(provider: Provider) -> N
     headers = {"cookie": "; ".join(f"{name}=a" for name in [*made_up, *names])}
     answer = browser.get("/", headers=headers)
     assert answer.status_code == 303
-    # What it begins, and some of what it takes away.
+    # Its own new cookie, and some of the cookies that it deletes.
     assert len(answer.headers.get_list("set-cookie")) == 1 + oidc_module.FORGOTTEN_AT_ONCE
 
 
@@ -304,7 +304,7 @@ def test_a_session_expires(provider: Provider, monkeypatch: pytest.MonkeyPatch) 
 
 
 def refusals(browser: TestClient, provider: Provider, caplog: pytest.LogCaptureFixture) -> str:
-    """Returns what the log says of a login that the page refuses because of the token."""
+    """Returns the log lines of a login that is refused because of its token."""
     caplog.clear()
     answer = browser.get(provider.log_in(sent_to(browser), "1"))
 
@@ -412,7 +412,7 @@ def test_a_session_is_not_valid_under_other_settings(provider: Provider) -> None
     log_in(open_to_all, provider)
     staff = page_behind(settings_for(provider, required_claims={"groups": "staff"}))
     [cookie] = open_to_all.cookies.jar
-    # Whoever wants in sends it by the name that the other page looks for.
+    # An attacker sends it under the cookie name of the other page.
     log_in(staff, provider)
     [own] = staff.cookies.jar
     sent = {"cookie": f"{own.name}={cookie.value}"}

@@ -1,4 +1,4 @@
-"""OpenAI's protocol beside a page, asked by its official client, and by hand where that refuses."""
+"""The OpenAI API of a page, called by the official client, and directly where that refuses."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ LIMITS = Limits(new_tokens=64, prompt_characters=1000)
 
 @dataclass
 class Thinking:
-    """Thinks aloud, answers, and is cut off by a server that also dropped a message."""
+    """Thinks, answers, and is stopped by a server that also dropped a message."""
 
     name: str = "thinking"
 
@@ -80,7 +80,7 @@ class Thinking:
 def web_of(
     *models: Model, limits: Limits = LIMITS, keys: bool = False, **settings: Any
 ) -> Starlette:
-    """Returns a page of one word, and the API of the models beside it."""
+    """Returns a minimal page with the API of the models."""
     given = {"openai_api": True if keys else "without-keys", "limits": limits, **settings}
     web = Starlette()
     web.add_route("/{path:path}", lambda _: JSONResponse("the page"), ["GET", "POST"])
@@ -96,7 +96,7 @@ def asked(*models: Model, **settings: Any) -> TestClient:
 
 @contextmanager
 def client_of(*models: Model, **settings: Any) -> Iterator[openai.OpenAI]:
-    """Yields the official client before a server."""
+    """Yields the official client of a server."""
     with (
         in_thread(web_of(*models, **settings)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
@@ -106,12 +106,12 @@ def client_of(*models: Model, **settings: Any) -> Iterator[openai.OpenAI]:
 
 def complete(api: TestClient, **given: Any) -> httpx2.Response:
     body = {"model": "fast", "messages": HELLO, **given}
-    # So that it may hold half a character.
+    # The body may contain an incomplete character.
     return api.post("/v1/chat/completions", content=json.dumps(body))
 
 
 def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    """Returns the error of an answer in OpenAI's form, which has one line."""
+    """Returns the one-line error of an answer in OpenAI's format."""
     [(name, error)] = answer.json().items()
     assert name == "error"
     assert error.keys() == {"message", "type", "param", "code"}
@@ -152,7 +152,7 @@ def test_an_answer_may_be_returned_as_a_whole() -> None:
     assert (options.max_new_tokens, options.min_new_tokens) == (5, 0)
     assert (options.temperature, options.stop, options.seed) == (0.5, ("!",), 3)
     assert options.top_p == pytest.approx(0, abs=1e-5)
-    # A model that does not tell how many tokens it read has no usage.
+    # Without a prompt token count there is no usage.
     assert answer.usage is None
 
 
@@ -373,7 +373,7 @@ def test_a_starting_model_is_waited_for_and_then_answers_503_with_retry_after(
 
 
 class Silent:
-    """A model of somebody's own, which says nothing at all."""
+    """A custom model that yields nothing."""
 
     name = "fast"
 
@@ -451,7 +451,7 @@ def test_the_official_client_sends_its_key(keys: Callable[[str], None]) -> None:
 def behind_a_login(
     keys: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TestClient]:
-    """A page that asks for a login, as the preview shows it, with its tools and the API beside."""
+    """A page with a login, tools and the API, as in the preview."""
     keys("ada:whale")
     monkeypatch.setenv("PAGE_PASSWORD", "a wet whale")
     settings = settings_of().model_copy(
@@ -618,7 +618,7 @@ async def test_another_project_can_use_the_api_as_a_remote_model() -> None:
             [Message("user", "Hello")], GenerationOptions(max_new_tokens=20)
         )
         said = [each async for each in stream]
-    # The tokens that the chunks did not tell come with the usage.
+    # Tokens that the chunks do not count are in the usage.
     thought, text = Piece("Hm. ", 1, thought=True), Piece("Yes", 1)
     assert said == [thought, text, Piece("", 3), End("filtered", prompt_tokens=7)]
 

@@ -1,4 +1,4 @@
-"""What each caller may ask for, of a page, its functions and OpenAI's protocol."""
+"""Limits for each caller of a page, its tools and the OpenAI API."""
 
 import asyncio
 import logging
@@ -72,7 +72,7 @@ def stoppable(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnRedis]:
 
 @pytest.fixture(params=["memory", "redis"])
 def counted_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """Returns the variable that names where limits count, or None for the memory."""
+    """Returns the variable with the Redis URL, or None to count in memory."""
     if request.param == "memory":
         return None
     monkeypatch.setenv(VARIABLE, request.getfixturevalue("redis"))
@@ -81,7 +81,7 @@ def counted_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def somebody() -> Caller:
-    """Whom no test before has counted."""
+    """A caller that no earlier test has counted."""
     return Caller("user", token_hex())
 
 
@@ -94,7 +94,7 @@ async def refusal_of(limiter: Limiter, caller: Caller) -> HTTPException | None:
 
 
 async def settled(limiter: Limiter) -> None:
-    """Waits until all tokens are counted."""
+    """Waits until every token is counted."""
     await until(lambda: not limiter._spending)
 
 
@@ -191,7 +191,7 @@ async def test_while_redis_is_down_each_replica_counts_alone(
     assert str(stoppable.port) not in caplog.text
     stoppable.start()
     await asyncio.sleep(0.6)
-    # It has forgotten everybody.
+    # Its counts are lost.
     assert await refusal_of(limiter, ADA) is None
 
 
@@ -217,7 +217,7 @@ async def test_many_callers_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) 
     assert outcomes[:11] == [None] * 11
     assert None not in outcomes[12:]
     assert len(limiter._memory.storage) == 11
-    # Who was there before is not hurt.
+    # Earlier callers keep their counts.
     assert await refusal_of(limiter, ADA) is None
 
 
@@ -231,7 +231,7 @@ def scope_of(sender: str, *forwarded: str, **headers: str) -> dict[str, Any]:
     ("sender", "forwarded", "address"),
     [
         ("203.0.113.7", [], "203.0.113.7"),
-        # Whoever is no proxy may write what they like.
+        # Entries of untrusted addresses are ignored.
         ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),
         ("10.0.0.5", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.5", ["192.0.2.1, 198.51.100.1"], "198.51.100.1"),
@@ -239,7 +239,7 @@ def scope_of(sender: str, *forwarded: str, **headers: str) -> dict[str, Any]:
         ("10.0.0.5", ["192.0.2.1, 198.51.100.1, 10.0.0.6"], "198.51.100.1"),
         ("::ffff:10.0.0.5", ["198.51.100.1:4711"], "198.51.100.1"),
         ("10.0.0.5", ["nonsense"], "10.0.0.5"),
-        # Nor is a list of a megabyte read.
+        # A header of a megabyte is not read either.
         ("10.0.0.5", [", ".join(["198.51.100.1", *["10.0.0.6"] * 60])], "10.0.0.6"),
         ("10.0.0.5", [], "10.0.0.5"),
         ("10.0.0.5", ["2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
@@ -329,7 +329,7 @@ except Exception as error:
 
 
 def words(**queue: Any) -> gr.Blocks:
-    """A page whose function comes through the queue, or directly."""
+    """A page with one function in the queue and one outside it."""
     with gr.Blocks() as page:
         box = gr.Textbox()
         gr.Button().click(lambda word: word * 2, box, box, api_name="double")
@@ -479,7 +479,7 @@ def test_in_the_browser_a_pane_names_the_exceeded_limit(browser: Browser) -> Non
 
 
 def test_prompt_and_answer_tokens_of_a_page_are_counted() -> None:
-    # Each answer has three tokens, and its model does not say how many it has read.
+    # Each answer has three tokens, and the model reports no prompt tokens.
     web = text_page(fast(), tokens_per_minute=8)
     with TestClient(web, base_url="http://localhost") as browser:
         codes = []
@@ -505,7 +505,7 @@ def test_the_openai_api_refuses_a_key_over_the_limit_in_its_own_error_format(
     with TestClient(web, base_url="http://localhost") as api:
         for key in ("sesame", "open"):
             api.headers["authorization"] = f"Bearer {key}"
-            # What begins no answer is not counted.
+            # Requests that start no answer are not counted.
             assert api.post("/v1/chat/completions", json={}).status_code == 400
             assert api.get("/v1/models").status_code == 200
             answers = [api.post("/v1/chat/completions", json=body) for _ in range(3)]

@@ -47,7 +47,7 @@ def test_a_frame_without_cookies_gets_its_session_in_the_urls(
     scope = {"type": "http", "path": joined, "headers": []}
     assert session_cookie(HTTPConnection(scope), "my app") == found.rpartition("~")[2]
     page.cookies.clear()
-    # Others get a cookie, as ever.
+    # Others still get a cookie.
     for headers in ({}, {"origin": "https://elsewhere.example"}):
         page.cookies.clear()
         assert page.get(f"{root}/config", headers=headers).json() == [root, f"{root}/config"]
@@ -157,7 +157,7 @@ def test_a_cookie_that_the_page_never_set_is_ignored(value: str) -> None:
 
 @dataclass(frozen=True)
 class Sent:
-    """A request, as Serve's proxy hands it to a router."""
+    """A request as Serve's proxy passes it to a router."""
 
     asgi_scope: Scope
 
@@ -217,7 +217,7 @@ async def test_requests_without_a_session_may_use_any_replica_despite_a_cookie(r
         assert await chosen(path) + await chosen(path) == ["first", "first"]
 
 
-@pytest.mark.timeout(60)  # What it guards against lets no bound of its own pass.
+@pytest.mark.timeout(60)  # If it fails, the event loop hangs, so an inner timeout would not fire.
 async def test_a_request_during_a_replacement_waits_for_the_next_replica() -> None:
     router = router_of(SessionRouter, [KnownReplica("first")])
     router.update_replicas([])

@@ -1,4 +1,4 @@
-"""Several replicas of the page: a session stays with its own, and outlives it."""
+"""Several page replicas: a session stays on its replica, and survives its loss."""
 
 import base64
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ CALLS = 5
 
 @dataclass(frozen=True)
 class Count:
-    """Which process of the page answered, and the how manieth call of its session it was."""
+    """The process that answered, and the number of the call in its session."""
 
     process: int
     number: int
@@ -39,13 +39,13 @@ def count(session: Client) -> Count:
 
 
 def open_session(url: str) -> Client:
-    """Logs in, too: whichever replica it meets, the login holds there."""
+    """Logs in too; the login is valid on every replica."""
     token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
     return Client(url, headers={"Authorization": f"Basic {token}"}, verbose=False)
 
 
 def test_sessions_stay_on_one_replica_each_and_are_spread_evenly(counting: str) -> None:
-    # A few at once, as visitors come: a replica that is behind by more gets fewer of them.
+    # A few at a time, like visitors: a busier replica gets fewer sessions.
     with ThreadPoolExecutor(PAGE_REPLICAS) as arrivals:
         sessions = list(arrivals.map(open_session, [counting] * SESSIONS))
     with ThreadPoolExecutor(SESSIONS) as users:
@@ -75,7 +75,7 @@ def test_only_the_sessions_of_a_killed_replica_move(
         if first.process == victim:
             assert second.process != victim
             assert second.number == 1
-            # It has a replica of its own again.
+            # It has its own replica again.
             assert count(session) == Count(second.process, 2)
         else:
             assert second == Count(first.process, 2)
@@ -106,7 +106,7 @@ def test_in_the_browser_a_moved_session_continues_and_reports_its_lost_history(
     with browser.new_page() as page:
         page.goto(words)
         page.get_by_label(PROMPT_LABEL).fill("The whale")
-        # What a browser asks the root for, a favicon say, is another page's.
+        # Requests to the root, such as the favicon, belong to another page.
         [cookie] = [each for each in page.context.cookies(words) if each.get("path") != "/"]
         page.context.add_cookies(
             [

@@ -1,4 +1,4 @@
-"""The chat without Ray, before models that answer as a test needs."""
+"""The chat without Ray, with stand-ins for its models."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ class Thinker(StandIn):
 
 
 def said(model: StandIn) -> list[list[str]]:
-    """What the model has read, each time that it was asked."""
+    """The messages of each request to the model."""
     return [[each.content for each in messages] for messages, _ in model.asked]
 
 
@@ -154,7 +154,7 @@ def test_in_the_browser_stop_replaces_send_and_text_typed_meanwhile_is_kept(
         expect(state(page, "slow")).to_contain_text("Stopped")
         expect(page.get_by_role("button", name="Send")).to_be_visible()
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("My next question")
-        # What was stopped can go on.
+        # A stopped answer can be continued.
         press(page, "slow", "Continue")
         expect(state(page, "slow")).to_contain_text("Writing")
     assert said(model)[1][0] == "Hello"
@@ -270,7 +270,7 @@ AT_REST = "!window.conversation?.timer"
 
 
 def stored(page: Page) -> Any:
-    """What the browser keeps, once nothing is to be written any more."""
+    """The browser's storage, once the page has written everything."""
     page.wait_for_function(AT_REST)
     return page.evaluate(STORED)
 
@@ -302,7 +302,7 @@ def test_in_the_browser_an_unfinished_answer_is_saved(browser: Browser) -> None:
     with conversation_with(model) as url, browser.new_page() as page:
         page.goto(url)
         page.wait_for_function("!!window.conversation")
-        # More often than the page writes, on a busy machine too.
+        # Must be more frequent than the page's writes, even on a busy machine.
         page.evaluate(f"setInterval({keep_conversation([model])}, 20, ['Hi'])")
         page.wait_for_function(f"{STORED}.length")
 
@@ -385,7 +385,7 @@ def test_in_the_browser_a_conversation_saved_behind_a_login_is_private(
         page.wait_for_function(f"{STORED}.length")
         [(place, text)] = stored(page)
         assert "three" not in text
-        # As it would be after another's login, here and then everywhere.
+        # As after the login of another user, here and then everywhere.
         another = [place, text[:-8] + "AAAAAAA="]
         away_from(page, url).evaluate(
             "([place, text]) => { sessionStorage[place] = text }", another
@@ -466,7 +466,7 @@ def test_in_the_browser_an_answer_that_arrives_before_the_storage_key_is_saved(
 
 
 def away_from(page: Page, url: str) -> Page:
-    """Leaves the page, which would write what it shows, for one that shares its storage."""
+    """Moves from the page, which would save its state, to one with the same storage."""
     page.goto(f"{url}theme.css")
     return page
 

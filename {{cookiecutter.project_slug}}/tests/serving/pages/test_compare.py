@@ -1,4 +1,4 @@
-"""The page without Ray, on models that answer as a test needs."""
+"""The compare page without Ray, with stand-ins for its models."""
 
 import re
 import subprocess
@@ -309,7 +309,7 @@ def test_in_the_browser_everything_can_be_reached_by_keyboard(browser: Browser) 
 def open_options(page: Page) -> None:
     page.get_by_role("button", name="Options").click()
     expect(page.get_by_label("Temperature")).to_be_visible()
-    # Gradio sets a control that it shows for the first time twice.
+    # Gradio sets a control twice when it first shows it.
     wait_for_rest(page)
 
 

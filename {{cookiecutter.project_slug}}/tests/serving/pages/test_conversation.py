@@ -1,4 +1,4 @@
-"""What was said in a chat, without a page."""
+"""The conversation of a chat, without a page."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the calls of a page's functions leave for operators, whichever way they come."""
+"""Logs and metrics of function calls, for each kind of request."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ SENT = "a wet whale"
 
 
 class Gate:
-    """What a function waits for."""
+    """Blocks a function until it is opened."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -122,7 +122,7 @@ def call(page: httpx2.Client, function: str) -> None:
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """Returns a function that returns the lines of the calls so far."""
+    """Returns a function that returns the log lines of all calls so far."""
     caplog.set_level("INFO", "ray.serve")
     return lambda: [vars(record) for record in caplog.records if record.message == "call"]
 
@@ -158,7 +158,7 @@ async def test_a_call_logs_one_line_with_its_outcome(
 async def test_a_generator_counts_as_one_call(
     ask: Ask, outcome: str, page: httpx2.Client, lines: Lines
 ) -> None:
-    # Of a direct call, the first value is all.
+    # A direct call returns only the first value.
     ask(page, "fail_half_way")
     await until(lambda: bool(lines()))
     assert [line["outcome"] for line in lines()] == [outcome]

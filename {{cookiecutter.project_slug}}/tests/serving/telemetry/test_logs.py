@@ -1,4 +1,4 @@
-"""What of a request goes into the log."""
+"""The parts of a request that are logged."""
 
 import io
 import logging
@@ -58,7 +58,7 @@ def test_no_log_of_ray_contains_a_forged_request_id(words: str, served_pages: Se
     body = {"data": ["The whale", 1, 1]}
     answer = httpx2.post(f"{words}/gradio_api/run/generate", json=body, headers=headers, timeout=60)
     assert answer.status_code < 500
-    # The proxy writes its line after the answer.
+    # The proxy logs its line after the answer.
     deadline = time.monotonic() + REPORT_SECONDS
     logs = [""]
     while not any("whale-" + "x" * 58 in log for log in logs):

@@ -1,4 +1,4 @@
-"""Metrics and logs of the served application, where operators look for them."""
+"""Metrics and logs of the served application."""
 
 import asyncio
 import json
@@ -140,7 +140,7 @@ def samples(metrics: str) -> Iterator[Sample]:
 
 
 def wait_for_sample(metrics: str, name: str, value: float | None = None, **labels: str) -> Sample:
-    """Returns one of that value, where one is given. Ray reports every few seconds."""
+    """Returns a sample, with this value if given. Ray reports every few seconds."""
     deadline = time.monotonic() + REPORT_SECONDS
     while time.monotonic() < deadline:
         for sample in samples(metrics):
@@ -153,7 +153,7 @@ def wait_for_sample(metrics: str, name: str, value: float | None = None, **label
 
 
 def ask(url: str, **options: int) -> str:
-    """Returns the id of the request."""
+    """Sends a request and returns its id."""
     request = uuid4().hex
     client = Client(url, headers={"x-request-id": request}, verbose=False)
     client.predict("The whale", **options, api_name="/generate")
@@ -169,7 +169,7 @@ def test_a_prompt_that_is_too_long_is_counted(words: str, served_pages: Served) 
 
 
 def log_lines(logs: Path, request: str) -> list[dict[str, Any]]:
-    """The lines of this request, in JSON, once every model has written one."""
+    """The JSON log lines of this request, once every model has written one."""
     deadline = time.monotonic() + REPORT_SECONDS
     while time.monotonic() < deadline:
         lines = [
@@ -195,7 +195,7 @@ def test_every_metric_of_a_model_is_exported_by_ray(
     assert wait_for_sample(metrics, "ray_model_tokens_total", model=model).value >= 5
     assert wait_for_sample(metrics, "ray_model_first_text_seconds_count", model=model).value
     for name in ("ray_model_requests_waiting", "ray_model_requests_running"):
-        # What is there now may be of the middle of the answer.
+        # The current sample may be from the middle of the answer.
         wait_for_sample(metrics, name, 0, model=model)
 
 
@@ -222,7 +222,7 @@ def test_no_log_contains_a_prompt(words: str, served_pages: Served) -> None:
 
 
 def spans(logs: Path) -> set[str]:
-    """Names of the spans that Serve has written."""
+    """The names of Serve's spans."""
     return {
         json.loads(f"{text}}}")["name"]
         for path in logs.glob("serve/spans/*")

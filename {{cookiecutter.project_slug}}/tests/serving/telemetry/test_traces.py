@@ -1,4 +1,4 @@
-"""The spans of an answer, as a collector gets them."""
+"""The spans of an answer, as a collector receives them."""
 
 import asyncio
 import pickle
@@ -50,7 +50,7 @@ SERVER, CLIENT, INTERNAL = 2, 3, 1
 ANSWER: dict[str, Any] = {"batch queue": {}, "prefill": {}, "decode": {}}
 OPTIONS = {"max_tokens": 8, "seed": 7}
 A_BUSY_MACHINE = 10
-"""Seconds that it may take for what takes none."""
+"""Generous limit in seconds for steps that take no time."""
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
@@ -90,7 +90,7 @@ def standing_in(
 
 
 def generate(page: httpx2.Client, headers: dict[str, str] | None = None) -> None:
-    """Asks as clients of Gradio do: a call begins with one request, and is read with another."""
+    """Calls like Gradio's clients: one request starts the call, another reads the result."""
     event = call(page, headers)
     assert "event: complete" in page.get(f"/gradio_api/call/generate/{event}").text
 
@@ -108,14 +108,14 @@ def complete(page: httpx2.Client, model: str, headers: Any = None) -> httpx2.Res
 
 
 def above(flags: str = "01") -> tuple[str, str, dict[str, str]]:
-    """Returns a trace of a client, its span there, and the header that says so."""
+    """Returns a client's trace id, span id, and trace header."""
     trace, span = uuid4().hex, uuid4().hex[:16]
     return trace, span, {"traceparent": f"00-{trace}-{span}-{flags}"}
 
 
 @contextmanager
 def deployed(collector: Collector, source: Path) -> Iterator[httpx2.Client]:
-    """A page that asks a deployment, in Serve's local testing mode."""
+    """A page that calls a deployment, in Serve's local testing mode."""
     model = ModelSettings(name="tiny", source=str(source))
     settings = settings_of(collector.url, models=(model,), limits=Limits(update_seconds=0))
     [application] = deployments_of(settings)
@@ -258,7 +258,7 @@ async def test_a_disconnect_marks_every_span_as_cancelled(collector: Collector) 
 
 
 def sessions_of(blocks: gr.Blocks) -> set[str]:
-    """Returns those who wait for something in the queue, or did not leave what runs."""
+    """Returns the sessions that wait in the queue, or still listen to a running call."""
     events = blocks._queue.event_ids_to_events.values()
     return {event.session_hash for event in events if event.alive}
 
@@ -382,7 +382,7 @@ async def test_a_collector_that_hangs_delays_neither_answers_nor_shutdown(
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
         with page_of(settings_of(endpoint), Metered(fast(), log_prompts=False)) as page:
             assert complete(page, "fast").is_success
-            # Now spans are being sent.
+            # Spans are being sent now.
             connection, _ = await asyncio.to_thread(silent.accept)
             began = time.monotonic()
             for _ in range(3):
@@ -391,7 +391,7 @@ async def test_a_collector_that_hangs_delays_neither_answers_nor_shutdown(
         stop_traces()
         connection.close()
     assert answered - began < otlp.SEND_SECONDS
-    # One batch is given up, another begins before the deadline, and nothing after it.
+    # One batch times out, another starts before the deadline, and none after it.
     bound = otlp.STOP_SECONDS + 2 * otlp.SEND_SECONDS
     assert time.monotonic() - answered < bound + A_BUSY_MACHINE
 
@@ -408,7 +408,7 @@ def test_without_the_extra_tracing_is_refused_with_the_install_command(
 
 
 def test_without_the_setting_opentelemetry_is_not_imported() -> None:
-    """Ray loads a part of it by itself."""
+    """Ray itself imports a part of it."""
     said = "import sys, {}; print([name for name in sys.modules if name.startswith('opentel')])"
     code = said.format(traces.__name__)
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Votes on the page that compares and on that of a chat, in a browser and before it."""
+"""Votes on the compare page and the chat, with and without a browser."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -56,7 +56,7 @@ async def ask(
     request: gr.Request | None = None,
     updates: int = 1000,
 ) -> list[str]:
-    """Asks panes, reads so many updates, and returns their texts."""
+    """Asks the panes, reads the given number of updates, and returns their texts."""
     texts: list[str] = []
     answers = rounds.remembering(asking(settings_of()))(
         panes, [messages] * len(panes), GenerationOptions(), request or session()
@@ -169,7 +169,7 @@ async def test_blind_each_pane_keeps_its_model_on_any_replica() -> None:
         talk = [*user("Why?"), Message("assistant", "…"), *user("And?")]
         assert await ask(begun, panes, talk, request) == texts
         assert await ask(begun, panes[1:], talk, request) == texts[1:]
-        # Another replica knows nothing of the session.
+        # Another replica does not know the session.
         assert await ask(Rounds(panes), panes, talk, request) == texts
         _, ballot = begun.claim("ada's", LEFT)
         assert ballot.blind
@@ -211,7 +211,7 @@ PAGES = [compare_page.build_page, conversation_page.build_page]
 
 @contextmanager
 def page_with(build_page: BuildPage, *models: StandIn, **changes: object) -> Iterator[str]:
-    """Yields the address of a page before these models, with changes of its settings."""
+    """Yields the URL of a page with these models and settings."""
     settings = settings_of().model_copy(update=changes)
     web = mount(build_page(settings, settings.on_page(models)), settings, compare_page.LAUNCH)
     with in_thread(web) as url:
@@ -399,6 +399,6 @@ def test_in_the_browser_voting_is_accessible(
         assert after
         assert last
         assert before["height"] == after["height"]
-        # Below all panes, and not in one.
+        # Below all panes, not inside one.
         assert after["y"] >= last["y"] + last["height"]
         page.close()

@@ -1,4 +1,4 @@
-"""The table of who wins."""
+"""The table of ratings."""
 
 import random
 
@@ -63,7 +63,7 @@ def test_the_interval_contains_the_true_difference_in_about_95_percent_of_cases(
             rated[name].low <= MIDDLE + POINTS * strength <= rated[name].high
             for name, strength in strengths.items()
         )
-    # All three at once, so less often than each.
+    # All three together, so less often than each alone.
     assert held > 170
 
 
