@@ -1,4 +1,4 @@
-"""The application on Ray, whatever its page. Change it with `app.py`."""
+"""The application on Ray, with any page. Change it with `app.py`."""
 
 import httpx
 import pytest
@@ -15,7 +15,7 @@ def test_requests_reach_the_page() -> None:
 @pytest.mark.served
 def test_on_ray_two_replicas_answer(served_page: str) -> None:
     answers = [httpx.get(served_page, timeout=60) for _ in range(10)]
-    # 401 is the login's, where there is one.
+    # 401 comes from the login, if there is one.
     assert {answer.status_code for answer in answers} <= {200, 401}
     cookies = [cookie for answer in answers for cookie in answer.cookies.values()]
     assert len({cookie.partition(".")[0] for cookie in cookies}) == 2

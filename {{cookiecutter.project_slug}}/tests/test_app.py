@@ -1,4 +1,4 @@
-"""The application: its graph, and its page on Ray as users ask it. Change it with `app.py`."""
+"""The application: its graph, and its page on Ray. Change it with `app.py`."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_requests_reach_the_page(tiny_decoder: Path) -> None:
 def test_on_ray_the_page_answers_with_a_text_from_each_model(
     tiny_decoder: Path, tmp_path: Path
 ) -> None:
-    """With tiny models in the place of those of `models.py`, which answer with nonsense."""
+    """Uses tiny models instead of those of `models.py`, which answer nonsense."""
     with served(config_of(tiny_decoder, free_port()), tmp_path) as pages:
         answer = Client(pages.addresses[0], verbose=False).predict(
             "The whale", max_new_tokens=30, api_name="/{{ "chat" if cookiecutter.page == "chat" else "generate" }}"

@@ -1,4 +1,4 @@
-"""The page, before models that answer as a test needs. Change it with `page.py`."""
+"""The page, with stand-ins for its models. Change it with `page.py`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from .support.stand_ins import StandIn, broken, fast, in_thread
 
 @contextmanager
 def page_of(*models: StandIn) -> Iterator[str]:
-    """Yields the address of the page before these models, without Ray."""
+    """Yields the URL of the page with these models, without Ray."""
     settings = Settings()
     with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
         yield url

@@ -1,4 +1,4 @@
-"""The page without Ray, whatever it is. Change it with `page.py`."""
+"""The page without Ray, whatever it shows. Change it with `page.py`."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_the_api_of_the_page_is_described(page: str) -> None:
             assert all(parameter["parameter_name"] for parameter in parameters)
 
 
-# Of the example: remove it together with the example.
+# Tests the example: remove it together with the example.
 def test_the_example_numbers_lines_and_counts_texts_per_session(page: str, tmp_path: Path) -> None:
     text = tmp_path / "whales.txt"
     text.write_text("Sing,\nwhales.\n", "utf-8")
