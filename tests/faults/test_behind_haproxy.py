@@ -1,4 +1,4 @@
-"""What becomes of sessions behind Serve's HAProxy, which stands in the place of its own proxy."""
+"""Sessions behind HAProxy, which replaces Serve's own proxy."""
 
 import itertools
 import shlex
@@ -27,7 +27,7 @@ SETTLED_SECONDS = 3
 
 @pytest.fixture(scope="module")
 def haproxy(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """As docs/operations.md of the project tells to start it."""
+    """Starts HAProxy as in the project's docs/operations.md."""
     python = str(project.environment / "bin" / "python")
     exports = subprocess.run(
         [python, "-m", f"{project.package}.serving.http.proxy", COUNTING, WORDS],
@@ -85,7 +85,7 @@ def test_sessions_move_only_when_their_replica_stops(haproxy: Cluster, tmp_path:
 def test_limits_by_address_use_trusted_proxies_and_ignore_forged_headers(
     haproxy: Cluster,
 ) -> None:
-    # HAProxy hears from this machine alone: each of its addresses is another caller here.
+    # All requests come from this machine, so each loopback address acts as a caller.
     caller, proxy = "127.0.0.2", "127.0.0.3"
     haproxy.deploy(limited_by_address(haproxy, [proxy]))
     url = f"{haproxy.url}/{WORDS}"
@@ -96,7 +96,7 @@ def test_limits_by_address_use_trusted_proxies_and_ignore_forged_headers(
         met.update(value.partition(".")[0] for value in session.values())
         return len(met) == 2
 
-    # HAProxy may hear of the second replica later than whoever asks Serve for its status.
+    # HAProxy may learn about the second replica later than Serve's status shows it.
     haproxy.wait_until(newcomers_meet_both)
 
     assert taken(url, lambda number: f"198.51.100.{number}", caller) == SHARED
@@ -106,7 +106,7 @@ def test_limits_by_address_use_trusted_proxies_and_ignore_forged_headers(
 
 
 def counting(cluster: Cluster, pages: int) -> dict[str, Any]:
-    """A Serve config with nothing but the page that counts."""
+    """A Serve config with only the counting page."""
     config = applications(cluster, pages=pages, models=1)
     config["applications"] = [each for each in config["applications"] if each["name"] == COUNTING]
     return config

@@ -1,4 +1,4 @@
-"""`serve deploy` changes what is served while 20 users ask."""
+"""`serve deploy` changes the application while 20 users call it."""
 
 import itertools
 import time
@@ -49,12 +49,12 @@ def test_adding_and_removing_a_page_replica_moves_only_its_own_sessions(
 def test_a_failed_deploy_keeps_old_replicas_and_redeploying_the_old_config_recovers(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Also the way back that docs/operations.md tells."""
+    """Also tests the rollback in docs/operations.md."""
     before = applications(cluster, pages=2, models=1)
     cluster.deploy(before)
     old = set(cluster.replicas(WORDS, PAGE))
     broken = deepcopy(before)
-    # No replica of the page starts with it, since there is no password.
+    # No page replica can start with it, since the password is missing.
     broken["applications"][0]["args"]["login_user"] = "ada"
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     with crowd(call, USERS, tmp_path) as users:
@@ -86,7 +86,7 @@ def test_no_call_fails_when_a_new_version_is_deployed(cluster: Cluster, tmp_path
     with crowd(call, USERS, tmp_path) as users:
         began = time.monotonic()
         time.sleep(SETTLED_SECONDS)
-        # Other arguments of the application make another version of all its deployments.
+        # Different arguments of the application make a new version of all its deployments.
         cluster.deploy(applications(cluster, pages=2, models=2, seconds=2.1))
         print(f"REPORT the new version took {time.monotonic() - began - SETTLED_SECONDS:.0f} s")
         assert not before & set(cluster.replicas(WORDS, PAGE))

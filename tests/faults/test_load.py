@@ -1,4 +1,4 @@
-"""The load test of a project, run as its workflow does, against a stand-in for its model."""
+"""The load test of a project, run like its workflow, with a stand-in for its model."""
 
 import json
 import re
@@ -23,10 +23,10 @@ MARGIN = 0.02
 
 @pytest.fixture(scope="module")
 def words(cluster: Cluster) -> str:
-    """The address of a page that asks for a login, and at `/v1` for a key."""
+    """URL of a page that requires a login, and at `/v1` a key."""
     config = applications(cluster, pages=1, models=1, seconds=PIECES * FIRST_SECONDS)
     [page, _] = config["applications"]
-    # Each answer is read from several streams.
+    # Each answer is read over several streams.
     page["args"] |= {"login_user": USER, "openai_api": True, "stream_seconds": 0.6}
     page["runtime_env"]["env_vars"] |= {"PAGE_PASSWORD": PASSWORD, "API_KEYS": f"load:{KEY}"}
     config["applications"] = [page]
@@ -88,7 +88,7 @@ def test_the_load_test_reports_a_failed_login_before_it_starts(
 def load(
     cluster: Cluster, host: str, *options: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it in the project; asserts that it prints no secret."""
+    """Runs the load test in the project, and asserts that it prints no secret."""
     command = ("uv", "run", "--quiet", "--only-group", "load", "locust", "--host", host, *options)
     result = subprocess.run(
         command,
@@ -106,7 +106,7 @@ def load(
 
 
 def steps(output: str) -> list[tuple[int, ...]]:
-    """Returns users, late, begun, bad and ended of each step."""
+    """Returns the users and the late, begun, bad and ended answers of each step."""
     step = r"(?m)^(\d+) users?: (\d+) of (\d+) answers began late, (\d+) of (\d+) ended badly$"
     return [tuple(map(int, found)) for found in re.findall(step, output)]
 
@@ -122,7 +122,7 @@ def assert_right_seconds(report: Path) -> None:
 
 
 def seconds(report: Path, kind: str) -> float:
-    """Returns the least that Locust's own report has of it."""
+    """Returns the minimum from Locust's own report."""
     [path] = report.parent.glob(f"{report.name}*")
     said: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
     [least] = [each["min_response_time"] for each in said if each["method"] == kind]

@@ -1,4 +1,4 @@
-"""A process of the served application is killed while 20 users ask."""
+"""A process of the served application is killed while 20 users call it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -54,11 +54,11 @@ def test_a_lost_proxy_is_back_in_ten_seconds(cluster: Cluster, tmp_path: Path) -
 
 
 def one(choose: Callable[[list[Outcome]], int]) -> Callable[[list[Outcome]], list[psutil.Process]]:
-    """Of a process id."""
+    """Returns the process with this id."""
     return lambda outcomes: [psutil.Process(choose(outcomes))]
 
 
 def busiest_model(outcomes: list[Outcome]) -> int:
-    """A stand-in writes the id of its process."""
+    """A stand-in writes its process id."""
     [(process, _), *_] = Counter(words(outcome)[0] for outcome in outcomes[-USERS:]).most_common()
     return int(process)

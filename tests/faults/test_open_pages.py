@@ -1,4 +1,4 @@
-"""A page that is open in a browser while the only HTTP proxy is lost."""
+"""A page that is open in a browser while the only HTTP proxy dies."""
 
 import re
 

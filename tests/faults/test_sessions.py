@@ -1,4 +1,4 @@
-"""Many sessions, in browsers too, on several page replicas."""
+"""Many sessions, some in browsers, on several page replicas."""
 
 import itertools
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""A proxy, or a whole node, is lost behind a load balancer while 20 users ask."""
+"""A proxy or a whole node dies behind a load balancer while 20 users call the page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_after_a_lost_node_the_other_runs_all_replicas(nodes: TwoNodes, tmp_path
     lost = nodes.cluster.pids() & {process.pid for process in processes}
     assert lost
     fault = kill_under_load(nodes.cluster, tmp_path, lambda _: processes, NOTICED_SECONDS)
-    # Until Ray knows, answers wait for it; the end of an old stream may end a session's next one.
+    # Until Ray notices, answers wait; the end of an old stream may end the session's next one.
     assert_none_fails(fault.after(NOTICED_SECONDS))
     left = {process.pid for process in nodes.cluster.head.children(recursive=True)}
     assert nodes.cluster.pids() <= left
