@@ -1,4 +1,4 @@
-"""What cookiecutter.json asks, and what it makes of the answers."""
+"""The questions in cookiecutter.json, and the values derived from the answers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the benchmark makes of answers that it has."""
+"""How the benchmark evaluates its measurements."""
 
 import pytest
 

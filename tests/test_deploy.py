@@ -1,4 +1,4 @@
-"""What a project is deployed with: the image, and what Kubernetes is given."""
+"""Deployment files of a project: the image and the Kubernetes manifests."""
 
 import json
 import os
@@ -206,9 +206,9 @@ def test_the_monitor_and_the_budget_select_the_pods(rendered: Render) -> None:
     label, kind = budget["spec"]["selector"]["matchLabels"].items()
     assert label in worker_pod(service)["metadata"]["labels"].items()
     assert kind == ("ray.io/node-type", "worker")
-    # A budget that all of them meet would let no node be drained.
+    # If the budget required all pods, no node could be drained.
     assert group(service)["minReplicas"] > budget["spec"]["minAvailable"]
-    # Kubernetes takes nothing else for pods of a kind that it does not know.
+    # Kubernetes accepts nothing else for pods of an unknown kind.
     assert budget["spec"].keys() == {"minAvailable", "selector"}
 
 
@@ -254,7 +254,7 @@ def test_the_load_test_has_the_objectives_of_the_alerts(rendered: Render) -> Non
 
 
 def test_the_alerts_select_the_job_that_prometheus_scrapes(rendered: Render) -> None:
-    # A slug may have what a label of Kubernetes has not.
+    # A slug may contain characters that Kubernetes labels do not allow.
     slug = "our_app"
     as_image = rendered(deploy="docker", project_slug=slug)
     manifests = composed(rendered(deploy="kubernetes", project_slug=slug))
@@ -267,7 +267,7 @@ def test_the_alerts_select_the_job_that_prometheus_scrapes(rendered: Render) -> 
     rules = rules_of(as_image)
     for rule in rules:
         assert set(re.findall(r'job="([^"]+)"', rule["expr"])) <= {told}
-        # Another project's are not to be mixed in: all that Ray tells is of this job.
+        # Metrics of other projects must not be mixed in: Ray's metrics all have this job.
         for name, labels in re.findall(r"\b(ray_\w+|up)({[^}]*})?", rule["expr"]):
             assert f'job="{told}"' in labels, (name, rule)
 
@@ -419,7 +419,7 @@ def test_kuberay_accepts_the_incremental_upgrade(rendered: Render) -> None:
 def test_the_rayservice_needs_no_feature_that_is_off_by_default(rendered: Render) -> None:
     cluster = rayservice(rendered(deploy="kubernetes"))["spec"]["rayClusterConfig"]
 
-    # KubeRay 1.7 refuses it, where RayClusterNetworkPolicy is not switched on.
+    # KubeRay 1.7 refuses it unless RayClusterNetworkPolicy is enabled.
     assert "networkPolicy" not in cluster
 
 
@@ -444,7 +444,7 @@ def test_the_image_copies_only_existing_files(answers: Answers, rendered: Render
 
     assert sources
     for source in sources:
-        # Only `uv lock` writes it, with the versions of its day.
+        # Only `uv lock` writes it, with the current versions.
         assert source == "uv.lock" or list(project.glob(source)), source
 
 
@@ -517,10 +517,10 @@ def ports(rule: Manifest) -> list[int]:
 
 
 def complaints(manifest: Manifest) -> list[str]:
-    """Says what the cluster would refuse of it, or drop without a word."""
+    """Returns what the cluster would refuse or silently drop."""
     schema = schemas().get((manifest["apiVersion"], manifest["kind"]))
     if schema is None:
-        # A kind of Kubernetes' own, or none at all.
+        # A built-in kind of Kubernetes, or an unknown one.
         try:
             kubernetes_validate.validate(
                 manifest, kubernetes_validate.latest_version(), strict=True
@@ -549,7 +549,7 @@ def schemas() -> dict[tuple[str, str], dict[str, Any]]:
 
 @contextmanager
 def answering(path: str, answer: str | None) -> Iterator[int]:
-    """Yields a port where that path answers so, or where nothing listens."""
+    """Yields a port at which that path has this answer, or where nothing listens."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -580,7 +580,7 @@ def wait_for_lines(path: Path, lines: set[str], seconds: float = 60) -> None:
 
 
 def without_unknown_fields(schema: dict[str, Any]) -> dict[str, Any]:
-    """Refuses fields that the schema does not name; Kubernetes would drop them silently."""
+    """Refuses fields that are not in the schema; Kubernetes would drop them silently."""
     strict = dict(schema)
     if "properties" in schema:
         strict["properties"] = {
@@ -618,7 +618,7 @@ def sources_of_copies(dockerfile: Path) -> list[str]:
 
 
 def is_ignored(source: str, patterns: list[str]) -> bool:
-    """Says whether Docker leaves it out of the build context; the last match decides."""
+    """Returns whether Docker leaves it out of the build context; the last match decides."""
     ignored = False
     for pattern in patterns:
         if fnmatch(source.rstrip("/"), pattern.lstrip("!").strip("/")):

@@ -1,4 +1,4 @@
-"""The docs say what their sources say."""
+"""The docs agree with their sources."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a project's documents say holds in that project, for every set of answers."""
+"""A project's documents are correct for every set of answers."""
 
 import ast
 import re
@@ -17,9 +17,9 @@ from .answers import CONTEXT, TEMPLATE, Answers, every_pair_of_answers, in_words
 from .conftest import Render
 
 PACKAGE = "src/our_app"
-# What a reader has in mind where a document names a file without its folder.
+# Folders in which a reader looks for a file that is named without one.
 FOLDERS = ("", "docs/", f"{PACKAGE}/", f"{PACKAGE}/serving/", "tests/support/")
-# Made later: by uv, and by cruft.
+# Created later by uv and cruft.
 NOT_YET = {"uv.lock", ".cruft.json"}
 LINES_OF_README = 150
 
@@ -92,7 +92,7 @@ def test_the_readme_only_asks_to_change_files_of_the_team(answers: Answers, proj
         assert found, what
         assert not [path for path in found if "serving" in path.parts], what
         for name in set(spans) - set(files) - {"launch()", "Counter"}:
-            # What a team passes in, or names in a config, is known to who takes it.
+            # Arguments and config fields are defined where they are used.
             settings = "http/settings.py" if own else "pages/settings.py"
             takes = {"=": "http/ingress.py", ":": settings}.get(name[-1])
             places = [*found, *([project / PACKAGE / "serving" / takes] if takes else [])]
@@ -178,7 +178,7 @@ def test_the_python_in_documents_imports_only_public_names(project: Path) -> Non
     assert imports
     for node in imports:
         if node.module in ("app", "page", "my_demo"):
-            # Files of a team's own.
+            # Files of the team.
             continue
         assert node.module == "serving"
         assert {alias.name for alias in node.names} <= offered
@@ -204,7 +204,7 @@ def test_code_owners_cover_both_parts_and_are_commented_out(
     text = (project / name).read_text("utf-8")
 
     assert [path.relative_to(project).as_posix() for path in project.rglob("CODEOWNERS")] == [name]
-    # A line that begins so is a comment to both hosts, and nothing else is.
+    # Only lines that start like this are comments on both hosts.
     assert all(line.startswith("# ") for line in text.splitlines() if line)
     lines = re.findall(r"^# (\S+) (@\w[\w-]*/\w[\w-]*)$", text, re.MULTILINE)
     [everything, *machinery] = [pattern for pattern, _ in lines]
@@ -245,7 +245,7 @@ def headings(document: Path) -> list[str]:
 
 
 def anchor_of(heading: str) -> str:
-    """As GitHub and GitLab make it."""
+    """Returns the anchor that GitHub and GitLab create."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -273,14 +273,14 @@ def links_in(document: Path) -> Iterator[str]:
 
 
 def rows_of(document: Path, heading: str) -> list[list[str]]:
-    """Returns the cells of the table below a heading, without its first row of names."""
+    """Returns the cells of the table below a heading, without the header."""
     text = document.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
 
 
 def fences(folder: Path, language: str) -> list[str]:
-    """Returns the code of one language in the documents of a folder."""
+    """Returns the code blocks in one language in the documents of a folder."""
     return [
         token.content
         for document in sorted(folder.glob("*.md"))

@@ -1,4 +1,4 @@
-"""The hooks: which answers are refused, and what is kept and said for the others."""
+"""The hooks: refused answers, and the files and messages for the others."""
 
 import ast
 import re
@@ -83,13 +83,13 @@ ACCEPTED = [
     *("console", "nullable", "onward", "raytracer", "typed", "yes-men", "a" * 47),
 ]
 
-# One for each question, and what a terminal or a file system makes something of.
+# One for each question, and special characters of terminals and file systems.
 REFUSED_IN_A_PROCESS = [
     *("project_name=", "author=a\tb", "description=a\x85b", "project_name=two\nlines"),
     *("project_slug=../../a/b", "project_slug=$(touch hacked)", "project_slug=\U0001f389"),
 ]
 
-# Cookiecutter's own, which knows which answers there are.
+# These come from Cookiecutter, which knows the possible answers.
 NO_ANSWERS = [
     *("task=poetry", "task=Summarization", "task=__import__('os')", "license=../LICENSE"),
     *("parallel_models=maybe", "deploy={{ 7 * 7 }}", "ci=", "models=🎉"),
@@ -136,7 +136,7 @@ def test_an_unknown_answer_is_refused(answer: str, command: Command) -> None:
 def assert_nothing_is_written(command: Command) -> None:
     folder = command.output.parent
     left = {path.name for path in folder.rglob("*")}
-    # Cookiecutter keeps the answers of the last time in its own folder, which is here.
+    # Cookiecutter saves the last answers in its own folder, which is here.
     assert left <= {"output", "config.yaml", f"{TEMPLATE.name}.json"}
 
 
@@ -229,7 +229,7 @@ def test_each_variant_of_a_file_is_used_by_some_answers(load_hook: LoadHook) -> 
     there = {*(PROJECT / package).glob("*.*.py"), *PROJECT.glob("LICENSE.*")}
     there |= {*PROJECT.rglob("*.own.*"), *PROJECT.rglob("*.votes.*")}
     there |= set(PROJECT.glob("tests/*.*.py"))
-    # What stands beside a page of one's own without an answer in its name.
+    # Their counterparts for other answers, whose names contain no answer.
     there |= {path for each in there if (path := without_answer(each)).exists()}
 
     found = {path.relative_to(PROJECT).as_posix() for path in there}
@@ -284,7 +284,7 @@ def test_prints_the_next_steps_when_cruft_creates_a_project(
 def test_prints_nothing_when_cruft_updates_a_project(
     answer: Answer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # As cruft does, in a temporary directory that only it knows.
+    # Like cruft, in a temporary directory.
     with tempfile.TemporaryDirectory() as output:
         render_as_cruft(Path(output), answer(project_slug="our-app"))
         assert (Path(output) / "our-app" / "README.md").is_file()
@@ -302,7 +302,7 @@ def test_prints_the_next_steps_in_a_temporary_directory_without_cruft(
 
 
 def render_as_cruft(output: Path, answers: dict[str, object]) -> None:
-    """Renders with what cruft adds to the answers, to make a project and to update one."""
+    """Renders with the answers that cruft adds to create or update a project."""
     answers |= {"_template": str(TEMPLATE), "_commit": "0" * 40}
     generate_files(TEMPLATE, {"cookiecutter": answers}, output, overwrite_if_exists=True)
 
@@ -323,5 +323,5 @@ def test_the_hooks_use_only_the_standard_library(load_hook: LoadHook) -> None:
         assert path
         imported = absolute_imports(Path(path))
         assert imported <= sys.stdlib_module_names
-        # Neither a network nor git, nor any other program.
+        # They use no network, no git and no other program.
         assert not imported & {"http", "os", "socket", "subprocess", "urllib"}

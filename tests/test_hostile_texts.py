@@ -1,4 +1,4 @@
-"""A text that breaks some language arrives as it was typed, wherever a project has it."""
+"""Text with special characters of any language arrives unchanged everywhere in a project."""
 
 import ast
 import json
@@ -66,7 +66,7 @@ HOSTILE = {
     "an entity": "&lt; &amp; &#65;",
 }
 
-# What shells, encodings and prompts make something of.
+# Special characters of shells, encodings and prompts.
 OF_A_TERMINAL = ["backslashes", "emoji", "right to left", "code of a shell"]
 
 
@@ -78,7 +78,7 @@ def text(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def project(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has the text for an answer to each question that takes one. Tests only read it."""
+    """A project with this text as the answer to each text question. Tests only read it."""
     command = Command(tmp_path_factory.mktemp("project"))
 
     result = command.in_this_process(stdin=typed_everywhere(text))
@@ -159,7 +159,7 @@ def test_a_separate_process_reads_input_in_the_same_way(
 
 
 def beginning_of_markdown(path: Path) -> list[tuple[str, str]]:
-    """Returns the kind and the plain text of the first two blocks."""
+    """Returns the types and the plain texts of the first two blocks."""
     [*first, rest] = MarkdownIt().parse(path.read_text("utf-8"))[:7]
     assert rest.type == "paragraph_open"
     blocks = [first[:3], first[3:]]
@@ -172,7 +172,7 @@ def beginning_of_markdown(path: Path) -> list[tuple[str, str]]:
 
 
 def constants_of(path: Path) -> dict[str, object]:
-    """Returns the names of a module that have a literal for a value."""
+    """Returns the names in a module whose values are literals."""
     return {
         target.id: statement.value.value
         for statement in ast.parse(path.read_text("utf-8")).body

@@ -1,4 +1,4 @@
-"""The combinations of answers: computed from cookiecutter.json, the forbidden ones refused."""
+"""The combinations of answers, computed from cookiecutter.json; forbidden ones are refused."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TOO_BIG: dict[str, Any] = {
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    """A copy of the template, to change."""
+    """A copy of the template that tests may change."""
     ignored = shutil.ignore_patterns(".*", "__pycache__")
     return shutil.copytree(TEMPLATE, tmp_path / "template", ignore=ignored)
 

@@ -1,4 +1,4 @@
-"""What a machine lacks is installed before anything starts, or named."""
+"""Missing programs are installed before anything starts, or named."""
 
 import os
 import re
@@ -36,7 +36,7 @@ esac
 
 
 class Machine:
-    """Its programs are scripts in a folder, which note how they are called."""
+    """Its programs are scripts in a folder that record their calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Machine:
         path.chmod(0o755)
 
     def calls(self) -> list[str]:
-        """Without options."""
+        """Returns the calls without options."""
         return [re.sub(r" (-o \S+|--(yes|quiet)\b)", "", line) for line in self.all_calls()]
 
     def all_calls(self) -> list[str]:
@@ -62,7 +62,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A Debian with nothing but what a test adds."""
+    """A Debian machine with only the programs that a test adds."""
     machine = Machine(tmp_path / "machine")
     monkeypatch.setenv("PATH", str(machine.folder))
     monkeypatch.setenv("MACHINE", str(machine.folder))
@@ -73,7 +73,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def forget() -> None:
-    """As if nox was started again."""
+    """Forgets earlier results, as if nox were restarted."""
     programs.update_package_lists.cache_clear()
     programs.playwright_has_chromium.cache_clear()
 

@@ -1,4 +1,4 @@
-"""Rendered projects look as if they were written by hand."""
+"""Rendered projects look hand-written."""
 
 import ast
 import os
@@ -54,7 +54,7 @@ def test_has_no_trace_of_the_template(
 
     for name, text in texts(project).items():
         assert "cookiecutter" not in f"{name}\n{text}".lower()
-        # GitHub's own expressions look like Jinja's, and so do the labels of a dashboard.
+        # GitHub's expressions and dashboard labels look like Jinja.
         left = re.sub(r"\$\{\{.*?\}\}", "", text) if ".github" in name else text
         if name.endswith("dashboard.json"):
             left = re.sub(r"\{\{\w+\}\}", "", left)
@@ -72,7 +72,7 @@ def test_text_is_tidy(answers: Answers, rendered: Render) -> None:
         assert "\t" not in text, name
         assert not re.search(r"[ \t]$", text, re.MULTILINE), name
         assert not text.startswith("\n"), name
-        # Formatting Python is ruff's, and in a document it is formatted the same way.
+        # Ruff formats Python, also in documents.
         prose = re.sub(r"^ *```python\n.*?^ *```$", "…", text, flags=re.DOTALL | re.MULTILINE)
         assert name.endswith(".py") or "\n\n\n" not in prose, name
         assert text.endswith("\n") or is_package_mark(name, text), name
@@ -125,7 +125,7 @@ def test_files_copied_without_rendering_contain_no_jinja() -> None:
 def test_rendering_is_not_much_slower_than_starting_cookiecutter(
     tmp_path: Path,
 ) -> None:
-    # Against what the command needs to start, since other work slows both down: between 2.4 times
+    # Relative to the command's start, since other work slows both down: between 2.4 times
     # on a busy machine and 4.9 on an idle one, where it is 0.8 seconds.
     start = [sys.executable, "-c", "import cookiecutter.main"]
     render = [
@@ -138,7 +138,7 @@ def test_rendering_is_not_much_slower_than_starting_cookiecutter(
 
 
 def processor_seconds(command: Sequence[str]) -> float:
-    """Of the command and the processes that it starts."""
+    """Returns the CPU seconds of the command and its child processes."""
     before = os.times()
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     after = os.times()
@@ -183,7 +183,7 @@ def test_the_configs_name_no_model(answers: Answers, rendered: Render) -> None:
 def test_the_configs_fit_on_two_cores_and_one_gpu(answers: Answers, rendered: Render) -> None:
     project = rendered(project_slug="our.big-app", **answers)
     models = len(names_of_models(project)) if answers["parallel_models"] else 0
-    # That of app.py, or of `GradioServer` itself.
+    # The default of app.py or of `GradioServer`.
     alone = 1 if answers["page"] != "own" and not models else 0.4
     for config in configs(project):
         asked = resources_at_start(config, models, alone)
@@ -249,7 +249,7 @@ def test_files_of_the_template_have_unix_line_endings() -> None:
 
 
 def files(directory: Path) -> list[Path]:
-    """Returns the files that are under version control, or would be."""
+    """Returns the files that are, or would be, under version control."""
     caches = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
     return sorted(
         path for path in directory.rglob("*") if path.is_file() and not caches & set(path.parts)
@@ -281,7 +281,7 @@ def configs(project: Path) -> list[dict[str, Any]]:
 
 
 def resources_at_start(config: dict[str, Any], models: int, page_cpus: float) -> dict[str, float]:
-    """Adds what the config says to the defaults of the code, which the projects' tests hold."""
+    """Adds the config to the defaults of the code, which the projects' tests check."""
     [application] = config["applications"]
     page: dict[str, float] = {"num_cpus": page_cpus}
     replicas = 1

@@ -1,4 +1,4 @@
-"""What a release says, and when it is refused."""
+"""The notes of a release, and when it is refused."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A project has exactly the files that its answers ask for."""
+"""A project has exactly the files of its answers."""
 
 from pathlib import Path
 
@@ -225,7 +225,7 @@ def test_answers_about_models_do_not_change_a_project_with_its_own_page(
 
 
 def test_projects_with_their_own_page_share_the_serving_code_of_others(rendered: Render) -> None:
-    """Its tests are there."""
+    """The tests are in the other projects."""
     own, other = rendered(page="own") / "src", rendered() / "src"
     shared = [path for path in own.glob("*/serving/**/*.py") if path.name != "__init__.py"]
 
@@ -246,7 +246,7 @@ def test_a_project_with_its_own_page_exports_a_subset_of_the_public_names(render
 
 
 def test_votes_do_not_change_the_public_names(rendered: Render) -> None:
-    """A team's files are the same with and without votes."""
+    """The team's files are the same with and without votes."""
     names = []
     for votes in (True, False):
         project = rendered(votes=votes)
@@ -256,7 +256,7 @@ def test_votes_do_not_change_the_public_names(rendered: Render) -> None:
 
 
 def files_of(project: Path) -> set[str]:
-    """Returns the paths of the files, and of folders that hold nothing."""
+    """Returns the paths of files and empty folders."""
     return {
         path.relative_to(project).as_posix()
         for path in project.rglob("*")
@@ -265,6 +265,6 @@ def files_of(project: Path) -> set[str]:
 
 
 def test_the_template_contains_no_symbolic_links() -> None:
-    """Windows makes none without rights; and what is rendered is made of these files."""
+    """Creating them on Windows needs special rights, and projects are rendered from these files."""
     for directory in (PROJECT, *(TEMPLATE / name for name in ("hooks", "templates", "tests"))):
         assert not [path for path in directory.rglob("*") if path.is_symlink()]

@@ -1,4 +1,4 @@
-"""One place for the versions that are tested together: the project's pyproject.toml."""
+"""The project's pyproject.toml is the only source of tested versions."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_one_version_is_used_everywhere(pattern: str, rendered: Render) -> None:
 def test_workflows_test_the_lowest_and_highest_python(rendered: Render) -> None:
     found = [tuple(json.loads(each)) for each in named(PYTHONS_OF_A_MATRIX, rendered)]
 
-    # Two of the template's jobs, and one of a project on GitHub and on GitLab.
+    # Two jobs of the template, and one of a project on GitHub and on GitLab.
     assert found == [(PYTHONS[0], PYTHONS[-1])] * 4
 
 
@@ -63,7 +63,7 @@ def test_nox_uses_the_pytorch_index(rendered: Render) -> None:
 
 
 def named(pattern: str, rendered: Render) -> list[str]:
-    """Returns what matches in workflows, manifests and images."""
+    """Returns the matches in workflows, manifests and images."""
     projects = [rendered(ci=ci, deploy="kubernetes") for ci in CHOICES["ci"]]
     return [
         match

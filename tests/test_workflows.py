@@ -57,7 +57,7 @@ def test_a_projects_workflows_on_github_are_safe(answers: Answers, rendered: Ren
 
 @pytest.mark.parametrize(
     "answers",
-    # What is checked, and what is released.
+    # The checks, and the release.
     [*every_answer_to("page", "votes"), *every_answer_to("deploy", "accelerator")],
     ids=in_words,
 )
@@ -71,7 +71,7 @@ def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Rend
 def test_github_and_gitlab_run_the_same_checks(page: str, rendered: Render) -> None:
     github, gitlab = checks(rendered, page=page)
 
-    # GitLab's image installs packages before it begins.
+    # GitLab's image installs packages first.
     steps = [step["run"] for step in github["steps"] if "apt-get" not in step.get("run", "apt-get")]
     assert steps == gitlab["script"]
 
@@ -91,7 +91,7 @@ def test_with_votes_both_have_a_database_service(page: str, votes: bool, rendere
     urls = github["env"]["TEST_DATABASE_URL"], gitlab["variables"]["TEST_DATABASE_URL"]
     assert [url.replace("localhost", "postgresql") for url in urls] == [urls[1]] * 2
     asks = service["env"]["POSTGRES_HOST_AUTH_METHOD"]
-    # Nobody names a password.
+    # There is no password.
     assert asks == gitlab["variables"]["POSTGRES_HOST_AUTH_METHOD"] == "trust"
     assert urlsplit(urls[0]).netloc == "postgres@localhost:5432"
 
@@ -168,7 +168,7 @@ def test_the_workflow_of_the_template_runs_the_nox_sessions() -> None:
         chain(*(line.split(" -- ")[0].split()[2:] for line in re.findall(r"nox -s .*", text)))
     )
 
-    # Each session brings the programs that it needs.
+    # Each session installs the programs that it needs.
     assert {name.strip('"') for name in ran.split(", ")} - {"prepare"} <= named
 
 
@@ -206,5 +206,5 @@ def check_schema(schema: str, *files: Path) -> None:
 
 
 def audit(project: Path) -> None:
-    """Looks for wide permissions, unpinned actions and text that is run as code."""
+    """Checks for broad permissions, unpinned actions and code injection."""
     run("zizmor", "--offline", "--no-config", project / ".github")

@@ -1,4 +1,4 @@
-"""The commands that the tests of a project run."""
+"""The commands that project tests run."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from .project import run_in
 
-# As Ray's processes, the second one is in a session of its own.
+# Like Ray's processes, the second one is in a separate session.
 STARTS_ANOTHER = """
 import subprocess
 other = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -23,7 +23,7 @@ other.wait()
 
 @pytest.fixture
 def _in_the_background() -> Iterator[None]:
-    """What a script starts in the background ignores Ctrl-C."""
+    """Processes that a script starts in the background ignore Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGINT, before)

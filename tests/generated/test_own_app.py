@@ -1,4 +1,4 @@
-"""A team adopts an app as the README says, and asks deployments of its own as the docs say."""
+"""A team adopts an app as in the README, and calls its own deployments as in the docs."""
 
 import os
 import re
@@ -38,14 +38,14 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def project(render: Render, environment: Path, tmp_path: Path) -> Iterator[Project]:
-    # Where PyTorch's index is a folder of this machine, `uv add` would look for all else there.
+    # If the PyTorch index is a local folder, `uv add` would look for everything there.
     unnamed = " ".join(each for each in os.environ.get("UV_INDEX", "").split() if "=" not in each)
     with ray_directory(tmp_path / "ray-logs") as ray:
         yield Project(render(page="own"), environment, {"RAY_TMPDIR": ray, "UV_INDEX": unnamed})
 
 
 def code(text: str) -> list[str]:
-    """Returns the blocks of Python in a document, those in a list as well."""
+    """Returns the Python code blocks in a document, including those in lists."""
     found = re.findall(r"^( *)```python\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
     return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
@@ -95,7 +95,7 @@ def test_the_recipe_in_the_docs_calls_deployments_in_parallel(project: Project) 
     (source / "page.py").write_text(page, "utf-8")
     remove_the_test_of_the_example(project.root / "tests" / "test_page.py")
     project.run("uv", "sync", "--quiet")
-    # The example's test leaves imports.
+    # Removing the example's test leaves unused imports.
     project.run("uv", "run", "ruff", "check", "--fix", "tests")
     project.run("uv", "run", "ruff", "format", "tests")
     for check in ("ruff check", "ruff format --check", "mypy", "lint-imports", "pytest -q"):

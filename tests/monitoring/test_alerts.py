@@ -1,4 +1,4 @@
-"""Each alert fires where it should and nowhere else, on series of real runs: see record.py."""
+"""Each alert fires only when it should, on series of real runs: see record.py."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def alert(name: str, severity: str, **labels: str) -> Alert:
 
 
 def both(name: str, **labels: str) -> set[Alert]:
-    """The one that wakes somebody, and the one that waits until the morning."""
+    """The alert that pages somebody, and the one that waits until the morning."""
     return {alert(name, severity, **labels) for severity in ("critical", "warning")}
 
 
@@ -61,7 +61,7 @@ EXPECTED = {
         set(),
     ),
     ("compare", "away"): Fires(
-        # Serve tells of each deployment that it ends.
+        # Serve reports each deployment that it removes.
         NOTHING_IS_TOLD
         | for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer", "stand-in"),
         NOTHING_IS_TOLD,
@@ -74,7 +74,7 @@ EXPECTED = {
         both("AnswersEndBadly", endpoint="obey")
         | both("AnswersBeginLate", endpoint="obey")
         | {alert("PageRefuses", "warning", route="/gradio_api/queue/join")},
-        # What waited went on to wait and to be refused when the calls were short again.
+        # Calls that were waiting kept waiting or were refused after calls became short again.
         both("AnswersEndBadly", endpoint="obey") | both("AnswersBeginLate", endpoint="obey"),
     ),
 }
@@ -106,7 +106,7 @@ def test_alerts_fire_only_during_their_fault(
 
 
 def test_one_more_failed_answer_at_night_fires_no_alert(rendered: Render, tmp_path: Path) -> None:
-    # A count that begins with 1 has no rate. Here it was 0, which Ray does not tell.
+    # A counter that starts at 1 has no rate. Here it was 0, which Ray does not export.
     run = recordings("compare")["one_fails_at_night"]
     [failed] = [name for name in run.series if 'outcome="failed"' in name]
     nothing, _, values = run.series[failed].partition(" ")
@@ -126,7 +126,7 @@ def test_one_more_failed_answer_at_night_fires_no_alert(rendered: Render, tmp_pa
 def test_refusals_by_rate_limits_do_not_count_as_a_full_page(
     part: float, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
-    # As if that part of what was answered 429 were of `rate_limits`.
+    # As if this part of the 429 answers came from `rate_limits`.
     run = recordings("own")["full"]
     [refused] = [name for name in run.series if 'error_code="429"' in name]
     limits = 'ray_rate_limit_refusals_total{caller="address",job="gradio-on-ray"}'
@@ -143,7 +143,7 @@ def test_refusals_by_rate_limits_do_not_count_as_a_full_page(
 
 
 def scaled(word: str, part: float) -> str:
-    """Returns a part of values in promtool's notation, where they are any."""
+    """Scales values in promtool's notation, if there are any."""
     value, plus, times = word.partition("+")
     return f"{float(value) * part:.12g}{plus}{times}" if value[0].isdigit() else word
 
@@ -151,7 +151,7 @@ def scaled(word: str, part: float) -> str:
 def test_a_node_that_is_nearly_out_of_memory_fires_an_alert(
     rendered: Render, tmp_path: Path
 ) -> None:
-    # As if the node had little more than was used: no run takes what the machine of the tests has.
+    # As if the node were nearly full, since no run uses all memory of the test machine.
     run = recordings("own")["waiting"]
     series = run.series
     [total] = [each for each in series if each.startswith("ray_node_mem_total")]
@@ -177,7 +177,7 @@ def test_a_node_that_is_nearly_out_of_memory_fires_an_alert(
 def test_a_model_without_replicas_fires_an_alert_unless_it_scaled_to_zero(
     wanted: str, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
-    # As if nobody asked while its replicas were gone: Serve tells how many there should be.
+    # As if there were no calls while its replicas were gone: Serve reports the target number.
     run = recordings("compare")["gone"]
     labels = f'deployment="stand-in",job="{JOB}"'
     target = f"ray_serve_autoscaling_target_replicas{{{labels}}}"
@@ -221,7 +221,7 @@ def recordings(page: str) -> dict[str, Recording]:
 
 
 def length(run: Recording) -> int:
-    """In minutes."""
+    """Returns its length in minutes."""
     values = next(values for name, values in run.series.items() if name.startswith("up{"))
     return (sum(map(samples, values.split())) - 1) * run.seconds // 60
 
@@ -232,7 +232,7 @@ def samples(word: str) -> int:
 
 
 def rules(rendered: Render, page: str) -> dict[str, Any]:
-    """The spec of a PrometheusRule is a file of rules for Prometheus."""
+    """The spec of a PrometheusRule is a rules file for Prometheus."""
     project = rendered(page=page, deploy="kubernetes")
     manifest = yaml.safe_load((project / "deploy/monitoring/alerts.yaml").read_text("utf-8"))
     spec: dict[str, Any] = manifest["spec"]
@@ -244,7 +244,7 @@ def all_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def fired(minutes: int, name: str = "") -> str:
-    """What fired in these minutes before, and now: all alerts, or one of them."""
+    """Returns a query for the alerts that fired in the last minutes: all, or only this one."""
     firing = f'{FIRING[:-1]},alertname="{name}"}}' if name else FIRING
     return f"max_over_time({firing}[{minutes - 1}m])"
 
