@@ -112,7 +112,7 @@ def short_calls_on_two_replicas(project: Project) -> Iterator[Served]:
 
 @contextmanager
 def as_rendered(project: Project) -> Iterator[None]:
-    """The project's page on this machine, started like in its README."""
+    """The project's page on this machine, started as in its README."""
     config = project.root / "config" / "local.yaml"
     command = ("-m", project.package, "serve", str(config), "--port", str(free_port()))
     with project.started("python", *command) as running:

@@ -193,7 +193,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Own:
-    """The cost of an own page without models, compared with plain Gradio and an empty Serve."""
+    """The cost of a custom page without models, compared with plain Gradio and an empty Serve."""
 
     start: OwnStart
     calls: list[ShortCall]

@@ -96,7 +96,7 @@ def test_ratios_compare_contenders_at_the_same_number_of_users() -> None:
     assert values == [6, 3, 6, 3, 30, 15, 1, 1, 12, 0.75, 1.25, 1]
 
 
-def test_an_own_page_is_compared_with_an_empty_application_and_plain_gradio() -> None:
+def test_a_custom_page_is_compared_with_an_empty_application_and_plain_gradio() -> None:
     calls = [
         ShortCall(1, pause=1.0, launched=0.025, on_two_replicas=0.038),
         ShortCall(8, pause=None, launched=0.025, on_two_replicas=0.045),

@@ -1,4 +1,4 @@
-"""The README's first command, used like a new user would."""
+"""The README's first command, as a new user runs it."""
 
 import os
 import re

@@ -36,7 +36,7 @@ def plain(dtype: str) -> Read:
 
 
 def ours(model: Path, tokens: list[int]) -> Iterator[tuple[int, float | None]]:
-    """Runs the graph as it is served: one token per step, like when it writes."""
+    """Runs the graph as it is served: one token per step, as in generation."""
     package = f"{os.environ['BENCHMARK_PACKAGE']}.serving.engine"
     graphs, runtime = (
         importlib.import_module(f"{package}.{name}") for name in ("graphs", "runtime")

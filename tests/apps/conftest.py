@@ -81,7 +81,7 @@ class Plain:
 
 
 class OnRay:
-    """The application of `on_ray.py`, started like the project."""
+    """The application of `on_ray.py`, started the way the project starts."""
 
     def __init__(self, apps: str, folder: Path) -> None:
         self.folder = folder

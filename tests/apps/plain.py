@@ -1,4 +1,4 @@
-"""Launches apps like in Gradio's docs, in a separate process, when it reads their names.
+"""Launches apps as in Gradio's docs, in a separate process, when it reads their names.
 
 `python -m tests.apps.plain tests.apps.app:all_apps`
 """

@@ -1,4 +1,4 @@
-"""A separate Ray cluster, to which applications are deployed like in production."""
+"""A separate Ray cluster, to which applications are deployed as in production."""
 
 import secrets
 import time

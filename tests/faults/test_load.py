@@ -1,4 +1,4 @@
-"""The load test of a project, run like its workflow, with a stand-in for its model."""
+"""The load test of a project, run as in its workflow, with a stand-in for its model."""
 
 import json
 import re

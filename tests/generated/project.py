@@ -269,7 +269,7 @@ def ask(url: str, api: str = "/generate") -> Answered:
 
 
 def ask_example(url: str) -> Numbered:
-    """Calls the example of an own page twice in one session, with a file in and out."""
+    """Calls the example of a custom page twice in one session, with a file in and out."""
     client = Client(url, verbose=False)
     with tempfile.TemporaryDirectory() as directory:
         text = Path(directory) / "text.txt"

@@ -1,4 +1,4 @@
-"""The application on Ray Serve, called like its users do."""
+"""The application on Ray Serve, as its users call it."""
 
 from concurrent.futures import ThreadPoolExecutor
 

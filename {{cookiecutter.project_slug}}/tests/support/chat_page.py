@@ -1,4 +1,4 @@
-"""A chat as the page, like a team with an existing Gradio app would add it."""
+"""A chat as the page, as a team with an existing Gradio app would add it."""
 
 from collections.abc import AsyncIterator
 
