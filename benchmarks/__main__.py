@@ -1,4 +1,4 @@
-"""`nox -s benchmark` compares the rendered project with what a user would pick instead."""
+"""`nox -s benchmark` compares the rendered project with its alternatives."""
 
 import argparse
 import itertools
@@ -49,19 +49,19 @@ ROUNDS = 3
 ENGINE_ROUNDS = 5
 CALLS = 15
 CLEARLY_LOST = 0.8
-"""Part of a figure's goal below which the quick run fails: it measures once, on any machine."""
+"""Share of a goal below which the quick run fails, since it measures once, on any machine."""
 
 
 def main() -> None:
     options = read(sys.argv[1:])
-    # A longer one would make the paths of Ray's sockets too long.
+    # A longer path would make the paths of Ray's sockets too long.
     rendered = Project(options.project, options.environment, {"RAY_TMPDIR": "/tmp"})  # noqa: S108
     if QUICK in options.parts:
         finish_quick(quick(rendered, options.model))
     if "users" in options.parts:
         measured = users(rendered, options.model)
         write("users", measured)
-        # Here, because only the benchmark's environment has a library for it.
+        # Imported here, because only the benchmark environment has its library.
         from .plot import plot
 
         plot(measured.loads)
@@ -93,7 +93,7 @@ def read(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="SmolLM2 as safetensors")
     parser.add_argument("own", type=Path, help="a rendered project with a page of one's own")
     parser.add_argument("rivals", type=Path, help="the Python of the rivals' engines")
-    # Python 3.11 takes no part at all for a wrong choice.
+    # No `choices`: Python 3.11 would refuse an empty list of parts.
     parser.add_argument("parts", nargs="*", help=", ".join([*PARTS, QUICK]))
     options = parser.parse_args(arguments)
     for part in options.parts:
@@ -107,8 +107,8 @@ def users(rendered: Project, model: Path) -> Users:
     loads: dict[tuple[str, int], list[Load]] = {}
     for number in range(1, ROUNDS + 1):
         say(f"round {number} of {ROUNDS}")
-        # Once is enough for what takes minutes: the rivals answer one after another, so they
-        # show with 32 users what they show with 8.
+        # Once is enough for slow runs: the rivals answer one at a time, so they
+        # behave with 32 users as with 8.
         at_once = [1, 8, 32] if number == 1 else [1, 8]
         parts = [
             under_load(OURS, project(rendered, "auto"), [1, 8, 32]),

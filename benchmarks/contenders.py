@@ -1,4 +1,4 @@
-"""Starts what is compared, each in the environment of one rendered project, and ends it."""
+"""Starts and stops the contenders, in the environment of one rendered project."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,14 +26,14 @@ class Served:
     process: psutil.Process
 
     def memory(self) -> float:
-        """GB of all its processes; what they share is counted once."""
+        """Returns the GB of all its processes, with shared memory counted once."""
         processes = [self.process, *self.process.children(recursive=True)]
         return sum(process.memory_full_info().pss for process in processes) / 1e9
 
 
 @contextmanager
 def project(project: Project, dtype: str) -> Iterator[Served]:
-    """The rendered project with its defaults, in one format of numbers."""
+    """The rendered project with its defaults, in one number format."""
     config = yaml.safe_load((project.root / "config" / "local.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
     config["applications"][0]["args"] = {
@@ -74,7 +74,7 @@ def original(project: Project, model: Path, dtype: str) -> Iterator[Served]:
 
 @contextmanager
 def launched(project: Project, module: str, model: Path, dtype: str) -> Iterator[Served]:
-    """Gradio alone, as the module launches it."""
+    """Gradio alone, launched by the module."""
     port = free_port()
     project = with_variables(project, model, dtype, BENCHMARK_PORT=str(port))
     url = f"http://127.0.0.1:{port}"
@@ -85,7 +85,7 @@ def launched(project: Project, module: str, model: Path, dtype: str) -> Iterator
 
 @contextmanager
 def short_calls_launched(project: Project) -> Iterator[Served]:
-    """A page whose function takes ten milliseconds, by plain Gradio."""
+    """A page whose function takes ten milliseconds, on plain Gradio."""
     with launched(project, "benchmarks.rivals.short_calls", Path(), "float32") as served:
         yield served
 
@@ -112,7 +112,7 @@ def short_calls_on_two_replicas(project: Project) -> Iterator[Served]:
 
 @contextmanager
 def as_rendered(project: Project) -> Iterator[None]:
-    """The project's page on this machine, as its README starts it."""
+    """The project's page on this machine, started as in its README."""
     config = project.root / "config" / "local.yaml"
     command = ("-m", project.package, "serve", str(config), "--port", str(free_port()))
     with project.started("python", *command) as running:
@@ -143,7 +143,7 @@ def with_variables(project: Project, model: Path, dtype: str, **more: str) -> Pr
 
 @dataclass(frozen=True)
 class StandIn:
-    """A model of fixed service time; `rivals/stand_in.py` says more."""
+    """A model with a fixed service time; see `rivals/stand_in.py`."""
 
     name: str
     seconds: float
@@ -154,7 +154,7 @@ class StandIn:
 
 @contextmanager
 def stand_ins(project: Project, *models: StandIn, page_replicas: int = 1) -> Iterator[Served]:
-    """The project's page and API before models of fixed service time."""
+    """The project's page and API with models of a fixed service time."""
     application = {
         "name": "stand-in",
         "import_path": "benchmarks.rivals.stand_in:build",
@@ -173,7 +173,7 @@ def stand_ins(project: Project, *models: StandIn, page_replicas: int = 1) -> Ite
 def serve_run(
     project: Project, application: Mapping[str, object], asked: str = "theme.css"
 ) -> Iterator[tuple[str, psutil.Process]]:
-    """Serves it at the root of a free port; yields its address and the process that serves."""
+    """Serves it at the root of a free port; yields its URL and the serving process."""
     port = free_port()
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},

@@ -1,4 +1,4 @@
-"""Holds the project's engine against those that a user would pick instead, with no server around."""
+"""Compares the project's engine with its alternatives, without a server."""
 
 import statistics
 import subprocess
@@ -28,14 +28,14 @@ class EngineLoad:
     tokens_per_second: float
     """Median, prompts included."""
     tokens_per_cpu_second: float
-    """Median; says more where other work shares the machine."""
+    """Median; more reliable when other work shares the machine."""
 
 
 @dataclass(frozen=True)
 class EngineCost:
     contender: str
     start: float
-    """Seconds from the command until it has answered twice."""
+    """Seconds from the command to its second answer."""
     memory: float
     """GB, after all requests."""
 
@@ -47,10 +47,10 @@ class _Running:
     start: float
 
     def read(self, word: str) -> str:
-        """Returns what follows this word. What an engine prints besides is passed over.
+        """Returns the rest of the line that starts with this word. Other output is skipped.
 
         Raises:
-            RuntimeError: the engine ended.
+            RuntimeError: the engine has exited.
         """
         for line in self.process.stdout or ():
             if line.startswith(word):
@@ -58,7 +58,7 @@ class _Running:
         raise RuntimeError(f"{self.contender} ended with {self.process.wait()}")
 
     def ask(self, requests: int) -> tuple[float, float]:
-        """Returns seconds, and CPU seconds."""
+        """Returns seconds and CPU seconds."""
         before = self.cpu_seconds()
         if self.process.stdin:
             self.process.stdin.write(f"{requests}\n")
@@ -76,7 +76,7 @@ class _Running:
 def engines_in_turns(
     rendered: Project, model: Path, rivals: Path, rounds: int, threads: Sequence[int]
 ) -> tuple[list[EngineLoad], list[EngineCost]]:
-    """Each in a process of its own, in turns. The rivals read the bundled file as it is.
+    """Runs each in a separate process, in turns. The rivals read the bundled file unchanged.
 
     Args:
         model: the bundled model as safetensors.

@@ -1,9 +1,9 @@
-"""Measures a project's engine on a GPU, beside what transformers does by itself.
+"""Measures a project's engine on a GPU, compared with plain transformers.
 
     python benchmarks/gpu.py PROJECT
 
-Needs PyTorch, transformers and a rendered project, and downloads nothing: the model is made on the
-spot, of the shape of Qwen2.5-1.5B and of random weights. Writes docs/benchmarks/gpu.md and gpu.json.
+Needs PyTorch, transformers and a rendered project, and downloads nothing: the model is created,
+with random weights, in the shape of Qwen2.5-1.5B. Writes docs/benchmarks/gpu.md and gpu.json.
 `--small` tries it on any machine in two minutes, with a model of two layers, and writes nothing.
 """
 
@@ -54,7 +54,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Size:
-    """Of the model and of what is asked of it."""
+    """Size of the model and of the requests."""
 
     layers: int
     width: int
@@ -66,7 +66,7 @@ class Size:
     prompt_tokens: int
     new_tokens: int
     left_tokens: int
-    """Of an answer that others leave: more than a machine writes before they are gone."""
+    """Tokens of an answer whose reader disconnects: more than are written before that."""
     rounds: int
 
 
@@ -80,21 +80,21 @@ class Speed:
     requests: int
     tokens_per_second: float
     first_text: float | None
-    """Median seconds; None where all of an answer comes at once."""
+    """Median seconds; None if an answer arrives all at once."""
     memory: float | None
-    """GB at the most; None without a GPU."""
+    """Peak GB; None without a GPU."""
 
 
 @dataclass(frozen=True)
 class Report:
     speeds: list[Speed] = field(default_factory=list)
     same_text: int = 0
-    """Of how many answers in float32 each token is that of `generate`."""
+    """Number of float32 answers that match `generate` exactly."""
     of_texts: int = 0
     left: float = 0
-    """Tokens a second of one answer after all others were left, against alone."""
+    """Tokens per second of one answer after all others were cancelled, relative to alone."""
     two_models: list[float] = field(default_factory=list)
-    """Tokens a second of each of two models on one device at the same time."""
+    """Tokens per second of each of two models that share a device."""
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
         parser.error("PyTorch sees no GPU. Say --small to try the script on a CPU.")
     size = SMALL if options.small else FULL
     if options.small:
-        # More would wait for one another, on a machine that is busy.
+        # More threads would wait for each other on a busy machine.
         torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     serving = engine_of(options.project)
@@ -146,7 +146,7 @@ def measure(serving: "Serving", directory: Path, size: Size, options: argparse.N
 
 @dataclass(frozen=True)
 class Serving:
-    """What is used of the project."""
+    """The parts of the project that are used."""
 
     engine: ModuleType
     settings: ModuleType
@@ -189,7 +189,7 @@ def save_model(directory: Path, size: Size) -> Path:
         num_attention_heads=size.heads,
         num_key_value_heads=max(size.heads // 6, 1),
         max_position_embeddings=4096,
-        # As small as models start with, it would repeat what it has read.
+        # With the usual initial size, the model would repeat its prompt.
         initializer_range=1.7 / size.width**0.5,
         tie_word_embeddings=True,
         bos_token_id=end,
@@ -216,7 +216,7 @@ def tokenizer_of(tokens: int) -> PreTrainedTokenizerFast:
 
 
 def prompts(size: Size, requests: int) -> list[str]:
-    """Each differs from its beginning on, so that none has computed a part of another."""
+    """Each starts differently, so that none can reuse cached parts of another."""
     return [
         f"{number:03}".ljust(size.prompt_tokens, "abcdefgh"[number % 8])
         for number in range(requests)
@@ -230,11 +230,11 @@ def same_texts(serving: Serving, directory: Path, size: Size) -> tuple[int, int]
     model, tokenizer = load(directory, "float32")
     same = 0
     for text, answer in zip(texts, answered, strict=True):
-        # Alone: a padded row may differ in its last bits.
+        # One at a time: a padded row may differ in its last bits.
         read = tokenizer(text, return_tensors="pt").to(model.device)
         written = model.generate(**read, **lengths(size), do_sample=False)
         expected = tokenizer.decode(written[0, read["input_ids"].shape[1] :])
-        # The engine shows no half of a character at the end.
+        # The engine does not show an incomplete character at the end.
         cut = "\N{REPLACEMENT CHARACTER}"
         same += expected.rstrip(cut) == answer.text.rstrip(cut)
     return same, len(texts)
@@ -293,13 +293,13 @@ def padded_speeds(_: Serving, directory: Path, size: Size) -> list[Speed]:
 
 def paged_speeds(_: Serving, directory: Path, size: Size) -> list[Speed]:
     model, tokenizer = load(directory, size.dtype)
-    # It takes no least number of tokens.
+    # It does not support a minimum number of tokens.
     config = GenerationConfig(do_sample=True, max_new_tokens=size.new_tokens, eos_token_id=-1)
     pages = -(-(size.prompt_tokens + size.new_tokens) // PAGE_TOKENS) + 1
     speeds = []
     for requests in size.requests:
         read = tokenizer(prompts(size, requests))["input_ids"]
-        # It fills the device's memory with its cache unless told.
+        # By default, its cache fills the device's memory.
         paged = ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=pages * requests,
@@ -317,7 +317,7 @@ def paged_speeds(_: Serving, directory: Path, size: Size) -> list[Speed]:
 
 
 def speed_after_others_left(serving: Serving, directory: Path, size: Size) -> float:
-    """Returns what an answer gets of its speed alone, once all others were left."""
+    """Returns the speed of an answer after all others were cancelled, relative to alone."""
     tokens = size.left_tokens
 
     async def seconds(engine: Any, others: int) -> float:
@@ -341,7 +341,7 @@ def speed_after_others_left(serving: Serving, directory: Path, size: Size) -> fl
 
 
 def two_at_once(directory: Path, options: argparse.Namespace) -> list[float]:
-    """Two processes, as two deployments are."""
+    """Runs two processes, like two deployments."""
     command = [sys.executable, __file__, str(options.project), "--beside", str(directory)]
     if options.small:
         command.append("--small")
@@ -351,7 +351,7 @@ def two_at_once(directory: Path, options: argparse.Namespace) -> list[float]:
     ]
     try:
         for process in both:
-            # Ready, both of them, before either begins.
+            # Both are ready before either starts.
             while process.stdout and "ready" not in process.stdout.readline():
                 if process.poll() is not None:
                     raise ChildProcessError(f"one of two engines ended with {process.returncode}")

@@ -1,4 +1,4 @@
-"""What is measured, one function for each question."""
+"""The measurements, one function for each question."""
 
 import json
 import statistics
@@ -31,13 +31,13 @@ COMMAND_SECONDS = 600
 ALONE_LEAD_SECONDS = 30.0
 SHORT_TOKENS = 8
 WAY_USERS, WAY_CALLS = 2, 4
-"""As many as an engine writes to without a pause that is longer than one user's."""
+"""As many as an engine can serve without longer pauses than for one user."""
 WAY_PROCESSES = ("ray::ProxyActor", ":GradioServer")
 PATH_USERS, PATH_CALLS = 8, 4
 PATH_PROCESSES = {
     "the page's replica": ":GradioServer",
     "Serve's proxy": "ray::ProxyActor",
-    # The application has the same name.
+    # The application has the same name as its deployment.
     "the model's replica": ":stand-in:stand-in",
 }
 PAGE_WAY, API_WAY = "the page", "`/v1`"
@@ -47,7 +47,7 @@ IDLE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Load:
-    """How a contender did under that many users."""
+    """The results of a contender with that many users."""
 
     contender: str
     users: int
@@ -68,7 +68,7 @@ def under_load(
 
 
 def load_of(contender: str, users: int, answers: list[Answer]) -> Load:
-    """Raises RuntimeError, with their reasons, when all failed."""
+    """Raises RuntimeError with the reasons if all calls failed."""
     whole = [answer for answer in answers if answer.failure is None]
     if not whole:
         raise RuntimeError(f"{contender}: {', '.join({str(answer.failure) for answer in answers})}")
@@ -104,7 +104,7 @@ class Alone:
 def engines_alone(
     rendered: Project, model: Path, dtype: str, *, processes: int, rounds: int
 ) -> Alone:
-    """Eight requests in each engine, a thread for each process, as in the deployments."""
+    """Runs eight requests in each engine, with one thread per process, as in the deployments."""
     requests = 8
     rendered = with_variables(rendered, model, dtype, OMP_NUM_THREADS="1")
     begin = time.time() + ALONE_LEAD_SECONDS
@@ -144,13 +144,13 @@ class Scale:
 
 
 def scale(rendered: Project, replicas: Iterable[int]) -> list[Scale]:
-    """Answers per second of a model of 4 seconds, with twice the users that fit at once."""
+    """Returns answers per second of a 4-second model, with twice the users that fit at once."""
     results = []
     for number in replicas:
         model = StandIn("stand-in", seconds=4, replicas=number, at_once=4)
         with stand_ins(rendered, model) as served:
             users = 2 * number * model.at_once
-            # Once before it counts, while the last replicas still start.
+            # A warm-up run, while the last replicas are still starting.
             ask_at_once(served.call, users)
             answers = ask_at_once(served.call, users)
         check(answers)
@@ -159,7 +159,7 @@ def scale(rendered: Project, replicas: Iterable[int]) -> list[Scale]:
 
 
 def scale_of_the_page(rendered: Project, replicas: Iterable[int]) -> list[Scale]:
-    """Answers per second of 100 users, whom the model never lets wait."""
+    """Returns answers per second of 100 users with a model that never queues."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=1000)
     results = []
     for number in replicas:
@@ -175,9 +175,9 @@ def scale_of_the_page(rendered: Project, replicas: Iterable[int]) -> list[Scale]
 class Cost:
     users: int
     delay: float
-    """Median seconds beyond the model's own time."""
+    """Median seconds in addition to the model's time."""
     cpu_seconds: float
-    """Of all processes of the application, for each user."""
+    """CPU seconds of all processes of the application, per user."""
 
 
 def cost_of_users(rendered: Project, users: Iterable[int]) -> list[Cost]:
@@ -197,7 +197,7 @@ def cost_of_users(rendered: Project, users: Iterable[int]) -> list[Cost]:
 
 @dataclass(frozen=True)
 class WayCost:
-    """CPU seconds for an answer of 100 tokens, of Serve's proxy and the page's replica."""
+    """CPU seconds of Serve's proxy and the page replica for an answer of 100 tokens."""
 
     cpu_seconds: float
     """Median."""
@@ -205,7 +205,7 @@ class WayCost:
 
 
 def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
-    """Through the page and through `/v1`, in turns, without what they take when nobody asks."""
+    """Measures the page and `/v1` in turns, without their idle cost."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=100)
     with stand_ins(rendered, model) as served:
         ways = (served.call, replace(served.call, model=model.name))
@@ -234,9 +234,9 @@ class PathCost:
 
     way: str
     by_process: dict[str, float]
-    """Medians. The model's own are not in them: it only waits."""
+    """Medians, without the model itself: it only waits."""
     rounds: list[float]
-    """Of all three."""
+    """Total of all three."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -245,7 +245,7 @@ class PathCost:
 
 @dataclass(frozen=True)
 class PathTimes:
-    """What of a model's speed reaches those who ask at the same moment, one number a round."""
+    """Share of a model's speed that reaches simultaneous users, one number per round."""
 
     shares: list[float]
     first_texts: list[float]
@@ -255,7 +255,7 @@ class PathTimes:
 
 
 def delivery(rendered: Project, rounds: int) -> tuple[list[PathCost], PathTimes]:
-    """Through the page and `/v1`, in turns, without what they take when nobody asks."""
+    """Measures the page and `/v1` in turns, without their idle cost."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=1000)
     times = PathTimes([], [], [])
     with stand_ins(rendered, model) as served:
@@ -328,7 +328,7 @@ def ask_again_and_again(call: Call, model: StandIn) -> None:
 
 
 def cpu_seconds(served: Served, names: tuple[str, ...] = ("",)) -> float:
-    """Returns those of its processes of which Ray's name has one of these parts."""
+    """Returns the CPU seconds of its processes whose names in Ray contain one of these parts."""
     processes = [served.process, *served.process.children(recursive=True)]
     times = [
         process.cpu_times()
@@ -375,13 +375,13 @@ def memory(rendered: Project) -> Memory:
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds from the command to the page, and what they are made of."""
+    """Seconds from the command to the page, and their parts."""
 
     page_ready: float
     imports: float
-    """Of the command, of the page's process and of a model's, one after another."""
+    """Imports of the command, the page process and a model process, in sequence."""
     ray: float
-    """Ray's and Serve's own start, with no application."""
+    """Start of Ray and Serve without an application."""
 
 
 def second_start(rendered: Project, rounds: int) -> Start:
@@ -406,11 +406,11 @@ def second_start(rendered: Project, rounds: int) -> Start:
 
 @dataclass(frozen=True)
 class OwnStart:
-    """Seconds from a command until there is an answer."""
+    """Seconds from a command to the first answer."""
 
     project: float
     empty: float
-    """Of an application that imports nothing."""
+    """Start of an application that imports nothing."""
 
 
 def starts_of_an_own_page(rendered: Project, rounds: int) -> OwnStart:
@@ -430,13 +430,13 @@ class ShortCall:
 
     users: int
     pause: float | None
-    """Seconds from one call of a user to the next; None is all users in the same instant."""
+    """Seconds between calls of a user; None means that all users call at once."""
     launched: float
     on_two_replicas: float
 
 
 def short_calls(rendered: Project, calls: int) -> list[ShortCall]:
-    """One user and eight, each with a call a second, and eight in the same instant."""
+    """Measures one user and eight with a call per second, and eight at the same moment."""
     loads = [(1, 1.0), (8, 1.0), (8, None)]
     medians: list[list[float]] = []
     for start in (short_calls_launched, short_calls_on_two_replicas):
@@ -458,7 +458,7 @@ def short_calls(rendered: Project, calls: int) -> list[ShortCall]:
 
 
 def python_seconds(rendered: Project, before: str, code: str, rounds: int) -> float:
-    """Returns what the code takes in a process of its own, after what goes before it."""
+    """Returns the seconds that the code takes in a new process, after its setup."""
     timed = f"import time; {before}\nbegan = time.perf_counter(); {code}\n"
     command = [
         str(rendered.environment / "bin" / "python"),

@@ -1,4 +1,4 @@
-"""Draws what was measured of users, into docs/benchmarks."""
+"""Plots the measurements of users to docs/benchmarks."""
 
 from matplotlib.figure import Figure
 

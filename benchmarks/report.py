@@ -1,4 +1,4 @@
-"""Writes what was measured to docs/benchmarks: a table and JSON for each part, and a plot."""
+"""Writes the results to docs/benchmarks: a table and JSON for each part, and a plot."""
 
 import json
 import platform
@@ -52,11 +52,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Users:
-    """Tokens for users, of the project, of its rivals and of the engine alone."""
+    """Tokens for users of the project, of its rivals and of the engine alone."""
 
     loads: list[Load]
     alone_auto: Alone
-    """Two engines at once, in the format that this machine chooses."""
+    """Two engines in parallel, in the number format that this machine chooses."""
     alone_float32: Alone
     alone_bfloat16: Alone
 
@@ -121,13 +121,13 @@ class Users:
 
 @dataclass(frozen=True)
 class Growth:
-    """What the page, Serve and Ray add as replicas and users get more."""
+    """The overhead of page, Serve and Ray as replicas and users increase."""
 
     scale: list[Scale]
     page: list[Scale]
     cost: list[Cost]
     fast_pane: tuple[float, float]
-    """Seconds to the first text: alone, and beside a pane ten times slower."""
+    """Seconds to the first text, alone and next to a pane ten times slower."""
 
     def ratios(self) -> list[Ratio]:
         alone, beside = self.fast_pane
@@ -158,7 +158,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the default application takes."""
+    """The resources of the default application."""
 
     memory: Memory
     start: Start
@@ -193,7 +193,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Own:
-    """What a page of one's own, without models, takes beside plain Gradio and an empty Serve."""
+    """The cost of a custom page without models, compared with plain Gradio and an empty Serve."""
 
     start: OwnStart
     calls: list[ShortCall]
@@ -233,7 +233,7 @@ class Own:
 
 @dataclass(frozen=True)
 class Api:
-    """What an answer takes by OpenAI's protocol, beside the page."""
+    """The cost of an answer through the OpenAI API, compared with the page."""
 
     page: WayCost
     v1: WayCost
@@ -263,7 +263,7 @@ class Api:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What an answer takes on its way from its model, and what of its speed arrives."""
+    """The cost of delivering an answer, and the share of its speed that arrives."""
 
     costs: list[PathCost]
     times: PathTimes
@@ -304,13 +304,13 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Engines:
-    """The engine beside what a user would pick instead, on the same weights."""
+    """The engine compared with its alternatives, on the same weights."""
 
     loads: list[EngineLoad]
     costs: list[EngineCost]
 
     def ratios(self) -> list[Ratio]:
-        """Those for each second of CPU time hold where other work shares the machine."""
+        """Ratios per CPU second are valid even if other work shares the machine."""
         return [
             Ratio(
                 f"{measure} at {_requests(requests)}, {_threads(threads)}, / the better rival's",
@@ -350,7 +350,7 @@ class Engines:
 
 @dataclass(frozen=True)
 class Qualities:
-    """What each engine loses of the same weights."""
+    """The quality of each engine with the same weights."""
 
     qualities: list[Quality]
 

@@ -1,6 +1,6 @@
-"""Simulated users: they speak the protocol of Gradio's page, as a browser does, or OpenAI's.
+"""Simulated users, who speak the protocol of Gradio's page like a browser, or OpenAI's.
 
-`python -m benchmarks.users` runs some of them in one process and prints an answer for each.
+`python -m benchmarks.users` runs some users in one process and prints an answer for each.
 """
 
 import argparse
@@ -18,24 +18,24 @@ import httpx2
 
 PROCESSES = 4
 LEAD_SECONDS = 0.5
-"""Between the moment that every page is open and the first request, so that all begin together."""
+"""Seconds from the last opened page to the first request, so that all users start together."""
 ANSWER_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """An endpoint of a page, and what it is asked; or a model behind OpenAI's protocol."""
+    """An endpoint of a page with its arguments, or a model behind the OpenAI API."""
 
     url: str
     api_name: str
     data: list[str | int | float | None]
     model: str | None = None
-    """Is asked at `/v1`, for the first of the data."""
+    """Model to call at `/v1`, with the first item of the data as the prompt."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Times are in seconds since it was due."""
+    """Times are in seconds since the call was due."""
 
     first_text: float
     end: float
@@ -43,14 +43,14 @@ class Answer:
 
 
 def ask_at_once(call: Call, users: int, calls: int = 1, pause: float | None = None) -> list[Answer]:
-    """Lets that many users ask, in processes of their own, and returns an answer for each call.
+    """Runs that many users in separate processes, and returns an answer for each call.
 
     Args:
-        pause: seconds from one call of a user to the next, which users begin one after another;
-            without it all ask in the same instant.
+        pause: seconds between calls of a user, with staggered starts;
+            without it, all users call at once.
 
     Raises:
-        RuntimeError: some could not open the page.
+        RuntimeError: some users could not open the page.
     """
     processes = min(users, PROCESSES)
     shares = [users // processes + (number < users % processes) for number in range(processes)]
@@ -80,13 +80,13 @@ def ask_at_once(call: Call, users: int, calls: int = 1, pause: float | None = No
 
 
 async def run_users(call: Call, users: int, calls: int, pause: float, step: float) -> list[Answer]:
-    """Says when all have opened the page, and reads from the standard input when to ask.
+    """Reports when all users have opened the page, and reads the start time from stdin.
 
-    Each user begins `step` seconds after the one before.
+    Each user starts `step` seconds after the previous one.
     """
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncHTTPTransport(limits=limits) as connections:
-        # One for each user, because cookies tell a page who is who.
+        # One client per user, because cookies identify users.
         browsers = [
             httpx2.AsyncClient(timeout=ANSWER_SECONDS, transport=connections) for _ in range(users)
         ]
@@ -119,7 +119,7 @@ async def ask_again(
 
 
 async def open_page(browser: httpx2.AsyncClient, call: Call) -> int:
-    """Returns the number that the page gives to the endpoint; programs open none."""
+    """Returns the number of the endpoint on the page; API calls have none."""
     if call.model is not None:
         return 0
     config = (await browser.get(f"{call.url}/config")).raise_for_status().json()
@@ -172,7 +172,7 @@ async def complete(client: httpx2.AsyncClient, call: Call, begin: float) -> Answ
 
 @dataclass(frozen=True)
 class Message:
-    """What Gradio's queue says of an event, as far as it matters here."""
+    """The relevant parts of a message from Gradio's queue."""
 
     msg: str
     event: str | None

@@ -23,18 +23,18 @@ SALT = "0"
 
 @dataclass(frozen=True)
 class Matrix:
-    """The answers that can be chosen, and the combinations of which no project is made."""
+    """The possible answers, and the combinations that are excluded."""
 
     choices: dict[str, list[Any]]
     forbidden: list[Answers]
-    """They are refused."""
+    """The hook refuses these."""
     repeated: list[Answers]
-    """They make what others make, because an answer in them has no effect."""
+    """These equal other combinations, because an answer in them has no effect."""
 
     def rows(self) -> list[Answers]:
-        """Returns few sets in which any two answers to two questions meet, if they may.
+        """Returns a small number of sets that together contain every allowed pair of answers.
 
-        Those that decide what the graph is made of meet in every way.
+        Answers that decide the graph appear in every combination.
         """
         constraints = [
             {
@@ -49,7 +49,7 @@ class Matrix:
         return sorted(({name: row[name] for name in self.choices} for row in rows), key=str)
 
     def pairs(self) -> set[Pair]:
-        """Returns each two answers to two questions that are in a set which is not refused."""
+        """Returns each pair of answers that occurs in an allowed set."""
         return {
             frozenset({(one, this), (other, that)})
             for one, other in combinations(self.choices, 2)
@@ -58,7 +58,7 @@ class Matrix:
         }
 
     def allowed(self, fixed: Answers) -> Iterator[Answers]:
-        """Yields the sets with these answers of which a project is made."""
+        """Yields the allowed sets that contain these answers."""
         free = {name: values for name, values in self.choices.items() if name not in fixed}
         for values in product(*free.values()):
             answers = {**fixed, **dict(zip(free, values, strict=True))}
@@ -101,7 +101,7 @@ DEFAULTS: Answers = QUESTIONS | {question: choices[0] for question, choices in C
 def every_answer_to(*questions: str) -> list[Answers]:
     """Returns all combinations of the answers to these questions, the defaults first.
 
-    Those that make what another makes, and those that are refused, are left out.
+    Refused combinations and duplicates are left out.
     """
     every = [
         dict(zip(questions, values, strict=True))
@@ -117,7 +117,7 @@ def every_pair_of_answers() -> tuple[Answers, ...]:
 
 
 def in_words(answers: Answers) -> str:
-    """Names a set of answers in the identifier of a test, as Cookiecutter's command takes it."""
+    """Formats a set of answers as arguments of Cookiecutter, for the id of a test."""
     return " ".join(f"{question}={answer}" for question, answer in answers.items())
 
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The machine's Chromium, or the one that `playwright install chromium` brought."""
+    """The system's Chromium, or the one from `playwright install chromium`."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium") or shutil.which("google-chrome"),

@@ -1,4 +1,4 @@
-"""Each test renders into its own folder, with a configuration of Cookiecutter of its own."""
+"""Each test renders into a separate folder, with a separate Cookiecutter configuration."""
 
 import importlib.util
 import inspect
@@ -27,10 +27,10 @@ from programs import can_make_networks
 from .answers import DEFAULTS, QUESTIONS, TEMPLATE, Answers
 from .chromium import chromium
 
-# Tests share two cores with a Ray that starts.
+# Tests share two cores with a starting Ray.
 expect.set_options(timeout=30_000)
 for library in (httpx, httpx2):
-    # Every call that names none has this one, Gradio's client too: five seconds, unless changed.
+    # The default timeout of httpx, which Gradio's client uses too, is five seconds.
     bound = inspect.signature(library.get).parameters["timeout"].default
     bound.connect = bound.read = bound.write = bound.pool = 60
 
@@ -64,9 +64,9 @@ class LoadHook(Protocol):
 
 
 class Command:
-    """Cookiecutter's command line, with `output` as the folder that it writes to.
+    """Cookiecutter's command line, which writes to `output`.
 
-    `in_this_process` starts no Python for it; `capfd` has what the hooks print, the result has not.
+    `in_this_process` starts no new Python; the output of hooks is then only in `capfd`.
     """
 
     def __init__(self, directory: Path, template: Path = TEMPLATE) -> None:
@@ -104,7 +104,7 @@ class Command:
 
 
 def typed(**answers: str) -> str:
-    """Returns what a user types: the answers, and Enter for the default of the other questions."""
+    """Returns what a user types: the answers, and Enter for the other questions."""
     return "".join(answers.get(question, "") + "\n" for question in QUESTIONS)
 
 
@@ -115,7 +115,7 @@ def command(tmp_path: Path) -> Command:
 
 @pytest.fixture
 def render(tmp_path: Path) -> Render:
-    """Renders a project; the questions that are not named keep their default."""
+    """Renders a project; other questions keep their defaults."""
 
     def render_answers(**answers: str | bool) -> Path:
         return render_into(tmp_path, answers)
@@ -125,7 +125,7 @@ def render(tmp_path: Path) -> Render:
 
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
-    """Renders as `render` does, once for each set of answers, for all tests that only read."""
+    """Renders like `render`, once per set of answers, for tests that only read."""
     directory = tmp_path_factory.mktemp("rendered")
     projects: dict[frozenset[tuple[str, str | bool]], Path] = {}
     as_rendered: dict[Path, int] = {}
@@ -156,13 +156,13 @@ def render_into(directory: Path, answers: Answers) -> Path:
 
 
 def times_of_changes(directory: Path) -> dict[Path, int]:
-    """A folder changes with what is added to it and removed from it."""
+    """Adding or removing a file changes its folder."""
     return {path: path.stat().st_mtime_ns for path in (directory, *directory.rglob("*"))}
 
 
 @pytest.fixture
 def answer() -> Answer:
-    """Returns what the templates see, private names included, and renders nothing."""
+    """Returns the context of the templates, with private variables, without rendering."""
 
     def answer_questions(**answers: str | bool) -> dict[str, object]:
         context = generate_context(str(TEMPLATE / "cookiecutter.json"), extra_context=answers)
@@ -173,10 +173,10 @@ def answer() -> Answer:
 
 @pytest.fixture
 def load_hook(tmp_path: Path, answer: Answer) -> LoadHook:
-    """Imports a hook that is rendered with these answers, and does not run its main()."""
+    """Imports a hook that was rendered with these answers, without running its main()."""
 
     def load(name: str, **answers: str | bool) -> ModuleType:
-        # Set afterwards, because Cookiecutter takes what is passed to it for templates.
+        # Set afterwards, because Cookiecutter would render values that are passed to it.
         context = {"cookiecutter": answer() | answers}
         source = (TEMPLATE / "hooks" / f"{name}.py").read_text("utf-8")
         path = tmp_path / f"{name}.py"

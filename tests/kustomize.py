@@ -1,6 +1,6 @@
-"""Composes an overlay as `kubectl kustomize` does, for as much of it as projects use.
+"""Composes an overlay like `kubectl kustomize`, for the features that projects use.
 
-What it does not know it refuses, so that no overlay is judged by half. Debian has no kustomize,
+Unknown features are refused, so that no overlay is only half checked. Debian has no kustomize,
 and the package index none for every Python that the tests run on.
 """
 
@@ -56,10 +56,10 @@ def resource(folder: Path, name: str) -> list[Manifest]:
     path = (folder / name).resolve()
     if path.is_dir():
         return compose(path)
-    # kustomize reads no file outside of the folder, unless a kustomization there hands it over.
+    # kustomize reads no file outside the folder, unless a kustomization there provides it.
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"{path} is not below {folder}")
-    # Two places may hold one object, where an anchor names it.
+    # A YAML anchor may put one object in two places.
     return [deepcopy(each) for each in yaml.safe_load_all(path.read_text("utf-8"))]
 
 
@@ -90,7 +90,7 @@ def chosen(manifests: list[Manifest], target: Manifest) -> list[Manifest]:
 
 
 def patch(manifest: Manifest, operations: list[Manifest]) -> None:
-    """Does what a JSON patch says."""
+    """Applies a JSON patch."""
     for operation in operations:
         *path, last = operation["path"].removeprefix("/").split("/")
         place: Any = manifest
@@ -98,7 +98,7 @@ def patch(manifest: Manifest, operations: list[Manifest]) -> None:
             place = place[int(part) if isinstance(place, list) else part]
         key = int(last) if isinstance(place, list) else last
         if operation["op"] == "replace":
-            # It has to be there.
+            # The field must exist.
             place[key]
         elif operation["op"] != "add" or isinstance(place, list):
             raise NotImplementedError(str(operation))
@@ -132,7 +132,7 @@ def replace(manifests: list[Manifest], said: Manifest) -> None:
 def places(
     node: Any, path: str, *, create: bool
 ) -> Iterator[tuple[Callable[[], Any], Callable[[Any], None]]]:
-    """Yields what reads and what writes the field of that path."""
+    """Yields functions that read and write the field at that path."""
     *before, last = parts(path)
     for part in before:
         if isinstance(node, list) and "=" in part:
@@ -142,13 +142,13 @@ def places(
             node = node[int(part) if isinstance(node, list) else part]
     at = int(last) if isinstance(node, list) else last
     if not create:
-        # It has to be there.
+        # The field must exist.
         node[at]
     yield (lambda: node[at]), (lambda value: node.__setitem__(at, value))
 
 
 def parts(path: str) -> list[str]:
-    """Splits `data.[production.yaml]` at the dots that stand in no brackets."""
+    """Splits `data.[production.yaml]` at the dots outside brackets."""
     found, inside = [""], False
     for letter in path:
         if letter in "[]":

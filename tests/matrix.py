@@ -1,4 +1,4 @@
-"""Shows the combinations of answers that `nox -s generated` makes projects of."""
+"""Lists the combinations of answers that `nox -s generated` tests."""
 
 import argparse
 import json

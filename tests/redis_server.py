@@ -1,4 +1,4 @@
-"""A Redis on loopback, which can be stopped."""
+"""A Redis on loopback that can be stopped."""
 
 import subprocess
 import time

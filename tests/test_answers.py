@@ -1,4 +1,4 @@
-"""What cookiecutter.json asks, and what it makes of the answers."""
+"""The questions in cookiecutter.json, and the values derived from the answers."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_only_questions_have_a_prompt() -> None:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_is_asked_in_words(question: str) -> None:
+def test_each_question_has_a_readable_prompt(question: str) -> None:
     prompt = PROMPTS[question]
     words = prompt["__prompt__"] if isinstance(prompt, dict) else prompt
 
@@ -31,7 +31,7 @@ def test_a_choice_has_a_label_for_each_answer(question: str) -> None:
     assert all(label.strip() for label in labels.values())
 
 
-def test_no_yes_or_no_is_asked_as_a_choice() -> None:
+def test_no_yes_or_no_question_is_a_choice() -> None:
     for choices in CHOICES.values():
         assert not {"yes", "no", "y", "n", "true", "false"} & {
             str(c) for c in choices if c != bool(c)
@@ -53,7 +53,7 @@ def test_a_boolean_is_native(typed: str, meant: bool, answer: Answer) -> None:
         ("My.Big-App", "my_big_app"),
     ],
 )
-def test_the_package_is_named_after_the_slug(slug: str, package: str, answer: Answer) -> None:
+def test_the_package_name_comes_from_the_slug(slug: str, package: str, answer: Answer) -> None:
     assert answer(project_slug=slug)["__package"] == package
 
 
@@ -66,12 +66,12 @@ def test_the_package_is_named_after_the_slug(slug: str, package: str, answer: An
         ('R&D: it\'s "ours"', "r-d-it-s-ours"),
     ],
 )
-def test_the_slug_is_made_of_the_name(name: str, slug: str, answer: Answer) -> None:
+def test_the_slug_comes_from_the_name(name: str, slug: str, answer: Answer) -> None:
     assert answer(project_name=name)["project_slug"] == slug
 
 
 @pytest.mark.parametrize("name", ["", "   ", "🎉", "!?", "word " * 40, "w" * 300], ids=ascii)
-def test_the_slug_of_any_name_is_one_that_the_hook_takes(
+def test_the_hook_accepts_the_slug_of_any_name(
     name: str, answer: Answer, load_hook: LoadHook
 ) -> None:
     slug = answer(project_name=name)["project_slug"]

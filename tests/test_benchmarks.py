@@ -1,4 +1,4 @@
-"""What the benchmark makes of answers that it has."""
+"""How the benchmark evaluates its measurements."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_all_parts_are_measured_unless_some_are_named() -> None:
     assert read([*WHERE, "growth"]).parts == ["growth"]
 
 
-def test_a_part_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read([*WHERE, "speed"])
     assert "'speed' is no part of the benchmark" in capsys.readouterr().err
@@ -53,19 +53,19 @@ def load(contender: str, users: int, speed: float = 1, first_text: float = 1) ->
     return Load(contender, users, speed, first_text, whole_answer=1, failures=0)
 
 
-def test_tokens_per_second_are_those_of_whole_answers_until_the_last_one_ended() -> None:
+def test_tokens_per_second_count_whole_answers_until_the_last_one_ends() -> None:
     answers = [Answer(1, 4), Answer(3, 8), Answer(0, 2, "429")]
     of_two = load_of("mine", 3, answers)
     assert of_two.tokens_per_second == 2 * len(MODELS) * NEW_TOKENS / 8
     assert (of_two.first_text, of_two.whole_answer, of_two.failures) == (2, 6, 1)
 
 
-def test_a_contender_of_which_every_call_fails_has_no_figures() -> None:
+def test_a_contender_whose_calls_all_fail_has_no_figures() -> None:
     with pytest.raises(RuntimeError, match="mine: 500"):
         load_of("mine", 1, [Answer(0, 1, "500")])
 
 
-def test_the_figure_of_several_rounds_is_the_median_of_each() -> None:
+def test_each_figure_is_the_median_of_the_rounds() -> None:
     rounds = [load("mine", 8, speed, first) for speed, first in ((1, 9), (5, 2), (4, 3))]
     assert median_load(rounds) == load("mine", 8, 4, 3)
 
@@ -74,13 +74,13 @@ def test_the_figure_of_several_rounds_is_the_median_of_each() -> None:
     ("value", "smaller_is_better", "reached"),
     [(1.3, False, True), (1.1, False, False), (1.1, True, True), (1.3, True, False)],
 )
-def test_a_goal_is_reached_from_its_own_side(
+def test_a_goal_may_be_a_minimum_or_a_maximum(
     value: float, smaller_is_better: bool, reached: bool
 ) -> None:
     assert Ratio("speed", value, 1.2, smaller_is_better).reached() is reached
 
 
-def test_ratios_hold_the_project_against_the_others_at_as_many_users() -> None:
+def test_ratios_compare_contenders_at_the_same_number_of_users() -> None:
     users = Users(
         loads=[
             *(load(OURS, number, 60, 0.5) for number in (1, 8, 32)),
@@ -96,7 +96,7 @@ def test_ratios_hold_the_project_against_the_others_at_as_many_users() -> None:
     assert values == [6, 3, 6, 3, 30, 15, 1, 1, 12, 0.75, 1.25, 1]
 
 
-def test_a_page_of_ones_own_is_held_against_an_empty_application_and_plain_gradio() -> None:
+def test_a_custom_page_is_compared_with_an_empty_application_and_plain_gradio() -> None:
     calls = [
         ShortCall(1, pause=1.0, launched=0.025, on_two_replicas=0.038),
         ShortCall(8, pause=None, launched=0.025, on_two_replicas=0.045),
@@ -108,14 +108,14 @@ def test_a_page_of_ones_own_is_held_against_an_empty_application_and_plain_gradi
     assert "8 users, in the same instant" in at_once.measure
 
 
-def test_the_api_is_held_against_the_page() -> None:
+def test_the_api_is_compared_with_the_page() -> None:
     costs = Api(page=WayCost(0.2, [0.1, 0.2, 0.3]), v1=WayCost(0.08, [0.08, 0.05, 0.09]))
     [ratio] = costs.ratios()
     assert (round(ratio.value, 3), ratio.reached()) == (0.4, True)
     assert "| `/v1` | 0.080 | 0.080, 0.050, 0.090 |" in costs.tables()
 
 
-def test_what_an_answer_takes_on_its_way_is_told_by_process() -> None:
+def test_the_delivery_cost_of_an_answer_is_listed_by_process() -> None:
     page = PathCost(PAGE_WAY, {"the page": 0.02, "the proxy": 0.01}, [0.03, 0.02, 0.04])
     api = PathCost(API_WAY, {"the page": 0.01, "the proxy": 0.01}, [0.02, 0.02, 0.02])
     times = PathTimes([0.9, 0.96, 0.97], [0.1, 0.2, 0.3], [19, 21, 22])
@@ -126,9 +126,7 @@ def test_what_an_answer_takes_on_its_way_is_told_by_process() -> None:
     assert "| the page | 0.0200 | 0.0100 | 0.0300 | 0.0300, 0.0200, 0.0400 |" in part.tables()
 
 
-def test_an_engine_is_held_against_the_better_of_its_rivals_at_as_many_requests_and_threads() -> (
-    None
-):
+def test_the_engine_is_compared_with_its_best_rival_at_equal_requests_and_threads() -> None:
     slow, fast = RIVALS
     loads = [
         EngineLoad(OUR_ENGINE, 1, 8, tokens_per_second=90, tokens_per_cpu_second=60),
@@ -143,7 +141,7 @@ def test_an_engine_is_held_against_the_better_of_its_rivals_at_as_many_requests_
     assert [ratio.value for ratio in more] == [1, 1]
 
 
-def test_quality_is_perplexity_and_the_share_of_the_same_likeliest_tokens() -> None:
+def test_quality_is_perplexity_and_the_share_of_equal_top_tokens() -> None:
     reference: list[tuple[int, float | None]] = [(1, -1.0), (2, -1.0), (3, -1.0), (4, -1.0)]
     read: list[tuple[int, float | None]] = [(1, 0.0), (2, 0.0), (3, 0.0), (5, 0.0)]
     assert quality("mine", read, reference) == Quality("mine", 1.0, 0.75)
@@ -151,7 +149,7 @@ def test_quality_is_perplexity_and_the_share_of_the_same_likeliest_tokens() -> N
     assert quality("silent", silent, reference) == Quality("silent", None, 1.0)
 
 
-def test_quality_is_held_against_float32_and_the_better_rival() -> None:
+def test_quality_is_compared_with_float32_and_the_best_rival() -> None:
     slow, fast = RIVALS
     measured = [Quality(FLOAT32, 20, 1), Quality(OUR_ENGINE, 20.5, 0.9)]
     part = Qualities([*measured, Quality(slow, None, 0.8), Quality(fast, 24, 0.96)])

@@ -1,4 +1,4 @@
-"""The README's first command, used as a new user would use it."""
+"""The README's first command, as a new user runs it."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from .answers import TEMPLATE
 START_SECONDS = 900
 ANSWER_SECONDS = 60
 STOP_SECONDS = 120
-# In 300 answers of each model, they were 0.23 of the words or more.
+# In 300 answers of each model, the share was at least 0.23.
 COMMON_WORD = re.compile(
     r"\b(the|of|and|a|to|in|is|it|that|are|as|for|from|by|this|with|which|can|be)\b", re.IGNORECASE
 )
@@ -27,7 +27,7 @@ COMMON_WORD = re.compile(
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[str]:
-    """Yields the page's address; at the end, asserts that Ctrl-C leaves no process behind."""
+    """Yields the page's URL; at the end, asserts that Ctrl-C leaves no process behind."""
     log = tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -36,7 +36,7 @@ def demo(tmp_path: Path) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # What a script starts in the background would ignore Ctrl-C.
+            # Background processes of a script would ignore Ctrl-C.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     started: list[psutil.Process] = []
@@ -50,7 +50,7 @@ def demo(tmp_path: Path) -> Iterator[str]:
         yield log.read_text().split("The page is up: ")[1].split()[0]
     finally:
         if process.poll() is None:
-            # The whole group, as Ctrl-C in a terminal does.
+            # Interrupt the whole group, like Ctrl-C in a terminal.
             os.killpg(process.pid, signal.SIGINT)
             process.wait(STOP_SECONDS)
         print(log.read_text())
@@ -74,7 +74,7 @@ def test_the_demo_streams_sensible_english_into_both_panes(demo: str, browser: B
 
     assert focused.input_value().startswith(beginning)
     assert re.search(r"\b(sky|light|blue)\b", focused.input_value())
-    # It takes chances, and may leave the sky out.
+    # It samples, and may not mention the sky.
     assert share_of_common_words(lively.input_value()) > 0.1
 
 

@@ -1,4 +1,4 @@
-"""What a project is deployed with: the image, and what Kubernetes is given."""
+"""Deployment files of a project: the image and the Kubernetes manifests."""
 
 import json
 import os
@@ -52,7 +52,7 @@ any_image = pytest.mark.parametrize(
 
 @any_cluster
 @any_overlay
-def test_everything_in_an_overlay_is_something_that_kubernetes_takes(
+def test_kubernetes_accepts_every_object_of_an_overlay(
     overlay: str, answers: Answers, rendered: Render
 ) -> None:
     manifests = composed(rendered(deploy="kubernetes", **answers), overlay)
@@ -61,7 +61,7 @@ def test_everything_in_an_overlay_is_something_that_kubernetes_takes(
 
 
 @any_overlay
-def test_what_kubernetes_would_refuse_or_drop_is_complained_about(
+def test_objects_that_kubernetes_would_refuse_or_change_fail_the_check(
     overlay: str, rendered: Render
 ) -> None:
     for manifest in composed(rendered(deploy="kubernetes"), overlay):
@@ -70,7 +70,7 @@ def test_what_kubernetes_would_refuse_or_drop_is_complained_about(
 
 
 @any_overlay
-def test_an_overlay_has_these_kinds(overlay: str, rendered: Render) -> None:
+def test_an_overlay_has_the_expected_kinds(overlay: str, rendered: Render) -> None:
     kinds = {each["kind"] for each in composed(rendered(deploy="kubernetes"), overlay)}
 
     more = {"ConfigMap", "PodDisruptionBudget", "PodMonitor", "PrometheusRule"}
@@ -80,9 +80,7 @@ def test_an_overlay_has_these_kinds(overlay: str, rendered: Render) -> None:
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_everything_has_a_name_that_kubernetes_and_kuberay_take(
-    slug: str, rendered: Render
-) -> None:
+def test_kubernetes_and_kuberay_accept_every_name(slug: str, rendered: Render) -> None:
     for each in composed(rendered(deploy="kubernetes", project_slug=slug)):
         name = each["metadata"]["name"]
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
@@ -90,7 +88,7 @@ def test_everything_has_a_name_that_kubernetes_and_kuberay_take(
         assert complaints(each) == []
 
 
-def test_the_overlays_are_in_namespaces_of_their_own(rendered: Render) -> None:
+def test_each_overlay_has_its_own_namespace(rendered: Render) -> None:
     found = [
         {each["metadata"]["namespace"] for each in composed(rendered(deploy="kubernetes"), overlay)}
         for overlay in OVERLAYS
@@ -111,7 +109,7 @@ def test_the_rayservice_serves_the_production_config(
     assert rayservice(project, overlay)["spec"]["serveConfigV2"] == config.read_text("utf-8")
 
 
-def test_a_change_of_the_production_config_is_all_that_its_rayservice_needs(render: Render) -> None:
+def test_changing_the_production_config_is_enough_to_change_the_rayservice(render: Render) -> None:
     project = render(deploy="kubernetes")
     config = project / "config" / "production.yaml"
     config.write_text(config.read_text("utf-8").replace("max_replicas: 4", "max_replicas: 8"))
@@ -124,9 +122,7 @@ def test_a_change_of_the_production_config_is_all_that_its_rayservice_needs(rend
 
 
 @any_cluster
-def test_the_rayservice_asks_for_gpus_where_the_models_do(
-    answers: Answers, rendered: Render
-) -> None:
+def test_the_rayservice_requests_gpus_if_the_models_do(answers: Answers, rendered: Render) -> None:
     service = rayservice(rendered(deploy="kubernetes", **answers))
 
     limits = [
@@ -139,7 +135,7 @@ def test_the_rayservice_asks_for_gpus_where_the_models_do(
 
 
 @any_overlay
-def test_an_overlay_says_image_and_host_once(overlay: str, render: Render) -> None:
+def test_an_overlay_sets_image_and_host_once(overlay: str, render: Render) -> None:
     project = render(deploy="kubernetes")
     path = project / "deploy" / "kubernetes" / "overlays" / overlay / "kustomization.yaml"
     text = path.read_text("utf-8")
@@ -161,7 +157,7 @@ def test_an_overlay_says_image_and_host_once(overlay: str, render: Render) -> No
 
 @any_overlay
 @pytest.mark.parametrize("slug", SLUGS)
-def test_the_route_leads_through_the_gateway_to_the_page_and_cuts_no_stream(
+def test_the_route_goes_through_the_gateway_and_has_no_stream_timeout(
     slug: str, overlay: str, rendered: Render
 ) -> None:
     manifests = composed(rendered(deploy="kubernetes", project_slug=slug), overlay)
@@ -177,7 +173,7 @@ def test_the_route_leads_through_the_gateway_to_the_page_and_cuts_no_stream(
     assert [each["protocol"] for each in gateway["spec"]["listeners"]] == ["HTTPS"]
 
 
-def test_the_network_policy_is_for_every_pod_and_gives_metrics_to_prometheus_alone(
+def test_the_network_policy_covers_every_pod_and_allows_only_prometheus_to_scrape(
     rendered: Render,
 ) -> None:
     manifests = composed(rendered(deploy="kubernetes"))
@@ -196,7 +192,7 @@ def test_the_network_policy_is_for_every_pod_and_gives_metrics_to_prometheus_alo
     assert ports(operator) == [8265]
 
 
-def test_the_monitor_and_the_budget_find_the_pods(rendered: Render) -> None:
+def test_the_monitor_and_the_budget_select_the_pods(rendered: Render) -> None:
     manifests = composed(rendered(deploy="kubernetes"))
     [monitor], [budget], [service] = (
         of_kind(kind, manifests) for kind in ("PodMonitor", "PodDisruptionBudget", "RayService")
@@ -210,13 +206,13 @@ def test_the_monitor_and_the_budget_find_the_pods(rendered: Render) -> None:
     label, kind = budget["spec"]["selector"]["matchLabels"].items()
     assert label in worker_pod(service)["metadata"]["labels"].items()
     assert kind == ("ray.io/node-type", "worker")
-    # A budget that all of them meet would let no node be drained.
+    # If the budget required all pods, no node could be drained.
     assert group(service)["minReplicas"] > budget["spec"]["minAvailable"]
-    # Kubernetes takes nothing else for pods of a kind that it does not know.
+    # Kubernetes accepts nothing else for pods of an unknown kind.
     assert budget["spec"].keys() == {"minAvailable", "selector"}
 
 
-def test_prometheus_and_grafana_get_what_lies_in_monitoring(rendered: Render) -> None:
+def test_prometheus_and_grafana_get_the_files_in_monitoring(rendered: Render) -> None:
     project = rendered(deploy="kubernetes")
     manifests = composed(project)
     [rule], [dashboard] = (of_kind(kind, manifests) for kind in ("PrometheusRule", "ConfigMap"))
@@ -230,7 +226,7 @@ def test_prometheus_and_grafana_get_what_lies_in_monitoring(rendered: Render) ->
 
 @pytest.mark.parametrize("page", CHOICES["page"])
 @pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
-def test_each_alert_names_a_section_that_says_what_to_look_at_and_do(
+def test_each_alert_links_to_a_section_with_instructions(
     page: str, deploy: str, rendered: Render
 ) -> None:
     project = rendered(page=page, deploy=deploy)
@@ -284,8 +280,8 @@ def test_the_load_test_has_the_objectives_of_the_alerts(rendered: Render) -> Non
     assert re.findall(r"expr: vector\((0.*)\)", alerts) == [share, share]
 
 
-def test_the_alerts_ask_for_the_job_that_prometheus_is_told(rendered: Render) -> None:
-    # A slug may have what a label of Kubernetes has not.
+def test_the_alerts_select_the_job_that_prometheus_scrapes(rendered: Render) -> None:
+    # A slug may contain characters that Kubernetes labels do not allow.
     slug = "our_app"
     as_image = rendered(deploy="docker", project_slug=slug)
     manifests = composed(rendered(deploy="kubernetes", project_slug=slug))
@@ -298,7 +294,7 @@ def test_the_alerts_ask_for_the_job_that_prometheus_is_told(rendered: Render) ->
     rules = rules_of(as_image)
     for rule in rules:
         assert set(re.findall(r'job="([^"]+)"', rule["expr"])) <= {told}
-        # Another project's are not to be mixed in: all that Ray tells is of this job.
+        # Metrics of other projects must not be mixed in: Ray's metrics all have this job.
         for name, labels in re.findall(r"\b(ray_\w+|up)({[^}]*})?", rule["expr"]):
             assert f'job="{told}"' in labels, (name, rule)
 
@@ -310,7 +306,7 @@ def rules_of(project: Path) -> list[dict[str, Any]]:
 
 
 @any_cluster
-def test_workers_are_spread_over_nodes(answers: Answers, rendered: Render) -> None:
+def test_workers_are_spread_across_nodes(answers: Answers, rendered: Render) -> None:
     service = rayservice(rendered(deploy="kubernetes", **answers))
 
     [spread] = worker_pod(service)["spec"]["topologySpreadConstraints"]
@@ -320,7 +316,7 @@ def test_workers_are_spread_over_nodes(answers: Answers, rendered: Render) -> No
 
 
 @any_cluster
-def test_nothing_ends_before_the_longest_answer(answers: Answers, rendered: Render) -> None:
+def test_no_timeout_is_shorter_than_the_longest_answer(answers: Answers, rendered: Render) -> None:
     project = rendered(deploy="kubernetes", **answers)
     service = rayservice(project)
     [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
@@ -334,7 +330,7 @@ def test_nothing_ends_before_the_longest_answer(answers: Answers, rendered: Rend
     assert ANSWER_SECONDS < drains < grace
 
 
-def test_answers_take_so_long_at_most(rendered: Render) -> None:
+def test_the_longest_answer_time_is_the_default_of_the_settings(rendered: Render) -> None:
     [settings] = rendered().glob("src/*/serving/pages/settings.py")
 
     assert f"answer_seconds: float = Field(default={ANSWER_SECONDS}," in settings.read_text("utf-8")
@@ -344,7 +340,7 @@ def test_answers_take_so_long_at_most(rendered: Render) -> None:
     ("raylet", "proxy", "ready"),
     [("success", "success", True), (None, "success", False), ("success", None, False)],
 )
-def test_a_worker_is_ready_when_its_raylet_and_its_proxy_say_so(
+def test_a_worker_is_ready_when_its_raylet_and_proxy_are_ready(
     raylet: str | None, proxy: str | None, ready: bool, rendered: Render
 ) -> None:
     probe = worker(rayservice(rendered(deploy="kubernetes")))["readinessProbe"]
@@ -365,7 +361,7 @@ def test_a_worker_is_ready_when_its_raylet_and_its_proxy_say_so(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is a script of a container's shell")
 @any_overlay
-def test_an_image_is_deployed_by_its_digest_and_waited_for(
+def test_the_deploy_uses_the_image_digest_and_waits_for_the_rollout(
     overlay: str, render: Render, tmp_path: Path
 ) -> None:
     project, said = render(deploy="kubernetes", project_slug="our.app"), tmp_path / "said"
@@ -398,9 +394,7 @@ def test_an_image_is_deployed_by_its_digest_and_waited_for(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is a script of a container's shell")
-def test_what_serve_logs_comes_out_of_the_container_of_logs(
-    rendered: Render, tmp_path: Path
-) -> None:
+def test_the_log_container_prints_the_logs_of_serve(rendered: Render, tmp_path: Path) -> None:
     service = rayservice(rendered(deploy="kubernetes"))
     ray_containers = [pod["spec"]["containers"][0] for pod in pods(service)]
     readers = [pod["spec"]["containers"][1] for pod in pods(service)]
@@ -430,7 +424,7 @@ def test_what_serve_logs_comes_out_of_the_container_of_logs(
         reader.wait()
 
 
-def test_the_incremental_upgrade_is_one_that_kuberay_takes(rendered: Render) -> None:
+def test_kuberay_accepts_the_incremental_upgrade(rendered: Render) -> None:
     project = rendered(deploy="kubernetes")
     path = project / "deploy" / "kubernetes" / "base" / "rayservice.yaml"
     text = path.read_text("utf-8").replace("    type: NewCluster\n", "")
@@ -449,14 +443,14 @@ def test_the_incremental_upgrade_is_one_that_kuberay_takes(rendered: Render) -> 
     assert strategy["clusterUpgradeOptions"]["gatewayClassName"] == of_gateway
 
 
-def test_the_rayservice_needs_no_feature_that_the_operator_has_off(rendered: Render) -> None:
+def test_the_rayservice_needs_no_feature_that_is_off_by_default(rendered: Render) -> None:
     cluster = rayservice(rendered(deploy="kubernetes"))["spec"]["rayClusterConfig"]
 
-    # KubeRay 1.7 refuses it, where RayClusterNetworkPolicy is not switched on.
+    # KubeRay 1.7 refuses it unless RayClusterNetworkPolicy is enabled.
     assert "networkPolicy" not in cluster
 
 
-def test_the_rayservice_runs_the_ray_that_the_project_requires(rendered: Render) -> None:
+def test_the_rayservice_runs_the_ray_version_of_the_project(rendered: Render) -> None:
     project = rendered(deploy="kubernetes")
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
     [ray] = [r for r in map(Requirement, metadata["dependencies"]) if r.name == "ray"]
@@ -471,18 +465,20 @@ def test_the_image_passes_hadolint(answers: Answers, rendered: Render) -> None:
 
 
 @any_image
-def test_the_image_copies_only_what_is_there(answers: Answers, rendered: Render) -> None:
+def test_the_image_copies_only_existing_files(answers: Answers, rendered: Render) -> None:
     project = rendered(deploy="docker", **answers)
     sources = sources_of_copies(project / "Dockerfile")
 
     assert sources
     for source in sources:
-        # Only `uv lock` writes it, with the versions of its day.
+        # Only `uv lock` writes it, with the current versions.
         assert source == "uv.lock" or list(project.glob(source)), source
 
 
 @any_image
-def test_the_image_is_given_everything_that_it_copies(answers: Answers, rendered: Render) -> None:
+def test_no_copied_file_is_left_out_of_the_build_context(
+    answers: Answers, rendered: Render
+) -> None:
     project = rendered(deploy="docker", **answers)
     patterns = (project / ".dockerignore").read_text("utf-8").splitlines()
 
@@ -490,7 +486,7 @@ def test_the_image_is_given_everything_that_it_copies(answers: Answers, rendered
 
 
 @any_image
-def test_the_image_runs_as_a_user_without_rights(answers: Answers, rendered: Render) -> None:
+def test_the_image_runs_as_an_unprivileged_user(answers: Answers, rendered: Render) -> None:
     stage = last_stage(rendered(deploy="docker", **answers) / "Dockerfile")
 
     users = [value for instruction, value in stage if instruction == "USER"]
@@ -500,7 +496,7 @@ def test_the_image_runs_as_a_user_without_rights(answers: Answers, rendered: Ren
 
 
 @any_image
-def test_the_image_says_whether_it_is_healthy(answers: Answers, rendered: Render) -> None:
+def test_the_image_has_a_health_check(answers: Answers, rendered: Render) -> None:
     stage = last_stage(rendered(deploy="docker", **answers) / "Dockerfile")
 
     [check] = [value for instruction, value in stage if instruction == "HEALTHCHECK"]
@@ -548,10 +544,10 @@ def ports(rule: Manifest) -> list[int]:
 
 
 def complaints(manifest: Manifest) -> list[str]:
-    """Says what the cluster would refuse of it, or drop without a word."""
+    """Returns what the cluster would refuse or silently drop."""
     schema = schemas().get((manifest["apiVersion"], manifest["kind"]))
     if schema is None:
-        # A kind of Kubernetes' own, or none at all.
+        # A built-in kind of Kubernetes, or an unknown one.
         try:
             kubernetes_validate.validate(
                 manifest, kubernetes_validate.latest_version(), strict=True
@@ -580,7 +576,7 @@ def schemas() -> dict[tuple[str, str], dict[str, Any]]:
 
 @contextmanager
 def answering(path: str, answer: str | None) -> Iterator[int]:
-    """Yields a port where that path answers so, or where nothing listens."""
+    """Yields a port at which that path has this answer, or where nothing listens."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -611,7 +607,7 @@ def wait_for_lines(path: Path, lines: set[str], seconds: float = 60) -> None:
 
 
 def without_unknown_fields(schema: dict[str, Any]) -> dict[str, Any]:
-    """Refuses fields that the schema does not name; Kubernetes would drop them silently."""
+    """Refuses fields that are not in the schema; Kubernetes would drop them silently."""
     strict = dict(schema)
     if "properties" in schema:
         strict["properties"] = {
@@ -649,7 +645,7 @@ def sources_of_copies(dockerfile: Path) -> list[str]:
 
 
 def is_ignored(source: str, patterns: list[str]) -> bool:
-    """Says whether Docker leaves it out of the build context; the last match decides."""
+    """Returns whether Docker leaves it out of the build context; the last match decides."""
     ignored = False
     for pattern in patterns:
         if fnmatch(source.rstrip("/"), pattern.lstrip("!").strip("/")):

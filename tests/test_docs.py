@@ -1,4 +1,4 @@
-"""The docs say what their sources say."""
+"""The docs agree with their sources."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ MARKDOWN = [
 ]
 
 
-def test_the_written_pages_are_fresh() -> None:
+def test_the_generated_pages_are_up_to_date() -> None:
     for path, text in pages().items():
         assert path.read_text("utf-8") == text, "nox -s docs writes it anew"
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_each_question_has_its_reason(question: str) -> None:
+def test_each_question_has_a_reason(question: str) -> None:
     decisions = (TEMPLATE / "docs" / "design-decisions.md").read_text("utf-8")
     reasons = decisions.partition("## Questions")[2].partition("\n## ")[0]
 
@@ -36,7 +36,7 @@ def test_every_link_within_the_repository_leads_to_a_file(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-def test_every_path_of_the_contributors_table_is_there() -> None:
+def test_every_path_in_the_contributors_table_exists() -> None:
     page = (TEMPLATE / "CONTRIBUTING.md").read_text("utf-8")
     table = page.partition("## Where to find things")[2].partition("\n## ")[0]
 
@@ -57,7 +57,7 @@ def test_the_updates_page_names_files_of_a_project() -> None:
     assert [name for name in files if f"`{name}`" not in tree] == []
 
 
-def test_the_models_page_names_each_architecture_that_the_sweep_asks() -> None:
+def test_the_models_page_names_each_tested_architecture() -> None:
     page = (TEMPLATE / "docs" / "models.md").read_text("utf-8")
 
     named = re.findall(r"`([\w-]+)`", page.partition("| Runs |")[2])

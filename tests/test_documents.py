@@ -1,4 +1,4 @@
-"""What a project's documents say holds in that project, for every set of answers."""
+"""A project's documents are correct for every set of answers."""
 
 import ast
 import re
@@ -17,9 +17,9 @@ from .answers import CONTEXT, TEMPLATE, Answers, every_pair_of_answers, in_words
 from .conftest import Render
 
 PACKAGE = "src/our_app"
-# What a reader has in mind where a document names a file without its folder.
+# Folders in which a reader looks for a file that is named without one.
 FOLDERS = ("", "docs/", f"{PACKAGE}/", f"{PACKAGE}/serving/", "tests/support/")
-# Made later: by uv, and by cruft.
+# Created later by uv and cruft.
 NOT_YET = {"uv.lock", ".cruft.json"}
 LINES_OF_README = 150
 
@@ -45,7 +45,7 @@ def test_the_readme_is_short(project: Path) -> None:
     assert len(lines) < LINES_OF_README
 
 
-def test_a_document_has_one_title_and_no_heading_twice(project: Path) -> None:
+def test_a_document_has_one_title_and_no_duplicate_headings(project: Path) -> None:
     for document in documents(project):
         assert_clean_headings(document)
 
@@ -62,7 +62,7 @@ def assert_clean_headings(document: Path) -> list[str]:
     return titles
 
 
-def test_every_path_that_a_document_names_is_there(project: Path) -> None:
+def test_every_path_in_a_document_exists(project: Path) -> None:
     for document in documents(project):
         named = set(paths_in(document))
         assert named or document.name == "SECURITY.md"
@@ -70,7 +70,7 @@ def test_every_path_that_a_document_names_is_there(project: Path) -> None:
             assert any(list(project.glob(folder + name)) for folder in FOLDERS), (document, name)
 
 
-def test_every_link_of_a_document_leads_to_a_file_and_its_heading(project: Path) -> None:
+def test_every_link_in_a_document_leads_to_a_file_and_heading(project: Path) -> None:
     for document in documents(project):
         for target in links_in(document):
             name, _, anchor = target.partition("#")
@@ -79,9 +79,7 @@ def test_every_link_of_a_document_leads_to_a_file_and_its_heading(project: Path)
             assert not anchor or anchor in map(anchor_of, headings(path)), (document, target)
 
 
-def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
-    answers: Answers, project: Path
-) -> None:
+def test_the_readme_only_asks_to_change_files_of_the_team(answers: Answers, project: Path) -> None:
     rows = rows_of(project / "README.md", "Change it")
     own = answers["page"] == "own"
 
@@ -94,7 +92,7 @@ def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
         assert found, what
         assert not [path for path in found if "serving" in path.parts], what
         for name in set(spans) - set(files) - {"launch()", "Counter"}:
-            # What a team passes in, or names in a config, is known to who takes it.
+            # Arguments and config fields are defined where they are used.
             settings = "http/settings.py" if own else "pages/settings.py"
             takes = {"=": "http/ingress.py", ":": settings}.get(name[-1])
             places = [*found, *([project / PACKAGE / "serving" / takes] if takes else [])]
@@ -102,7 +100,7 @@ def test_what_the_readme_says_to_change_is_in_a_file_of_the_team(
             assert any(wanted in path.read_text("utf-8") for path in places), name
 
 
-def test_the_page_of_limits_has_their_names_and_defaults(answers: Answers, project: Path) -> None:
+def test_the_limits_page_has_all_names_and_defaults(answers: Answers, project: Path) -> None:
     serving = project / PACKAGE / "serving"
     limits = defaults_of(serving / "http/settings.py", "RequestLimits")
     rows = rows_of(project / "docs/changing.md", "Limits")
@@ -118,7 +116,7 @@ def test_the_page_of_limits_has_their_names_and_defaults(answers: Answers, proje
     assert said == {name: str(value) for name, value in limits.items()}
 
 
-def test_the_options_that_have_a_default_are_named_with_it(rendered: Render) -> None:
+def test_options_with_a_default_are_documented_with_it(rendered: Render) -> None:
     project = rendered(project_slug="our-app")
     options = defaults_of(project / PACKAGE / "serving/protocol.py", "GenerationOptions")
     text = (project / "docs/changing.md").read_text("utf-8")
@@ -129,9 +127,7 @@ def test_the_options_that_have_a_default_are_named_with_it(rendered: Render) -> 
         assert re.search(rf"`{name}` \({value}\b", text), name
 
 
-def test_the_yaml_in_a_document_names_settings_that_there_are(
-    answers: Answers, project: Path
-) -> None:
+def test_the_yaml_in_documents_uses_existing_settings(answers: Answers, project: Path) -> None:
     serving = project / PACKAGE / "serving"
     classes = {
         "args": {"http/settings.py": "HttpSettings", "telemetry/traces.py": "TracedSettings"},
@@ -169,7 +165,7 @@ def test_the_yaml_in_a_document_names_settings_that_there_are(
         assert set(model) <= fields["models"]
 
 
-def test_the_python_in_a_document_imports_what_the_door_offers(project: Path) -> None:
+def test_the_python_in_documents_imports_only_public_names(project: Path) -> None:
     offered = names_at_the_door(project)
 
     snippets = [*fences(project, "python"), *fences(project / "docs", "python")]
@@ -182,13 +178,13 @@ def test_the_python_in_a_document_imports_what_the_door_offers(project: Path) ->
     assert imports
     for node in imports:
         if node.module in ("app", "page", "my_demo"):
-            # Files of a team's own.
+            # Files of the team.
             continue
         assert node.module == "serving"
         assert {alias.name for alias in node.names} <= offered
 
 
-def test_the_door_says_in_ten_lines_what_a_team_may_rely_on(project: Path) -> None:
+def test_the_serving_docstring_has_at_most_ten_lines(project: Path) -> None:
     door = ast.parse((project / PACKAGE / "serving/__init__.py").read_text("utf-8"))
     said = ast.get_docstring(door) or ""
 
@@ -201,14 +197,14 @@ def test_the_door_says_in_ten_lines_what_a_team_may_rely_on(project: Path) -> No
 @pytest.mark.parametrize(
     ("ci", "name"), [("github", ".github/CODEOWNERS"), ("gitlab", ".gitlab/CODEOWNERS")]
 )
-def test_code_owners_name_both_parts_and_ask_nobody_yet(
+def test_code_owners_cover_both_parts_and_are_commented_out(
     ci: str, name: str, rendered: Render
 ) -> None:
     project = rendered(project_slug="our-app", ci=ci)
     text = (project / name).read_text("utf-8")
 
     assert [path.relative_to(project).as_posix() for path in project.rglob("CODEOWNERS")] == [name]
-    # A line that begins so is a comment to both hosts, and nothing else is.
+    # Only lines that start like this are comments on both hosts.
     assert all(line.startswith("# ") for line in text.splitlines() if line)
     lines = re.findall(r"^# (\S+) (@\w[\w-]*/\w[\w-]*)$", text, re.MULTILINE)
     [everything, *machinery] = [pattern for pattern, _ in lines]
@@ -218,11 +214,11 @@ def test_code_owners_name_both_parts_and_ask_nobody_yet(
         assert (project / pattern.strip("/")).is_dir(), pattern
 
 
-def test_without_ci_nobody_owns_code(rendered: Render) -> None:
+def test_without_ci_there_are_no_code_owners(rendered: Render) -> None:
     assert list(rendered(ci="none").rglob("CODEOWNERS")) == []
 
 
-def test_projects_record_the_version_that_the_changelog_comes_to() -> None:
+def test_projects_record_the_latest_version_in_the_changelog() -> None:
     pyproject = tomllib.loads((TEMPLATE / "pyproject.toml").read_text("utf-8"))
     changelog = (TEMPLATE / "CHANGELOG.md").read_text("utf-8")
     version = Version(pyproject["project"]["version"])
@@ -249,7 +245,7 @@ def headings(document: Path) -> list[str]:
 
 
 def anchor_of(heading: str) -> str:
-    """As GitHub and GitLab make it."""
+    """Returns the anchor that GitHub and GitLab create."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -277,14 +273,14 @@ def links_in(document: Path) -> Iterator[str]:
 
 
 def rows_of(document: Path, heading: str) -> list[list[str]]:
-    """Returns the cells of the table below a heading, without its first row of names."""
+    """Returns the cells of the table below a heading, without the header."""
     text = document.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
 
 
 def fences(folder: Path, language: str) -> list[str]:
-    """Returns the code of one language in the documents of a folder."""
+    """Returns the code blocks in one language in the documents of a folder."""
     return [
         token.content
         for document in sorted(folder.glob("*.md"))

@@ -1,4 +1,4 @@
-"""The hooks: which answers are refused, and what is kept and said for the others."""
+"""The hooks: refused answers, and the files and messages for the others."""
 
 import ast
 import re
@@ -83,13 +83,13 @@ ACCEPTED = [
     *("console", "nullable", "onward", "raytracer", "typed", "yes-men", "a" * 47),
 ]
 
-# One for each question, and what a terminal or a file system makes something of.
+# One for each question, and special characters of terminals and file systems.
 REFUSED_IN_A_PROCESS = [
     *("project_name=", "author=a\tb", "description=a\x85b", "project_name=two\nlines"),
     *("project_slug=../../a/b", "project_slug=$(touch hacked)", "project_slug=\U0001f389"),
 ]
 
-# Cookiecutter's own, which knows which answers there are.
+# These come from Cookiecutter, which knows the possible answers.
 NO_ANSWERS = [
     *("task=poetry", "task=Summarization", "task=__import__('os')", "license=../LICENSE"),
     *("parallel_models=maybe", "deploy={{ 7 * 7 }}", "ci=", "models=🎉"),
@@ -108,7 +108,7 @@ def test_refuses_in_one_sentence_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("answer", REFUSED_IN_A_PROCESS, ids=ascii)
-def test_a_process_of_its_own_refuses_as_this_one_does(answer: str, command: Command) -> None:
+def test_a_separate_process_refuses_in_the_same_way(answer: str, command: Command) -> None:
     result = command("--no-input", answer)
 
     assert result.returncode != 0
@@ -125,7 +125,7 @@ def assert_said_in_one_sentence(answer: str, sentence: str, stderr: str) -> None
 
 
 @pytest.mark.parametrize("answer", NO_ANSWERS, ids=ascii)
-def test_an_answer_that_there_is_not_is_refused(answer: str, command: Command) -> None:
+def test_an_unknown_answer_is_refused(answer: str, command: Command) -> None:
     result = command("--no-input", answer)
 
     assert result.returncode != 0
@@ -136,11 +136,11 @@ def test_an_answer_that_there_is_not_is_refused(answer: str, command: Command) -
 def assert_nothing_is_written(command: Command) -> None:
     folder = command.output.parent
     left = {path.name for path in folder.rglob("*")}
-    # Cookiecutter keeps the answers of the last time in its own folder, which is here.
+    # Cookiecutter saves the last answers in its own folder, which is here.
     assert left <= {"output", "config.yaml", f"{TEMPLATE.name}.json"}
 
 
-def test_refuses_in_a_folder_that_is_there_already_and_touches_nothing(command: Command) -> None:
+def test_refuses_an_existing_folder_and_leaves_it_unchanged(command: Command) -> None:
     mine = command.output / "gradio" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("mine", "utf-8")
@@ -159,7 +159,7 @@ def test_accepts(slug: str, command: Command) -> None:
     assert [path.name for path in command.output.iterdir()] == [slug]
 
 
-def test_refuses_the_name_of_everything_that_a_project_declares(
+def test_refuses_the_name_of_every_declared_dependency(
     rendered: Render, load_hook: LoadHook
 ) -> None:
     hook = load_hook("pre_gen_project")
@@ -175,9 +175,7 @@ def test_refuses_the_name_of_everything_that_a_project_declares(
             assert list(hook.problems_of_slug(name)), name
 
 
-def test_refuses_the_name_of_everything_that_a_project_imports(
-    rendered: Render, load_hook: LoadHook
-) -> None:
+def test_refuses_the_name_of_every_imported_module(rendered: Render, load_hook: LoadHook) -> None:
     hook = load_hook("pre_gen_project")
 
     for answers in every_answer_to("page", "models"):
@@ -204,14 +202,14 @@ def absolute_imports(path: Path) -> set[str]:
     [*HOSTILE.values(), "", '"', '"""', "\\", '\\"""', "\n", "\r\n", "\0", "\u2028", "\ud800"],
     ids=ascii,
 )
-def test_a_hook_reads_any_answer_as_it_was_given(text: str, hook: str, load_hook: LoadHook) -> None:
+def test_a_hook_reads_every_answer_unchanged(text: str, hook: str, load_hook: LoadHook) -> None:
     module = load_hook(hook, project_name=text, description=text, author=text)
 
     for question in ("project_name", "description", "author"):
         assert module.ANSWERS[question] == text
 
 
-def test_files_are_removed_for_exactly_the_answers_that_there_are(load_hook: LoadHook) -> None:
+def test_removed_files_are_declared_for_exactly_the_existing_answers(load_hook: LoadHook) -> None:
     hook = load_hook("post_gen_project")
 
     for question, answers in hook.UNWANTED.items():
@@ -219,7 +217,7 @@ def test_files_are_removed_for_exactly_the_answers_that_there_are(load_hook: Loa
         assert {type(key) for key in answers} == {type(key) for key in CHOICES[question]}
 
 
-def test_each_file_of_which_there_are_several_is_one_for_some_answers(load_hook: LoadHook) -> None:
+def test_each_variant_of_a_file_is_used_by_some_answers(load_hook: LoadHook) -> None:
     chosen = {
         name
         for answers in every_answer_to(
@@ -231,7 +229,7 @@ def test_each_file_of_which_there_are_several_is_one_for_some_answers(load_hook:
     there = {*(PROJECT / package).glob("*.*.py"), *PROJECT.glob("LICENSE.*")}
     there |= {*PROJECT.rglob("*.own.*"), *PROJECT.rglob("*.votes.*")}
     there |= set(PROJECT.glob("tests/*.*.py"))
-    # What stands beside a page of one's own without an answer in its name.
+    # Their counterparts for other answers, whose names contain no answer.
     there |= {path for each in there if (path := without_answer(each)).exists()}
 
     found = {path.relative_to(PROJECT).as_posix() for path in there}
@@ -243,7 +241,7 @@ def without_answer(path: Path) -> Path:
     return path.with_name(path.name.replace(".own.", "."))
 
 
-def test_the_page_has_the_words_and_the_graph_that_were_chosen(rendered: Render) -> None:
+def test_the_page_has_the_chosen_words_and_graph(rendered: Render) -> None:
     [generation] = rendered(task="text-generation").glob("src/*/page.py")
     [summarization] = rendered(task="summarization").glob("src/*/page.py")
     [parallel] = rendered(parallel_models=True).glob("src/*/app.py")
@@ -258,7 +256,7 @@ def test_the_page_has_the_words_and_the_graph_that_were_chosen(rendered: Render)
 @pytest.mark.parametrize(
     "answers", every_answer_to("models", "task", "parallel_models"), ids=in_words
 )
-def test_the_models_are_those_that_were_chosen(answers: Answers, rendered: Render) -> None:
+def test_the_project_has_the_chosen_models(answers: Answers, rendered: Render) -> None:
     [models] = rendered(**answers).glob("src/*/models.py")
     text = models.read_text("utf-8")
 
@@ -267,7 +265,7 @@ def test_the_models_are_those_that_were_chosen(answers: Answers, rendered: Rende
     assert ("ummarize" in text) == (answers["task"] == "summarization")
 
 
-def test_says_what_to_do_next_with_the_names_of_the_project(command: Command) -> None:
+def test_prints_the_next_steps_with_the_names_of_the_project(command: Command) -> None:
     result = command("--no-input", "project_slug=our.big-app")
 
     assert "cd our.big-app\n" in result.stdout
@@ -275,7 +273,7 @@ def test_says_what_to_do_next_with_the_names_of_the_project(command: Command) ->
     assert result.stderr == ""
 
 
-def test_says_what_to_do_next_where_cruft_makes_a_project(
+def test_prints_the_next_steps_when_cruft_creates_a_project(
     tmp_path: Path, answer: Answer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     render_as_cruft(tmp_path, answer(project_slug="our-app"))
@@ -283,10 +281,10 @@ def test_says_what_to_do_next_where_cruft_makes_a_project(
     assert "cd our-app\n" in capfd.readouterr().out
 
 
-def test_says_nothing_where_cruft_updates_a_project(
+def test_prints_nothing_when_cruft_updates_a_project(
     answer: Answer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # As cruft does, in a temporary directory that only it knows.
+    # Like cruft, in a temporary directory.
     with tempfile.TemporaryDirectory() as output:
         render_as_cruft(Path(output), answer(project_slug="our-app"))
         assert (Path(output) / "our-app" / "README.md").is_file()
@@ -294,7 +292,7 @@ def test_says_nothing_where_cruft_updates_a_project(
     assert capfd.readouterr() == ("", "")
 
 
-def test_says_what_to_do_next_in_a_temporary_directory_without_cruft(
+def test_prints_the_next_steps_in_a_temporary_directory_without_cruft(
     answer: Answer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with tempfile.TemporaryDirectory() as output:
@@ -304,12 +302,12 @@ def test_says_what_to_do_next_in_a_temporary_directory_without_cruft(
 
 
 def render_as_cruft(output: Path, answers: dict[str, object]) -> None:
-    """Renders with what cruft adds to the answers, to make a project and to update one."""
+    """Renders with the answers that cruft adds to create or update a project."""
     answers |= {"_template": str(TEMPLATE), "_commit": "0" * 40}
     generate_files(TEMPLATE, {"cookiecutter": answers}, output, overwrite_if_exists=True)
 
 
-def test_says_what_to_do_next_where_the_terminal_knows_only_ascii(command: Command) -> None:
+def test_prints_the_next_steps_on_an_ascii_terminal(command: Command) -> None:
     result = command(
         "--no-input", "project_name=🎉 page", "project_slug=page", PYTHONIOENCODING="ascii"
     )
@@ -319,11 +317,11 @@ def test_says_what_to_do_next_where_the_terminal_knows_only_ascii(command: Comma
     assert (command.output / "page").is_dir()
 
 
-def test_the_hooks_need_nothing_but_the_standard_library(load_hook: LoadHook) -> None:
+def test_the_hooks_use_only_the_standard_library(load_hook: LoadHook) -> None:
     for name in ("pre_gen_project", "post_gen_project"):
         path = load_hook(name).__file__
         assert path
         imported = absolute_imports(Path(path))
         assert imported <= sys.stdlib_module_names
-        # Neither a network nor git, nor any other program.
+        # They use no network, no git and no other program.
         assert not imported & {"http", "os", "socket", "subprocess", "urllib"}

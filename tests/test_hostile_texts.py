@@ -1,4 +1,4 @@
-"""A text that breaks some language arrives as it was typed, wherever a project has it."""
+"""Text with special characters of any language arrives unchanged everywhere in a project."""
 
 import ast
 import json
@@ -66,7 +66,7 @@ HOSTILE = {
     "an entity": "&lt; &amp; &#65;",
 }
 
-# What shells, encodings and prompts make something of.
+# Special characters of shells, encodings and prompts.
 OF_A_TERMINAL = ["backslashes", "emoji", "right to left", "code of a shell"]
 
 
@@ -78,7 +78,7 @@ def text(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def project(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Has the text for an answer to each question that takes one. Tests only read it."""
+    """A project with this text as the answer to each text question. Tests only read it."""
     command = Command(tmp_path_factory.mktemp("project"))
 
     result = command.in_this_process(stdin=typed_everywhere(text))
@@ -98,7 +98,7 @@ def typed_everywhere(text: str) -> str:
     )
 
 
-def test_a_hostile_text_arrives_as_it_was_typed(text: str, project: Path) -> None:
+def test_a_hostile_text_arrives_unchanged(text: str, project: Path) -> None:
     output = project.parent
     assert [path.name for path in output.iterdir()] == ["our-app"]
     assert not list(output.parent.rglob("*hacked*"))
@@ -118,17 +118,17 @@ def test_a_hostile_text_arrives_as_it_was_typed(text: str, project: Path) -> Non
         assert application["name"] == "our-app"
 
 
-def test_what_is_written_in_python_can_be_run_and_is_tidy(project: Path) -> None:
+def test_python_with_hostile_texts_runs_and_is_formatted(project: Path) -> None:
     for path in project.rglob("*.py"):
         compile(path.read_bytes(), path, "exec")
     check_with_ruff(project)
 
 
-def test_a_readme_has_a_clean_title_whatever_its_name(text: str, project: Path) -> None:
+def test_the_readme_has_a_clean_title_for_any_name(text: str, project: Path) -> None:
     assert assert_clean_headings(project / "README.md")[0] == text.strip()
 
 
-def test_the_line_that_links_a_project_has_its_version_and_answers(
+def test_the_link_command_has_the_version_and_answers_of_the_project(
     text: str, project: Path
 ) -> None:
     page = (project / "CONTRIBUTING.md").read_text("utf-8")
@@ -144,7 +144,7 @@ def test_the_line_that_links_a_project_has_its_version_and_answers(
 
 
 @pytest.mark.parametrize("name", OF_A_TERMINAL)
-def test_a_process_of_its_own_takes_what_is_typed_as_this_one_does(
+def test_a_separate_process_reads_input_in_the_same_way(
     name: str, command: Command, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     here = Command(tmp_path_factory.mktemp("here"))
@@ -159,7 +159,7 @@ def test_a_process_of_its_own_takes_what_is_typed_as_this_one_does(
 
 
 def beginning_of_markdown(path: Path) -> list[tuple[str, str]]:
-    """Returns the kind and the plain text of the first two blocks."""
+    """Returns the types and the plain texts of the first two blocks."""
     [*first, rest] = MarkdownIt().parse(path.read_text("utf-8"))[:7]
     assert rest.type == "paragraph_open"
     blocks = [first[:3], first[3:]]
@@ -172,7 +172,7 @@ def beginning_of_markdown(path: Path) -> list[tuple[str, str]]:
 
 
 def constants_of(path: Path) -> dict[str, object]:
-    """Returns the names of a module that have a literal for a value."""
+    """Returns the names in a module whose values are literals."""
     return {
         target.id: statement.value.value
         for statement in ast.parse(path.read_text("utf-8")).body

@@ -1,4 +1,4 @@
-"""What uv makes of a project's bounds, on each Python and system; it asks the package index."""
+"""uv can resolve a project on each Python and system. Uses the package index."""
 
 import re
 import shlex
@@ -38,8 +38,8 @@ def test_each_python_has_a_wheel_of_every_library(
     assert failure == ""
 
 
-def test_the_python_after_the_highest_has_not(rendered: Render, tmp_path: Path) -> None:
-    """Else `requires-python` can be raised."""
+def test_the_next_python_lacks_some_wheels(rendered: Render, tmp_path: Path) -> None:
+    """Otherwise `requires-python` can be raised."""
     major, minor = PYTHONS[-1].split(".")
     after = f"{major}.{int(minor) + 1}"
     failure = failure_to_resolve(rendered(), after, "Linux", tmp_path / "resolved.txt")
@@ -53,7 +53,7 @@ def failure_to_resolve(project: Path, python: str, system: str, resolved: Path) 
         f"pip compile pyproject.toml --group dev --group load --group pytorch --python-version {python} --python-platform "
         f"{SYSTEMS[system]} --only-binary :all: --no-sources --quiet "
         f"--output-file {shlex.quote(str(resolved))}",
-        # PyTorch's wheels are for this one and later.
+        # PyTorch's wheels require this version or later.
         MACOSX_DEPLOYMENT_TARGET="14.0",
     )
     return result.stderr if result.returncode else ""
@@ -74,7 +74,7 @@ def test_pytorch_stays_small_when_a_team_adds_or_upgrades_a_library(
         assert "six" in (project / "pyproject.toml").read_text("utf-8")
 
 
-def test_pytorch_comes_with_cuda_where_there_are_gpus(render: Render) -> None:
+def test_pytorch_includes_cuda_in_projects_with_gpus(render: Render) -> None:
     project = render(accelerator="gpu")
     declared = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
 
@@ -83,7 +83,7 @@ def test_pytorch_comes_with_cuda_where_there_are_gpus(render: Render) -> None:
     assert with_cuda(locked_in(project))
 
 
-def test_a_machine_that_does_not_reach_the_index_can_leave_it_aside(render: Render) -> None:
+def test_a_machine_without_access_to_the_index_can_skip_it(render: Render) -> None:
     project = render(accelerator="cpu")
     use_index(project, "http://127.0.0.1:9")
 
@@ -94,14 +94,14 @@ def test_a_machine_that_does_not_reach_the_index_can_leave_it_aside(render: Rend
     assert left_aside.returncode == 0, left_aside.stderr
 
 
-def test_refuses_the_name_of_everything_that_is_locked(
+def test_refuses_the_name_of_every_locked_package(
     render: Render, rendered: Render, load_hook: LoadHook
 ) -> None:
     hook = load_hook("pre_gen_project")
     missing: set[str] = set()
     for answers in answers_with_most_libraries(rendered):
         project = render(project_slug="our-app", **answers)
-        # With everything that CUDA brings.
+        # With all CUDA packages.
         result = uv(project, "lock", UV_NO_SOURCES="1")
         assert result.returncode == 0, result.stderr
         names = locked_in(project).keys() - {"our-app"}
@@ -111,7 +111,7 @@ def test_refuses_the_name_of_everything_that_is_locked(
 
 
 def answers_with_most_libraries(rendered: Render) -> list[Answers]:
-    """Returns answers for each set of libraries that is not part of another one."""
+    """Returns answers for each set of libraries that is not a subset of another."""
     found = {
         frozenset(requirements(rendered(project_slug="our-app", **answers))): answers
         for answers in every_pair_of_answers()
@@ -122,7 +122,7 @@ def answers_with_most_libraries(rendered: Render) -> list[Answers]:
 
 
 def locked_in(project: Path) -> dict[str, set[tuple[str, str]]]:
-    """Returns where each distribution comes from, and its version: several, on several systems."""
+    """Returns the sources and versions of each package, which may differ between systems."""
     found: dict[str, set[tuple[str, str]]] = {}
     for package in tomllib.loads((project / "uv.lock").read_text("utf-8"))["package"]:
         source = package["source"].get("registry", "")
@@ -135,7 +135,7 @@ def with_cuda(locked: dict[str, set[tuple[str, str]]]) -> set[str]:
 
 
 def use_index(project: Path, index: str) -> None:
-    """Puts another index in the place of PyTorch's."""
+    """Replaces PyTorch's index with another."""
     pyproject = project / "pyproject.toml"
     text = pyproject.read_text("utf-8")
     [declared] = tomllib.loads(text)["tool"]["uv"]["index"]
@@ -144,7 +144,7 @@ def use_index(project: Path, index: str) -> None:
 
 @contextmanager
 def pytorch_index(folder: Path) -> Iterator[str]:
-    """Serves a wheel that stands for PyTorch's small build, as PyTorch's own index does."""
+    """Serves a wheel that represents PyTorch's CPU build, like PyTorch's index."""
     page = folder / "torch" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text(f'<!DOCTYPE html><a href="{quote(WHEEL)}">{WHEEL}</a>', "utf-8")

@@ -1,4 +1,4 @@
-"""The combinations of answers: computed from cookiecutter.json, the forbidden ones refused."""
+"""The combinations of answers, computed from cookiecutter.json; forbidden ones are refused."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TOO_BIG: dict[str, Any] = {
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    """A copy of the template, to change."""
+    """A copy of the template that tests may change."""
     ignored = shutil.ignore_patterns(".*", "__pycache__")
     return shutil.copytree(TEMPLATE, tmp_path / "template", ignore=ignored)
 
@@ -47,7 +47,7 @@ def test_every_pair_of_answers_is_in_a_combination() -> None:
     assert set().union(*map(pairs_in, MATRIX.rows())) == MATRIX.pairs()
 
 
-def test_what_is_declared_as_forbidden_is_refused_and_not_in_the_matrix(
+def test_forbidden_combinations_are_refused_and_not_in_the_matrix(
     template: Path, tmp_path: Path
 ) -> None:
     declared = [*CONTEXT["_forbidden"], TOO_BIG]
@@ -68,7 +68,7 @@ def test_what_is_declared_as_forbidden_is_refused_and_not_in_the_matrix(
     assert set().union(*map(pairs_in, rows)) == matrix.pairs()
 
 
-def test_every_graph_is_in_a_combination_and_answers_without_effect_are_not() -> None:
+def test_combinations_cover_every_graph_and_skip_answers_without_effect() -> None:
     graphs = [{name: row[name] for name in GRAPH} for row in MATRIX.rows()]
 
     assert [each for each in every_answer_to(*GRAPH) if each not in graphs] == []
@@ -78,7 +78,7 @@ def test_every_graph_is_in_a_combination_and_answers_without_effect_are_not() ->
         assert {row[question] for row in own} == {CHOICES[question][0]}
 
 
-def test_a_forbidden_pair_is_no_pair_to_cover(template: Path) -> None:
+def test_forbidden_pairs_need_not_be_covered(template: Path) -> None:
     pair: Answers = {"task": "summarization", "accelerator": "gpu"}
     matrix = matrix_of(with_context(template, _forbidden=[{"answers": pair, "because": "."}]))
 
@@ -86,7 +86,7 @@ def test_a_forbidden_pair_is_no_pair_to_cover(template: Path) -> None:
     assert set().union(*map(pairs_in, matrix.rows())) == matrix.pairs()
 
 
-def test_one_command_shows_a_new_answer_with_no_other_edit(template: Path) -> None:
+def test_a_new_answer_appears_in_the_matrix_without_other_edits(template: Path) -> None:
     context = with_context(template, accelerator=["cpu", "gpu", "tpu"])
     shown = subprocess.run(
         [sys.executable, "-m", "tests.matrix"],

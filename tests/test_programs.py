@@ -1,4 +1,4 @@
-"""What a machine lacks is installed before anything starts, or named."""
+"""Missing programs are installed before anything starts, or named."""
 
 import os
 import re
@@ -36,7 +36,7 @@ esac
 
 
 class Machine:
-    """Its programs are scripts in a folder, which note how they are called."""
+    """Its programs are scripts in a folder that record their calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Machine:
         path.chmod(0o755)
 
     def calls(self) -> list[str]:
-        """Without options."""
+        """Returns the calls without options."""
         return [re.sub(r" (-o \S+|--(yes|quiet)\b)", "", line) for line in self.all_calls()]
 
     def all_calls(self) -> list[str]:
@@ -62,7 +62,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A Debian with nothing but what a test adds."""
+    """A Debian machine with only the programs that a test adds."""
     machine = Machine(tmp_path / "machine")
     monkeypatch.setenv("PATH", str(machine.folder))
     monkeypatch.setenv("MACHINE", str(machine.folder))
@@ -73,7 +73,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def forget() -> None:
-    """As if nox was started again."""
+    """Forgets earlier results, as if nox were restarted."""
     programs.update_package_lists.cache_clear()
     programs.playwright_has_chromium.cache_clear()
 
@@ -91,7 +91,7 @@ def user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_where_everything_is_there_nothing_runs(
+def test_nothing_runs_if_every_program_is_installed(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for command in (
@@ -115,7 +115,7 @@ def test_where_everything_is_there_nothing_runs(
 
 
 @pytest.mark.usefixtures("root")
-def test_a_session_that_needs_no_program_brings_none(machine: Machine) -> None:
+def test_a_session_without_programs_installs_none(machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
 
     programs.bring("demo", "lint", "update")
@@ -124,7 +124,7 @@ def test_a_session_that_needs_no_program_brings_none(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_root_installs_what_is_missing_at_once(
+def test_root_installs_missing_packages_in_one_command(
     machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     machine.has("apt-get", APT_GET)
@@ -141,7 +141,7 @@ def test_root_installs_what_is_missing_at_once(
 
 
 @pytest.mark.usefixtures("root")
-def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> None:
+def test_root_installs_nothing_installed_or_unneeded(machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
     machine.has("chromium")
 
@@ -156,7 +156,7 @@ def test_root_installs_nothing_that_is_there_or_not_needed(machine: Machine) -> 
 
 
 @pytest.mark.usefixtures("root")
-def test_a_library_that_playwright_needs_is_a_package_too(
+def test_libraries_that_playwright_needs_are_packages_too(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -173,13 +173,13 @@ def test_a_library_that_playwright_needs_is_a_package_too(
     ]
 
 
-def test_a_library_is_there_if_it_can_be_loaded() -> None:
+def test_a_library_counts_as_installed_if_it_can_be_loaded() -> None:
     assert not programs.has_library("libnothing-of-this-name.so.1")
     assert programs.has_library("libc.so.6") == (sys.platform == "linux")
 
 
 @pytest.mark.usefixtures("root")
-def test_the_lists_of_packages_are_updated_once(machine: Machine) -> None:
+def test_package_lists_are_updated_once(machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
 
     programs.bring("tests")
@@ -193,7 +193,7 @@ def test_the_lists_of_packages_are_updated_once(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_apt_get_asks_nothing_and_waits_for_no_lock_or_server_without_end(
+def test_apt_get_is_non_interactive_and_has_timeouts(
     machine: Machine,
 ) -> None:
     machine.has("apt-get", f'echo "$DEBIAN_FRONTEND" >> "$MACHINE/log"\n{APT_GET}')
@@ -208,7 +208,7 @@ def test_apt_get_asks_nothing_and_waits_for_no_lock_or_server_without_end(
 
 
 @pytest.mark.usefixtures("user")
-def test_a_user_whom_sudo_asks_no_password_installs_through_it(machine: Machine) -> None:
+def test_a_user_with_passwordless_sudo_installs_with_sudo(machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
     machine.has("sudo", 'shift; test "$1" = true || exec "$@"')
 
@@ -226,7 +226,7 @@ def test_a_user_whom_sudo_asks_no_password_installs_through_it(machine: Machine)
 
 @pytest.mark.usefixtures("user")
 @pytest.mark.parametrize("sudo", ["absent", "asks"])
-def test_any_other_user_gets_the_chromium_of_playwright(sudo: str, machine: Machine) -> None:
+def test_other_users_get_chromium_from_playwright(sudo: str, machine: Machine) -> None:
     machine.has("apt-get", APT_GET)
     machine.has("redis-server")
     machine.has("uv", UV)
@@ -243,7 +243,7 @@ def test_any_other_user_gets_the_chromium_of_playwright(sudo: str, machine: Mach
 
 
 @pytest.mark.usefixtures("user")
-def test_the_chromium_of_playwright_is_not_installed_again(machine: Machine) -> None:
+def test_an_installed_chromium_of_playwright_is_not_installed_again(machine: Machine) -> None:
     machine.has("uv", UV)
 
     programs.bring("tests")
@@ -254,7 +254,7 @@ def test_the_chromium_of_playwright_is_not_installed_again(machine: Machine) -> 
 
 
 @pytest.mark.usefixtures("root")
-def test_where_chromium_is_no_package_of_debians_playwright_brings_it_with_its_libraries(
+def test_without_a_chromium_package_playwright_installs_it_with_its_libraries(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "is_debian", lambda: False)
@@ -271,7 +271,7 @@ def test_where_chromium_is_no_package_of_debians_playwright_brings_it_with_its_l
 
 
 @pytest.mark.usefixtures("root")
-def test_where_the_packages_cannot_be_had_playwright_brings_chromium(machine: Machine) -> None:
+def test_if_packages_cannot_be_installed_playwright_installs_chromium(machine: Machine) -> None:
     machine.has("apt-get", "exit 100")
     machine.has("uv", UV)
 
@@ -282,7 +282,7 @@ def test_where_the_packages_cannot_be_had_playwright_brings_chromium(machine: Ma
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("apt_get", ["absent", "fails"])
-def test_where_nothing_can_be_installed_one_line_names_the_packages(
+def test_if_nothing_can_be_installed_one_line_names_the_packages(
     apt_get: str, machine: Machine
 ) -> None:
     machine.has("uv", UV)
@@ -301,16 +301,14 @@ def test_where_nothing_can_be_installed_one_line_names_the_packages(
 
 @pytest.mark.usefixtures("user")
 @pytest.mark.parametrize("script", ["exit 1", "case $* in *install*) ;; *) exit 1 ;; esac"])
-def test_a_chromium_that_cannot_be_had_or_does_not_start_is_named(
-    script: str, machine: Machine
-) -> None:
+def test_a_missing_or_broken_chromium_is_reported(script: str, machine: Machine) -> None:
     machine.has("uv", script)
 
     with pytest.raises(SystemExit, match=r"^Missing: Chromium\. .*`apt-get install chromium`\.$"):
         programs.bring("tests")
 
 
-def test_nox_starts_no_check_before_everything_is_there(machine: Machine) -> None:
+def test_nox_starts_no_check_before_all_programs_are_installed(machine: Machine) -> None:
     machine.has("uv", "exit 1")
 
     nox = subprocess.run(
@@ -327,7 +325,7 @@ def test_nox_starts_no_check_before_everything_is_there(machine: Machine) -> Non
     assert "session lint" not in nox.stderr
 
 
-def test_the_sessions_that_need_a_program_are_those_of_nox() -> None:
+def test_programs_are_listed_only_for_existing_nox_sessions() -> None:
     noxfile = (TEMPLATE / "noxfile.py").read_text("utf-8")
     sessions = set(re.findall(r"^def (\w+)\(\w+: nox\.Session\)", noxfile, re.MULTILINE))
 
@@ -335,7 +333,7 @@ def test_the_sessions_that_need_a_program_are_those_of_nox() -> None:
         assert set(program.sessions) <= sessions
 
 
-def test_a_plain_nox_prepares_first() -> None:
+def test_nox_without_arguments_installs_programs_first() -> None:
     noxfile = (TEMPLATE / "noxfile.py").read_text("utf-8")
 
     assert 'nox.options.sessions = ["prepare", ' in noxfile

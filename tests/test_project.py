@@ -1,4 +1,4 @@
-"""Rendered projects look as if they were written by hand."""
+"""Rendered projects look hand-written."""
 
 import ast
 import os
@@ -54,7 +54,7 @@ def test_has_no_trace_of_the_template(
 
     for name, text in texts(project).items():
         assert "cookiecutter" not in f"{name}\n{text}".lower()
-        # GitHub's own expressions look like Jinja's, and so do the labels of a dashboard.
+        # GitHub's expressions and dashboard labels look like Jinja.
         left = re.sub(r"\$\{\{.*?\}\}", "", text) if ".github" in name else text
         if name.endswith("dashboard.json"):
             left = re.sub(r"\{\{\w+\}\}", "", left)
@@ -72,7 +72,7 @@ def test_text_is_tidy(answers: Answers, rendered: Render) -> None:
         assert "\t" not in text, name
         assert not re.search(r"[ \t]$", text, re.MULTILINE), name
         assert not text.startswith("\n"), name
-        # Formatting Python is ruff's, and in a document it is formatted the same way.
+        # Ruff formats Python, also in documents.
         prose = re.sub(r"^ *```python\n.*?^ *```$", "…", text, flags=re.DOTALL | re.MULTILINE)
         assert name.endswith(".py") or "\n\n\n" not in prose, name
         assert text.endswith("\n") or is_package_mark(name, text), name
@@ -88,13 +88,13 @@ def test_ruff_has_nothing_to_change(answers: Answers, rendered: Render) -> None:
 @pytest.mark.parametrize(
     "answers", every_answer_to("page", "parallel_models", "models"), ids=in_words
 )
-def test_a_name_of_any_length_changes_no_line(
+def test_a_name_of_any_length_needs_no_reformatting(
     answers: Answers, slug: str, rendered: Render
 ) -> None:
     check_with_ruff(rendered(project_slug=slug, **answers))
 
 
-def test_the_machinerys_tests_know_neither_the_teams_page_nor_its_models(rendered: Render) -> None:
+def test_tests_of_serving_use_neither_the_page_nor_the_models_of_the_team(rendered: Render) -> None:
     project = rendered()
     theirs = re.compile(r"gradio_on_ray\.(page|models)\b|gradio_on_ray import (page|models)\b")
 
@@ -111,7 +111,7 @@ def test_yaml_and_toml_can_be_read(answers: Answers, rendered: Render) -> None:
             assert tomllib.loads(text), name
 
 
-def test_what_is_copied_as_it_is_asks_for_no_rendering() -> None:
+def test_files_copied_without_rendering_contain_no_jinja() -> None:
     # As Cookiecutter matches them, below the project.
     copied = [
         path
@@ -122,10 +122,10 @@ def test_what_is_copied_as_it_is_asks_for_no_rendering() -> None:
     assert not [path for path in copied if re.search(r"{[{%#]", path.read_text("utf-8"))]
 
 
-def test_rendering_takes_a_few_times_what_cookiecutter_needs_to_start(
+def test_rendering_is_not_much_slower_than_starting_cookiecutter(
     tmp_path: Path,
 ) -> None:
-    # Against what the command needs to start, since other work slows both down: between 2.4 times
+    # Relative to the command's start, since other work slows both down: between 2.4 times
     # on a busy machine and 4.9 on an idle one, where it is 0.8 seconds.
     start = [sys.executable, "-c", "import cookiecutter.main"]
     render = [
@@ -138,7 +138,7 @@ def test_rendering_takes_a_few_times_what_cookiecutter_needs_to_start(
 
 
 def processor_seconds(command: Sequence[str]) -> float:
-    """Of the command and the processes that it starts."""
+    """Returns the CPU seconds of the command and its child processes."""
     before = os.times()
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     after = os.times()
@@ -146,7 +146,7 @@ def processor_seconds(command: Sequence[str]) -> float:
 
 
 @pytest.mark.parametrize("name", CHOICES["license"])
-def test_has_the_license_that_was_chosen(name: str, rendered: Render) -> None:
+def test_has_the_chosen_license(name: str, rendered: Render) -> None:
     project = rendered(license=name, author="Ada & Co")
     text = " ".join((project / "LICENSE").read_text("utf-8").split())
     metadata = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
@@ -158,7 +158,7 @@ def test_has_the_license_that_was_chosen(name: str, rendered: Render) -> None:
 
 
 @any_graph
-def test_nothing_but_the_models_file_names_a_model(answers: Answers, rendered: Render) -> None:
+def test_only_the_models_file_names_a_model(answers: Answers, rendered: Render) -> None:
     project = rendered(deploy="kubernetes", **answers)
     models = names_of_models(project)
     named = [*project.glob("config/*"), *project.glob("deploy/**/*.yaml")]
@@ -180,10 +180,10 @@ def test_the_configs_name_no_model(answers: Answers, rendered: Render) -> None:
 
 
 @any_graph
-def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, rendered: Render) -> None:
+def test_the_configs_fit_on_two_cores_and_one_gpu(answers: Answers, rendered: Render) -> None:
     project = rendered(project_slug="our.big-app", **answers)
     models = len(names_of_models(project)) if answers["parallel_models"] else 0
-    # That of app.py, or of `GradioServer` itself.
+    # The default of app.py or of `GradioServer`.
     alone = 1 if answers["page"] != "own" and not models else 0.4
     for config in configs(project):
         asked = resources_at_start(config, models, alone)
@@ -193,7 +193,7 @@ def test_the_configs_start_on_two_cores_and_one_gpu(answers: Answers, rendered: 
 
 
 @pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
-def test_a_third_model_still_starts_on_two_cores_and_one_gpu(
+def test_a_third_model_still_fits_on_two_cores_and_one_gpu(
     accelerator: str, rendered: Render
 ) -> None:
     local, _ = configs(rendered(accelerator=accelerator))
@@ -231,25 +231,25 @@ def test_rendering_twice_gives_the_same_bytes(deploy: str, render: Render) -> No
     assert contents(render(deploy=deploy)) == contents(render(deploy=deploy))
 
 
-def test_the_names_of_a_projects_files_are_legal_on_windows(rendered: Render) -> None:
+def test_file_names_of_a_project_are_legal_on_windows(rendered: Render) -> None:
     project = rendered(deploy="kubernetes")
 
     assert illegal_on_windows(project) == []
 
 
-def test_the_names_of_the_templates_files_are_legal_on_windows() -> None:
+def test_file_names_of_the_template_are_legal_on_windows() -> None:
     for directory in (PROJECT, TEMPLATE / "hooks", TEMPLATE / "tests"):
         assert illegal_on_windows(directory) == []
 
 
-def test_the_templates_files_have_the_line_ends_of_unix() -> None:
+def test_files_of_the_template_have_unix_line_endings() -> None:
     for directory in (PROJECT, TEMPLATE / "hooks"):
         for path in files(directory):
             assert b"\r" not in path.read_bytes(), path
 
 
 def files(directory: Path) -> list[Path]:
-    """Returns the files that are under version control, or would be."""
+    """Returns the files that are, or would be, under version control."""
     caches = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
     return sorted(
         path for path in directory.rglob("*") if path.is_file() and not caches & set(path.parts)
@@ -281,7 +281,7 @@ def configs(project: Path) -> list[dict[str, Any]]:
 
 
 def resources_at_start(config: dict[str, Any], models: int, page_cpus: float) -> dict[str, float]:
-    """Adds what the config says to the defaults of the code, which the projects' tests hold."""
+    """Adds the config to the defaults of the code, which the projects' tests check."""
     [application] = config["applications"]
     page: dict[str, float] = {"num_cpus": page_cpus}
     replicas = 1

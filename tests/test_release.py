@@ -1,4 +1,4 @@
-"""What a release says, and when it is refused."""
+"""The notes of a release, and when it is refused."""
 
 import json
 import re
@@ -27,13 +27,13 @@ Sing.
 """
 
 
-def test_a_release_has_the_changes_of_its_version_alone() -> None:
+def test_release_notes_have_only_the_changes_of_their_version() -> None:
     assert notes_of("v0.2.0", CHANGELOG, "0.2.0") == ("- A page sings.\n\n### What to do\n\nSing.")
     assert notes_of("v0.1.0", CHANGELOG, "0.1.0") == "- The first release."
 
 
 @pytest.mark.parametrize("tag", ["0.2.0", "v0.2", "v0.2.0.1", "v0.1.0", "main", ""])
-def test_a_tag_that_is_not_the_templates_version_is_refused(tag: str) -> None:
+def test_a_tag_that_differs_from_the_template_version_is_refused(tag: str) -> None:
     with pytest.raises(ValueError, match=r"tag v0\.2\.0, or change"):
         notes_of(tag, CHANGELOG, "0.2.0")
 
@@ -47,12 +47,12 @@ def test_a_tag_that_is_not_the_templates_version_is_refused(tag: str) -> None:
         CHANGELOG + CHANGELOG,
     ],
 )
-def test_a_version_without_one_heading_of_its_own_is_refused(changelog: str) -> None:
+def test_a_version_without_exactly_one_heading_is_refused(changelog: str) -> None:
     with pytest.raises(ValueError, match=r"headings of 0\.2\.0"):
         notes_of("v0.2.0", changelog, "0.2.0")
 
 
-def test_a_version_of_which_nothing_is_said_is_refused() -> None:
+def test_a_version_without_changes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"says nothing of 0\.2\.0"):
         notes_of(
             "v0.2.0",
@@ -61,7 +61,7 @@ def test_a_version_of_which_nothing_is_said_is_refused() -> None:
         )
 
 
-def test_every_release_of_the_changelog_has_notes() -> None:
+def test_every_release_in_the_changelog_has_notes() -> None:
     changelog = (TEMPLATE / "CHANGELOG.md").read_text("utf-8")
     versions = re.findall(r"(?m)^## (\d+\.\d+\.\d+) - ", changelog)
 
@@ -70,7 +70,7 @@ def test_every_release_of_the_changelog_has_notes() -> None:
         assert notes_of(f"v{version}", changelog, version)
 
 
-def test_the_command_names_the_versions_that_do_not_agree() -> None:
+def test_the_command_names_versions_that_do_not_match() -> None:
     version = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))["_template_version"]
 
     refused = subprocess.run(

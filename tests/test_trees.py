@@ -1,4 +1,4 @@
-"""A project has exactly the files that its answers ask for."""
+"""A project has exactly the files of its answers."""
 
 from pathlib import Path
 
@@ -198,7 +198,7 @@ def test_the_files_of_each_answer_are_known() -> None:
 
 
 @pytest.mark.parametrize("answers", every_pair_of_answers(), ids=in_words)
-def test_has_the_files_of_its_answers_and_no_others(answers: Answers, rendered: Render) -> None:
+def test_has_exactly_the_files_of_its_answers(answers: Answers, rendered: Render) -> None:
     brought = [BROUGHT[question][answer] for question, answer in answers.items()]
 
     expected = ALWAYS.union(*brought)
@@ -209,12 +209,12 @@ def test_has_the_files_of_its_answers_and_no_others(answers: Answers, rendered: 
     assert files_of(rendered(project_slug="our-app", **answers)) == expected
 
 
-def test_a_page_of_ones_own_and_enter_for_all_else_makes_few_files(rendered: Render) -> None:
+def test_a_project_with_its_own_page_and_default_answers_has_few_files(rendered: Render) -> None:
     assert len(files_of(rendered(page="own"))) <= 51
 
 
 @pytest.mark.parametrize("answers", every_answer_to("task", "parallel_models", "models", "votes"))
-def test_with_a_page_of_ones_own_the_answers_about_models_change_nothing(
+def test_answers_about_models_do_not_change_a_project_with_its_own_page(
     answers: Answers, rendered: Render
 ) -> None:
     project, other = rendered(page="own"), rendered(page="own", **answers)
@@ -224,8 +224,8 @@ def test_with_a_page_of_ones_own_the_answers_about_models_change_nothing(
         assert (other / name).read_bytes() == (project / name).read_bytes(), name
 
 
-def test_the_machinery_of_a_page_of_ones_own_is_that_of_other_projects(rendered: Render) -> None:
-    """Its tests are there."""
+def test_projects_with_their_own_page_share_the_serving_code_of_others(rendered: Render) -> None:
+    """The tests are in the other projects."""
     own, other = rendered(page="own") / "src", rendered() / "src"
     shared = [path for path in own.glob("*/serving/**/*.py") if path.name != "__init__.py"]
 
@@ -234,7 +234,7 @@ def test_the_machinery_of_a_page_of_ones_own_is_that_of_other_projects(rendered:
         assert path.read_bytes() == (other / path.relative_to(own)).read_bytes()
 
 
-def test_the_door_of_a_page_of_ones_own_offers_what_is_left_of_the_other(rendered: Render) -> None:
+def test_a_project_with_its_own_page_exports_a_subset_of_the_public_names(rendered: Render) -> None:
     own, other = rendered(page="own"), rendered()
     [door] = own.glob("src/*/serving/__init__.pyi")
     rooms = [path for path in door.parent.rglob("*.py") if path.name != "__init__.py"]
@@ -245,8 +245,8 @@ def test_the_door_of_a_page_of_ones_own_offers_what_is_left_of_the_other(rendere
     assert door.read_text("utf-8").splitlines() == left
 
 
-def test_the_door_with_votes_offers_the_names_of_the_other(rendered: Render) -> None:
-    """A team's files are the same with and without votes."""
+def test_votes_do_not_change_the_public_names(rendered: Render) -> None:
+    """The team's files are the same with and without votes."""
     names = []
     for votes in (True, False):
         project = rendered(votes=votes)
@@ -256,7 +256,7 @@ def test_the_door_with_votes_offers_the_names_of_the_other(rendered: Render) -> 
 
 
 def files_of(project: Path) -> set[str]:
-    """Returns the paths of the files, and of folders that hold nothing."""
+    """Returns the paths of files and empty folders."""
     return {
         path.relative_to(project).as_posix()
         for path in project.rglob("*")
@@ -264,7 +264,7 @@ def files_of(project: Path) -> set[str]:
     }
 
 
-def test_no_path_of_the_template_is_a_link() -> None:
-    """Windows makes none without rights; and what is rendered is made of these files."""
+def test_the_template_contains_no_symbolic_links() -> None:
+    """Creating them on Windows needs special rights, and projects are rendered from these files."""
     for directory in (PROJECT, *(TEMPLATE / name for name in ("hooks", "templates", "tests"))):
         assert not [path for path in directory.rglob("*") if path.is_symlink()]

@@ -1,4 +1,4 @@
-"""One place for the versions that are tested together: the project's pyproject.toml."""
+"""The project's pyproject.toml is the only source of tested versions."""
 
 import json
 import re
@@ -27,7 +27,7 @@ PYTHONS = [
 """Those that a project may run on, the lowest first."""
 
 
-def test_the_template_wants_the_versions_of_its_projects(rendered: Render) -> None:
+def test_the_template_and_its_projects_require_the_same_versions(rendered: Render) -> None:
     ours = requirements(TEMPLATE)
     theirs = requirements(rendered())
 
@@ -37,7 +37,7 @@ def test_the_template_wants_the_versions_of_its_projects(rendered: Render) -> No
 
 
 @pytest.mark.parametrize("models", CHOICES["models"])
-def test_every_library_of_a_project_has_two_bounds(models: str, rendered: Render) -> None:
+def test_every_dependency_has_a_lower_and_an_upper_bound(models: str, rendered: Render) -> None:
     for requirement in requirements(rendered(models=models)).values():
         assert re.fullmatch(r"<[^,]+,>=[^,]+", str(requirement.specifier)), requirement
 
@@ -47,14 +47,14 @@ def test_one_version_is_used_everywhere(pattern: str, rendered: Render) -> None:
     assert len(set(named(pattern, rendered))) == 1
 
 
-def test_workflows_test_the_lowest_and_the_highest_python(rendered: Render) -> None:
+def test_workflows_test_the_lowest_and_highest_python(rendered: Render) -> None:
     found = [tuple(json.loads(each)) for each in named(PYTHONS_OF_A_MATRIX, rendered)]
 
-    # Two of the template's jobs, and one of a project on GitHub and on GitLab.
+    # Two jobs of the template, and one of a project on GitHub and on GitLab.
     assert found == [(PYTHONS[0], PYTHONS[-1])] * 4
 
 
-def test_nox_knows_the_index_of_pytorch(rendered: Render) -> None:
+def test_nox_uses_the_pytorch_index(rendered: Render) -> None:
     declared = tomllib.loads((rendered() / "pyproject.toml").read_text("utf-8"))
     [index] = declared["tool"]["uv"]["index"]
 
@@ -63,7 +63,7 @@ def test_nox_knows_the_index_of_pytorch(rendered: Render) -> None:
 
 
 def named(pattern: str, rendered: Render) -> list[str]:
-    """Returns what matches in workflows, manifests and images."""
+    """Returns the matches in workflows, manifests and images."""
     projects = [rendered(ci=ci, deploy="kubernetes") for ci in CHOICES["ci"]]
     return [
         match
@@ -74,7 +74,7 @@ def named(pattern: str, rendered: Render) -> list[str]:
     ]
 
 
-def test_the_bounds_of_a_project_can_be_lifted(render: Render) -> None:
+def test_upper_bounds_of_a_project_can_be_removed(render: Render) -> None:
     pyproject = render() / "pyproject.toml"
     before = requirements(pyproject.parent)
     lifted = lift_bounds(pyproject)
@@ -86,7 +86,7 @@ def test_the_bounds_of_a_project_can_be_lifted(render: Render) -> None:
     assert f'requires-python = "{REQUIRES_PYTHON}"' in pyproject.read_text("utf-8")
 
 
-def test_a_version_beyond_its_bound_is_named(tmp_path: Path) -> None:
+def test_a_version_above_its_bound_is_named(tmp_path: Path) -> None:
     lock = tmp_path / "uv.lock"
     lock.write_text(
         '[[package]]\nname = "ray"\nversion = "3.0"\n[[package]]\nname = "torch"\nversion = "2.13"\n'

@@ -31,7 +31,7 @@ def test_the_templates_workflows_are_valid() -> None:
     check_schema("vendor.dependabot", TEMPLATE / ".github" / "dependabot.yml")
 
 
-def test_the_forms_for_issues_are_valid() -> None:
+def test_the_issue_forms_are_valid() -> None:
     folder = TEMPLATE / ".github" / "ISSUE_TEMPLATE"
 
     check_schema("vendor.github-issue-forms", folder / "bug.yml", folder / "idea.yml")
@@ -57,7 +57,7 @@ def test_a_projects_workflows_on_github_are_safe(answers: Answers, rendered: Ren
 
 @pytest.mark.parametrize(
     "answers",
-    # What is checked, and what is released.
+    # The checks, and the release.
     [*every_answer_to("page", "votes"), *every_answer_to("deploy", "accelerator")],
     ids=in_words,
 )
@@ -68,19 +68,17 @@ def test_a_projects_pipeline_on_gitlab_is_valid(answers: Answers, rendered: Rend
 
 
 @pytest.mark.parametrize("page", CHOICES["page"])
-def test_github_and_gitlab_check_the_same(page: str, rendered: Render) -> None:
+def test_github_and_gitlab_run_the_same_checks(page: str, rendered: Render) -> None:
     github, gitlab = checks(rendered, page=page)
 
-    # GitLab's image installs packages before it begins.
+    # GitLab's image installs packages first.
     steps = [step["run"] for step in github["steps"] if "apt-get" not in step.get("run", "apt-get")]
     assert steps == gitlab["script"]
 
 
 @pytest.mark.parametrize("page", CHOICES["page"])
 @pytest.mark.parametrize("votes", CHOICES["votes"])
-def test_where_votes_are_tested_both_have_a_database_as_a_service(
-    page: str, votes: bool, rendered: Render
-) -> None:
+def test_with_votes_both_have_a_database_service(page: str, votes: bool, rendered: Render) -> None:
     github, gitlab = checks(rendered, page=page, votes=votes)
 
     if page == "own" or not votes:
@@ -93,14 +91,14 @@ def test_where_votes_are_tested_both_have_a_database_as_a_service(
     urls = github["env"]["TEST_DATABASE_URL"], gitlab["variables"]["TEST_DATABASE_URL"]
     assert [url.replace("localhost", "postgresql") for url in urls] == [urls[1]] * 2
     asks = service["env"]["POSTGRES_HOST_AUTH_METHOD"]
-    # Nobody names a password.
+    # There is no password.
     assert asks == gitlab["variables"]["POSTGRES_HOST_AUTH_METHOD"] == "trust"
     assert urlsplit(urls[0]).netloc == "postgres@localhost:5432"
 
 
 @pytest.mark.parametrize("accelerator", CHOICES["accelerator"])
 @pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
-def test_a_release_on_github_tries_a_scanned_image_and_waits_for_a_person(
+def test_a_github_release_tests_a_scanned_image_and_waits_for_approval(
     deploy: str, accelerator: str, rendered: Render
 ) -> None:
     project = rendered(ci="github", deploy=deploy, accelerator=accelerator)
@@ -123,7 +121,7 @@ def test_a_release_on_github_tries_a_scanned_image_and_waits_for_a_person(
 
 
 @pytest.mark.parametrize("deploy", ["docker", "kubernetes"])
-def test_a_release_on_gitlab_tries_a_scanned_image_and_waits_for_a_person(
+def test_a_gitlab_release_tests_a_scanned_image_and_waits_for_approval(
     deploy: str, rendered: Render
 ) -> None:
     project = rendered(ci="gitlab", deploy=deploy)
@@ -145,7 +143,7 @@ def test_a_release_on_gitlab_tries_a_scanned_image_and_waits_for_a_person(
     assert "$IMAGE" in command
 
 
-def test_a_project_without_an_image_has_no_release(rendered: Render) -> None:
+def test_a_project_without_an_image_has_no_release_workflow(rendered: Render) -> None:
     pipeline = yaml.safe_load((rendered(ci="gitlab") / ".gitlab-ci.yml").read_text("utf-8"))
 
     assert [path.name for path in workflows(rendered(ci="github"))] == ["ci.yml"]
@@ -161,7 +159,7 @@ def test_the_template_and_its_projects_use_the_same_actions(rendered: Render) ->
     assert all(len(pins) == 1 for pins in ours.values())
 
 
-def test_the_templates_workflow_runs_what_nox_runs() -> None:
+def test_the_workflow_of_the_template_runs_the_nox_sessions() -> None:
     noxfile = (TEMPLATE / "noxfile.py").read_text("utf-8")
     [ran] = re.findall(r"nox\.options\.sessions = \[(.*)\]", noxfile)
     text = "".join(path.read_text("utf-8") for path in workflows(TEMPLATE))
@@ -170,7 +168,7 @@ def test_the_templates_workflow_runs_what_nox_runs() -> None:
         chain(*(line.split(" -- ")[0].split()[2:] for line in re.findall(r"nox -s .*", text)))
     )
 
-    # Each session brings the programs that it needs.
+    # Each session installs the programs that it needs.
     assert {name.strip('"') for name in ran.split(", ")} - {"prepare"} <= named
 
 
@@ -208,5 +206,5 @@ def check_schema(schema: str, *files: Path) -> None:
 
 
 def audit(project: Path) -> None:
-    """Looks for wide permissions, unpinned actions and text that is run as code."""
+    """Checks for broad permissions, unpinned actions and code injection."""
     run("zizmor", "--offline", "--no-config", project / ".github")

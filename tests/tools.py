@@ -1,4 +1,4 @@
-"""The tools that check what is rendered."""
+"""The tools that check rendered projects."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ PYTORCH_OF_THIS_MACHINE = ("UV_FIND_LINKS", "UV_INDEX", "UV_NO_SOURCES")
 
 
 def run(tool: str, *arguments: str | Path) -> None:
-    """Runs a tool of this environment; raises AssertionError with what it says if it fails."""
+    """Runs a tool of this environment; raises AssertionError with its output if it fails."""
     result = subprocess.run(
         [path_of(tool), *arguments], capture_output=True, text=True, check=False
     )
@@ -25,7 +25,7 @@ def path_of(tool: str) -> str:
 
 
 def uv(project: Path, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs uv in a project as on a machine that has no PyTorch of its own."""
+    """Runs uv in a project as if the machine had no PyTorch index of its own."""
     others = {
         name: value for name, value in os.environ.items() if name not in PYTORCH_OF_THIS_MACHINE
     }

@@ -1,6 +1,6 @@
-"""The project's engine with neither Serve nor Gradio, and `generate` on one padded batch.
+"""The project's engine without Serve and Gradio, and `generate` on one padded batch.
 
-Prints the seconds of each run as JSON. It is run by the project's own Python.
+Prints the seconds of each run as JSON. Runs with the project's Python.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""One engine in a process of its own, run by the Python that it is installed for.
+"""Runs one engine in a separate process, with the Python that has it.
 
-Each line that it reads is a number of requests. It makes them at once, and prints the seconds that
-all of them took.
+Each input line is a number of requests. The process sends them at once, and prints the seconds
+that all of them took.
 """
 
 import asyncio
@@ -118,7 +118,7 @@ def main(contender: str, model: Path) -> None:
         started = time.perf_counter()
         ask(prompts)
         print("seconds", time.perf_counter() - started, flush=True)
-    # The threads of an engine end with it, however they are.
+    # Ends the threads of an engine in any state.
     os._exit(0)
 
 

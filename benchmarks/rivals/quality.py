@@ -1,7 +1,7 @@
-"""Reads a text with one engine, by the Python that it is installed for.
+"""Reads a text with one engine, with the Python that has it.
 
-Prints a line of JSON: after each token but the last, the token that it finds the likeliest, and
-the logarithm of the probability that it gives to the one that follows, where it tells.
+Prints a line of JSON: after each token but the last, the most likely next token and, if the
+engine reports it, the log probability of the actual next token.
 """
 
 import importlib
@@ -20,7 +20,7 @@ Read = Callable[[Path, list[int]], Iterable[tuple[int, float | None]]]
 
 
 def plain(dtype: str) -> Read:
-    """The model that transformers loads."""
+    """Runs the model that transformers loads."""
 
     def read(model: Path, tokens: list[int]) -> Iterable[tuple[int, float | None]]:
         torch, transformers = (
@@ -36,7 +36,7 @@ def plain(dtype: str) -> Read:
 
 
 def ours(model: Path, tokens: list[int]) -> Iterator[tuple[int, float | None]]:
-    """The graph as it is served, a token at a step, as it writes."""
+    """Runs the graph as it is served: one token per step, as in generation."""
     package = f"{os.environ['BENCHMARK_PACKAGE']}.serving.engine"
     graphs, runtime = (
         importlib.import_module(f"{package}.{name}") for name in ("graphs", "runtime")
@@ -53,11 +53,11 @@ def ours(model: Path, tokens: list[int]) -> Iterator[tuple[int, float | None]]:
 
 
 def openvino_genai(model: Path, tokens: list[int]) -> Iterable[tuple[int, float | None]]:
-    """The graph that it makes of the file, as the runtime computes it by itself."""
+    """Runs the graph that OpenVINO GenAI builds from the file, directly in the runtime."""
     genai, openvino = importlib.import_module("openvino_genai"), importlib.import_module("openvino")
     numpy = importlib.import_module("numpy")
     with tempfile.TemporaryDirectory() as directory:
-        # It writes its graph beside the file.
+        # It saves its graph next to the file.
         beside = Path(directory, model.name)
         beside.symlink_to(model)
         genai.LLMPipeline(str(beside), "CPU", enable_save_ov_model=True)
@@ -77,7 +77,7 @@ def openvino_genai(model: Path, tokens: list[int]) -> Iterable[tuple[int, float 
 
 
 def llama_cpp(model: Path, tokens: list[int]) -> Iterator[tuple[int, float | None]]:
-    """It tells the likeliest token of a prompt, and keeps what it has computed of it."""
+    """Asks for the most likely token of each prefix, and reuses its cache."""
     xllamacpp = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
@@ -116,7 +116,7 @@ READS: dict[str, Read] = {
 
 def main(kind: str, model: Path) -> None:
     print("read", json.dumps(list(READS[kind](model, json.load(sys.stdin)))), flush=True)
-    # The threads of an engine end with it, however they are.
+    # Ends the threads of an engine in any state.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The project's page before a model that takes a while to load, and is late when many ask it.
+"""The project's page with a model that loads slowly, and gets slower with more calls.
 
 A Serve config names `build`.
 """
@@ -20,7 +20,7 @@ metrics = importlib.import_module(f"{PACKAGE}.serving.telemetry.metrics")
 
 
 class Crowded:
-    """Writes the id of its process, the later the more others ask it at the time."""
+    """Writes its process id, later if more calls run at the same time."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
@@ -38,28 +38,28 @@ class Crowded:
 
 
 class Loaded(deployment.ModelReplica):  # type: ignore[misc]
-    """A replica of a model as the project has it, but for what is loaded."""
+    """A model replica of the project, with a fake model."""
 
     def __init__(self, name: str, load_seconds: float, seconds: float) -> None:
         time.sleep(load_seconds)
         self._metered = metrics.Metered(Crowded(name, seconds), log_prompts=False)
 
     def check_health(self) -> None:
-        """It does not die."""
+        """Always passes."""
 
 
 class Arguments(BaseModel):
     name: str
     load_seconds: float
     seconds: float
-    """To the first text, where nobody else asks."""
+    """Seconds to the first text without other calls."""
     deployment: Mapping[str, float]
-    """What `DeploymentSettings` take."""
+    """Arguments of `DeploymentSettings`."""
     openai_api: Literal["without-keys"] = "without-keys"
 
 
 def build(args: Arguments) -> Application:
-    # Here, because the model's process does without Gradio.
+    # Imported here, because the model process does not need Gradio.
     page = importlib.import_module(f"{PACKAGE}.page")
     own: dict[str, Any] = {"num_cpus": 0.05, **args.deployment}
     model = serving.ModelSettings(

@@ -1,4 +1,4 @@
-"""A page whose function takes ten milliseconds, as `launch()` serves it and as the project does."""
+"""A page whose function takes ten milliseconds, for `launch()` and for the project."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ def build_page() -> gr.Blocks:
 
 
 def build(arguments: dict[str, Any]) -> Application:
-    """Takes the number of replicas as `page_replicas`."""
+    """Reads the number of replicas from `page_replicas`."""
     serving = importlib.import_module(f"{os.environ['BENCHMARK_PACKAGE']}.serving")
     server = serving.GradioServer.options(num_replicas=arguments["page_replicas"])
     return server.bind(serving.HttpSettings(), build_page)

@@ -1,4 +1,4 @@
-"""The project's page before models of a fixed service time, as a GPU would behave."""
+"""The project's page with models of a fixed service time, which behave like a GPU."""
 
 import asyncio
 import importlib
@@ -19,12 +19,12 @@ PACKAGE = os.environ["BENCHMARK_PACKAGE"]
 class StandInSettings:
     name: str
     seconds: float
-    """From a request to the end of its text, however many run beside it."""
+    """Seconds from a request to the end of its text, however many run at once."""
     replicas: int
     at_once: int
-    """Requests that a replica works on at the same time, as a GPU does with a batch."""
+    """Requests that a replica processes at the same time, like a batch on a GPU."""
     tokens: int
-    """Of an answer, which come evenly and are shown as the project's engine shows its own."""
+    """Tokens of an answer, which arrive evenly and are grouped like those of the real engine."""
 
 
 @serve.deployment
@@ -41,7 +41,7 @@ class StandIn:
         options: object,  # noqa: ARG002
         request: str,  # noqa: ARG002
     ) -> AsyncGenerator[object, None]:
-        """Writes the id of its process for each token."""
+        """Writes its process id for each token."""
         protocol = importlib.import_module(f"{PACKAGE}.serving.protocol")
         began, told, each = time.monotonic(), 0, self._seconds / self._tokens
         self._running += 1

@@ -1,4 +1,4 @@
-"""What an app of these tests is, and what is asked of it."""
+"""The apps of these tests, and the calls to them."""
 
 import os
 import pkgutil
@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 @dataclass(frozen=True)
 class File:
-    """In the place of a value: a file of `files.py`, which is uploaded first."""
+    """Stands for a value: a file of `files.py`, which is uploaded first."""
 
     name: str
 
@@ -24,9 +24,9 @@ class Ask:
 
     endpoint: str
     values: tuple[Any, ...]
-    """Of each input that the API tells of."""
+    """A value for each input in the API."""
     refused: bool = False
-    """Whether a component takes no such value, which is 422 on Serve and 500 elsewhere."""
+    """Whether a component refuses the value, which is 422 on Serve and 500 elsewhere."""
 
 
 def ask(endpoint: str, *values: Any) -> Ask:
@@ -40,14 +40,14 @@ def refused(endpoint: str, *values: Any) -> Ask:
 @dataclass(frozen=True)
 class App:
     make: Callable[[], Any]
-    """Returns what a person would `launch()`."""
+    """Returns the page that a user would `launch()`."""
     asks: tuple[Ask, ...] = ()
     use: Callable[[Page], object] | None = None
-    """What a visitor does in a browser; without it, none opens the app."""
+    """What a visitor does in a browser; None skips the browser."""
     launch: Mapping[str, Any] | None = None
 
     def build(self) -> Any:
-        # Components are numbered as in a process of their own, and so are the folders of examples.
+        # Number components and example folders as in a separate process.
         Context.id = 0
         examples = Path(os.environ["GRADIO_TEMP_DIR"]) / "examples" / self.make.__name__
         os.environ["GRADIO_EXAMPLES_CACHE"] = str(examples)
@@ -60,7 +60,7 @@ APPS: dict[str, App] = {}
 def app(
     *asks: Ask, use: Callable[[Page], object] | None = None, **launch: Any
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Puts the function below among the apps."""
+    """Registers the decorated function as an app."""
 
     def add(make: Callable[[], Any]) -> Callable[[], Any]:
         APPS[make.__name__] = App(make, asks, use, launch)

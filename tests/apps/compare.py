@@ -1,4 +1,4 @@
-"""Asks a served app and writes down what came, without what differs between two plain servers."""
+"""Calls a served app and records the results, except for what differs between plain servers."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ SECONDS = 60
 FAILED, REFUSED = 500, 422
 
 OF_A_PROCESS = {"app_id", "root", "username", "duration", "average_duration", "used_cache"}
-"""Fields that another start changes, or another replica."""
+"""Fields that differ between starts or replicas."""
 OF_THE_TEMPLATE = {"footer_links", "max_file_size", "run_history", "secret", "storage_key"}
-"""Fields that have another value on Serve, for good reasons."""
+"""Fields that have a different value on Serve by design."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Served:
 
 
 def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, Any]:
-    """Returns the page's config and API, and what came of each call."""
+    """Returns the page's config and API, and the result of each call."""
     headers = {**served.headers, "x-tests": "whale"}
     with (
         httpx2.Client(base_url=served.url, headers=headers, timeout=SECONDS) as page,
         tempfile.TemporaryDirectory() as downloads,
     ):
         config = page.get("config").raise_for_status().json()
-        # What is not given is spelled in one of two ways.
+        # A missing value is spelled in one of two ways.
         config |= {name: config[name] or None for name in ("css", "head", "js")}
-        # The other replica may have to make the app first.
+        # The other replica may have to build the app first.
         patient = {"timeout": SECONDS}
         client = Client(
             served.url,
@@ -109,7 +109,7 @@ def _with_files(value: Any, files: Path) -> Any:
 
 
 def _run(page: httpx2.Client, ask: Ask, config: dict[str, Any]) -> list[Any] | None:
-    """Calls past the queue, with the values as they are."""
+    """Calls without the queue, with unchanged values."""
     body = {"data": _with_states(ask, config)}
     try:
         text = json.dumps(body)
@@ -125,7 +125,7 @@ def _run(page: httpx2.Client, ask: Ask, config: dict[str, Any]) -> list[Any] | N
 
 
 def _with_states(ask: Ask, config: dict[str, Any]) -> list[Any]:
-    """Returns the values, and a null for each state, of which the API does not tell."""
+    """Returns the values, with a null for each state, which is not in the API."""
     types = {component["id"]: component["type"] for component in config["components"]}
     values = list(ask.values)
     for dependency in config["dependencies"]:
@@ -154,7 +154,7 @@ def _comparable(value: Any, served: Served, downloads: Path) -> Any:
 
 
 def readable(text: str, served: Served) -> str:
-    """Leaves out of a text where the server is and where it keeps files."""
+    """Removes the server's address and folders from a text."""
     text = text.replace(served.url, "URL/").replace(served.url.rstrip("/"), "URL")
     text = re.sub(" at 0x[0-9a-f]+>", ">", text)
     folder = re.escape(str(served.uploads))

@@ -1,4 +1,4 @@
-"""Apps by kind of component: what goes in comes out."""
+"""Apps for each kind of component: inputs come back unchanged."""
 
 import tempfile
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def said(role: str, text: str) -> dict[str, Any]:
 
 
 def echo(*components: Callable[[], Any]) -> gr.Blocks:
-    """Returns a page that gives back the value of each component in another of its kind."""
+    """Returns a page that copies the value of each component to another of its kind."""
     with gr.Blocks() as page:
         for number, component in enumerate(components):
             button = gr.Button(f"Give back {number}")

@@ -27,7 +27,7 @@ APPS = "tests.apps.app:all_apps"
 PREFIX = "/behind/a/prefix"
 UP = "The page is up: "
 
-# Tests share two cores with a Ray that starts.
+# Tests share two cores with a starting Ray.
 expect.set_options(timeout=30_000)
 
 
@@ -38,14 +38,14 @@ def apps() -> dict[str, App]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is sent to the apps."""
+    """The files that are sent to the apps."""
     folder = tmp_path_factory.mktemp("files")
     write_files(folder)
     return folder
 
 
 class Plain:
-    """A process that launches apps."""
+    """A process that calls `launch()` on apps."""
 
     def __init__(self, apps: str, folder: Path) -> None:
         self._uploads = folder / "plain"
@@ -81,7 +81,7 @@ class Plain:
 
 
 class OnRay:
-    """The application of `on_ray.py`, as the project starts it."""
+    """The application of `on_ray.py`, started the way the project starts."""
 
     def __init__(self, apps: str, folder: Path) -> None:
         self.folder = folder
@@ -122,7 +122,7 @@ class OnRay:
         return Served(self._url, {"x-app": name}, self._uploads)
 
     def replicas(self) -> list[psutil.Process]:
-        """Returns their processes, to which Ray gives names."""
+        """Returns the replica processes by the names that Ray gives them."""
         started = psutil.Process(self._process.pid).children(recursive=True)
         return [each for each in started if "ServeReplica" in " ".join(each.cmdline())]
 

@@ -1,4 +1,4 @@
-"""Apps by kind of event, and by how a function is called."""
+"""Apps for each kind of event and of call."""
 
 import asyncio
 import time
@@ -275,7 +275,7 @@ def updates() -> gr.Blocks:
 
 
 def hears_of_changes(page: Page) -> None:
-    # Gradio hears of keys alone, and drops those that come while it still answers one.
+    # Gradio handles keys one at a time, and drops those pressed while it is busy.
     page.get_by_label("Word").press("s")
     expect(page.get_by_label("Inputs")).to_have_value("s")
     expect(page.get_by_label("Changes")).to_have_value("s")

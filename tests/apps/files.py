@@ -1,4 +1,4 @@
-"""Files that the tests send and the apps return, made anew and always the same."""
+"""Files that the tests send and the apps return, created with the same content each time."""
 
 import math
 import struct

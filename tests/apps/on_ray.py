@@ -1,7 +1,7 @@
-"""Serves all apps by one deployment, each as if it were there alone.
+"""Serves all apps in one deployment, each as if it were the only one.
 
-Two replicas of each would be a hundred processes. So each replica holds a page deployment's class
-for each app that it was asked for, and a request's header says which one it is for.
+Two replicas of each would be a hundred processes. So each replica holds a page deployment class
+for each requested app, and a header of each request selects the app.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Settings(serving.HttpSettings):  # type: ignore[misc, name-defined]
 
 
 class Choice:
-    """The ASGI application: hands a request to the app that its header names."""
+    """The ASGI application: passes a request to the app in its header."""
 
     def __init__(self, settings: Settings) -> None:
         self._apps = pkgutil.resolve_name(settings.apps)()
@@ -61,7 +61,7 @@ class Apps(PageIngress):  # type: ignore[misc, valid-type]
         super(GradioIngress, self).__init__(Choice(settings))
 
     def check_health(self) -> None:
-        """It has no builder of its own."""
+        """Does nothing, since it has no builder."""
 
 
 def build(settings: Settings) -> Application:

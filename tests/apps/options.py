@@ -1,4 +1,4 @@
-"""Apps by what is given to `launch()`."""
+"""Apps for each parameter of `launch()`."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Apps by kind of page."""
+"""Apps for each kind of page."""
 
 from collections.abc import Generator
 from typing import Any
@@ -183,7 +183,7 @@ def large() -> gr.Blocks:
 
 @app(ask("/same", "a"))
 def launched_before_its_end() -> gr.Blocks:
-    """As one that calls `launch()` inside of its `with` block."""
+    """A page that calls `launch()` inside its `with` block."""
     page = gr.Blocks().__enter__()
     text = gr.Textbox()
     gr.Textbox()

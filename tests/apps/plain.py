@@ -1,4 +1,4 @@
-"""Launches apps as Gradio's docs tell, each when its name comes, in a process of its own.
+"""Launches apps as in Gradio's docs, in a separate process, when it reads their names.
 
 `python -m tests.apps.plain tests.apps.app:all_apps`
 """
@@ -14,7 +14,7 @@ from .app import App
 
 
 def main() -> None:
-    # What apps print is not to be taken for an answer.
+    # Keep the output of apps apart from the answers.
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)
         apps = pkgutil.resolve_name(sys.argv[1])()

@@ -1,4 +1,4 @@
-"""Each app gives on Ray what it gives when it is launched plainly."""
+"""Each app behaves the same on Ray and with plain `launch()`."""
 
 import csv
 import re
@@ -23,7 +23,7 @@ PROGRESS = re.compile(r"^(processing \| )?[0-9.]+(/[0-9.]+)?(s|%)\n", re.MULTILI
 IN_A_BROWSER = {name: app for name, app in APPS.items() if app.use}
 
 
-def test_there_are_as_many_apps_as_were_asked_for() -> None:
+def test_there_are_enough_apps() -> None:
     assert len(APPS) >= 40
     assert len(IN_A_BROWSER) >= 15
 
@@ -39,7 +39,7 @@ def test_an_app_has_the_same_config_api_values_files_and_errors(
 
 
 @pytest.mark.parametrize("name", IN_A_BROWSER)
-def test_a_browser_shows_the_same_and_complains_of_nothing_more(
+def test_a_browser_shows_the_same_page_and_logs_no_new_errors(
     name: str, plain: Plain, on_ray: OnRay, browser: Browser
 ) -> None:
     shown, complaints = visit(browser, plain.app(name), APPS[name])
@@ -48,15 +48,15 @@ def test_a_browser_shows_the_same_and_complains_of_nothing_more(
     assert complaints_on_ray - complaints == set()
 
 
-def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_started(
+def test_flags_and_cached_examples_are_saved_where_ray_was_started(
     on_ray: OnRay,
 ) -> None:
-    """Which is where the user of a container may write."""
+    """The user of a container can write there."""
     served = on_ray.app("flagged")
     names = [f"whale {number}" for number in range(8)]
     replicas = set[str]()
     for name in names:
-        # Each is a visitor of its own.
+        # Each call is a new visitor.
         with httpx2.Client(base_url=served.url, headers=dict(served.headers), timeout=60) as page:
             called = page.post("gradio_api/call/Flag", json={"data": [name, f"Hello {name}"]})
             event = called.raise_for_status().json()["event_id"]
@@ -77,13 +77,13 @@ def test_flags_and_cached_examples_of_both_replicas_are_kept_where_ray_was_start
     }
 
 
-def test_the_port_of_a_replica_refuses_who_does_not_know_the_clusters_token(on_ray: OnRay) -> None:
-    """Serve's proxy calls a page there past its guards."""
+def test_the_port_of_a_replica_requires_the_token_of_the_cluster(on_ray: OnRay) -> None:
+    """Serve's proxy bypasses the guards of the page at this port."""
     replicas = on_ray.replicas()
     assert len(replicas) == 2
     for replica in replicas:
         ports = [each for each in replica.net_connections("tcp") if each.status == "LISTEN"]
-        # One is Ray's own, which knows no such call.
+        # One belongs to Ray itself, which does not have this method.
         assert {asked_for_a_page(each.laddr.port) for each in ports} == {
             grpc.StatusCode.UNAUTHENTICATED,
             grpc.StatusCode.UNIMPLEMENTED,
@@ -102,11 +102,11 @@ def asked_for_a_page(port: int) -> grpc.StatusCode:
 
 
 def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:
-    """Returns the text on the page after its use, and the errors in the browser's console."""
+    """Returns the text of the page after its use, and the errors in the browser console."""
     complaints: set[str] = set()
 
     def hear(message: ConsoleMessage) -> None:
-        # The server's root, where a browser looks for an icon, is not the app's on Ray.
+        # On Ray, the server root, where browsers request an icon, is not part of the app.
         if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
             complaints.add(readable(f"{message.text} {message.location['url']}", served))
 
@@ -125,7 +125,7 @@ def visit(browser: Browser, served: Served, app: App) -> tuple[str, set[str]]:
 
 
 def settled(page: Page) -> str:
-    """Returns the text on the page when it no longer changes, and no call is under way."""
+    """Returns the text of the page once it no longer changes and no call is running."""
     texts: list[str] = []
     deadline = time.monotonic() + SETTLE_SECONDS
     while not (len(texts) > UNCHANGED and len(set(texts[-UNCHANGED:])) == 1):

@@ -1,4 +1,4 @@
-"""A Ray cluster of its own, to which applications are deployed as a team does it."""
+"""A separate Ray cluster, to which applications are deployed as in production."""
 
 import secrets
 import time
@@ -16,7 +16,7 @@ from ..answers import TEMPLATE
 from ..generated.project import START_SECONDS, Project, free_port
 
 CPUS = 8
-"""In Ray's books; the stand-ins take next to nothing."""
+"""Logical CPUs; the stand-ins hardly use any."""
 
 WORDS = "words"
 MODEL = "stand-in"
@@ -24,7 +24,7 @@ PAGE = "GradioServer"
 COUNTING = "counting"
 TALK = "talk"
 PIECES = 8
-"""What a stand-in writes in its two seconds."""
+"""Tokens that a stand-in writes in its two seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Cluster:
     directory: Path
     dashboard: str
     url: str
-    """Of the page, as users meet it."""
+    """URL of the page for its users."""
     host: str
     port: int
-    """Where Serve's HTTP proxies listen."""
+    """Addresses of Serve's HTTP proxies."""
 
     def deploy(self, config: dict[str, Any]) -> None:
-        """Runs `serve deploy` and returns when every application is in full strength."""
+        """Runs `serve deploy` and returns once every application is fully up."""
         path = self.directory / "config.yaml"
         path.write_text(yaml.safe_dump(config))
         serve = str(self.project.environment / "bin" / "serve")
@@ -69,7 +69,7 @@ class Cluster:
         )
 
     def pids(self) -> set[int]:
-        """Process ids of all replicas."""
+        """Returns the process ids of all replicas."""
         return {
             pid
             for application, details in self.status()["applications"].items()
@@ -78,12 +78,12 @@ class Cluster:
         }
 
     def replicas(self, application: str, deployment: str) -> list[int]:
-        """Process ids."""
+        """Returns process ids."""
         deployments = self.status()["applications"][application]["deployments"]
         return [replica["pid"] for replica in running(deployments[deployment])]
 
-    def wait_until_newcomers_meet(self, replicas: int, application: str) -> None:
-        """Proxies hear of replicas later than Serve's status tells of them."""
+    def wait_until_newcomers_reach(self, replicas: int, application: str) -> None:
+        """Proxies learn about replicas later than Serve shows them in its status."""
         met = set[str]()
 
         def have_met() -> bool:
@@ -95,7 +95,7 @@ class Cluster:
         self.wait_until(have_met)
 
     def status(self) -> dict[str, Any]:
-        """What Serve says of itself: https://docs.ray.io/en/latest/serve/api/#serve-rest-api"""
+        """Serve's status: https://docs.ray.io/en/latest/serve/api/#serve-rest-api"""
         token = self.project.variables["RAY_AUTH_TOKEN"]
         said: dict[str, Any] = (
             httpx2.get(
@@ -119,7 +119,7 @@ class Cluster:
                 if happened():
                     return time.monotonic() - began
             except (httpx2.HTTPError, KeyError):
-                # While the controller is away, nobody can tell.
+                # While the controller is down, the status is unknown.
                 pass
             time.sleep(0.25)
         raise TimeoutError(yaml.safe_dump(self.status()))
@@ -130,7 +130,7 @@ def running(deployment: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def named(title: str, node: psutil.Process) -> list[psutil.Process]:
-    """Processes of a node by what Ray calls them."""
+    """Returns processes of a node by their names in Ray."""
     return [
         process
         for process in node.children(recursive=True)
@@ -169,13 +169,13 @@ def ray_node(project: Project, *options: str) -> Iterator[psutil.Process]:
 
 
 def ready_for_a_cluster(project: Project) -> Project:
-    """With a token that the nodes share, and what the README tells to set."""
+    """Sets a token that the nodes share, and the variables of the README."""
     return with_variables(
         project,
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         BENCHMARK_PACKAGE=project.package,
-        # Else whoever is on this machine chooses the address that a page sees. HAProxy has its own.
+        # Otherwise local clients could forge the address that a page sees. HAProxy has its own.
         FORWARDED_ALLOW_IPS=project.variables.get("FORWARDED_ALLOW_IPS", ""),
         RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="1",
         RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",
@@ -192,7 +192,7 @@ def with_variables(project: Project, **variables: str) -> Project:
 def applications(
     cluster: Cluster, *, pages: int, models: int, seconds: float = 2.0, title: str = ""
 ) -> dict[str, Any]:
-    """A Serve config: the project's page before a stand-in model, and a page that counts."""
+    """A Serve config: the project's page with a stand-in model, and a page that counts."""
     return {
         "http_options": {"host": cluster.host, "port": cluster.port},
         "applications": [
@@ -236,7 +236,7 @@ def applications(
 
 
 def conversation(cluster: Cluster, *, pages: int) -> dict[str, Any]:
-    """A Serve config: a chat with a stand-in that says how many messages it has read."""
+    """A Serve config: a chat with a stand-in that answers with its number of messages."""
     return {
         "http_options": {"host": cluster.host, "port": cluster.port},
         "applications": [

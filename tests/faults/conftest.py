@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def soak(pytestconfig: pytest.Config) -> bool:
-    """Whether it may take long."""
+    """Whether long runs are enabled."""
     return bool(pytestconfig.getoption("--soak"))
 
 
@@ -42,7 +42,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         output_dir=str(directory / "output"),
         default_config={"replay_dir": str(directory), "cookiecutters_dir": str(directory)},
     )
-    # Ray's sockets are in it, and their path may have 107 characters at the most.
+    # Ray's sockets are in it, and their paths may have at most 107 characters.
     ray_directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     project = Project(Path(root), directory / "venv", {"RAY_TMPDIR": ray_directory})
     project.run("uv", "sync")

@@ -1,4 +1,4 @@
-"""What 20 users meet when processes of the served application are killed."""
+"""Kills processes of the served application under load from 20 users."""
 
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ LONGEST_SECONDS = 10
 class Fault:
     signalled: float
     killed: float
-    """When the last process was dead."""
+    """When the last process had died."""
     outcomes: list[Outcome]
 
     def in_flight(self) -> list[Outcome]:
@@ -35,7 +35,7 @@ class Fault:
         ]
 
     def after(self, seconds: float = 0) -> list[Outcome]:
-        """Calls that began so long after the fault, or later."""
+        """Returns the calls that started at least this long after the fault."""
         return [each for each in self.outcomes if each.began >= self.killed + seconds]
 
 
@@ -45,16 +45,16 @@ def kill_under_load(
     choose: Callable[[list[Outcome]], list[psutil.Process]],
     noticed_seconds: float = 0,
 ) -> Fault:
-    """Kills the processes that `choose` returns, and waits until others have their places.
+    """Kills the processes that `choose` returns, and waits for their replacements.
 
-    A stand-in takes two seconds, and nobody waits much longer for what a dead process owes,
-    or until Ray notices that it is dead.
+    A stand-in takes two seconds. No caller may wait much longer for a dead process,
+    not even until Ray notices that it died.
     """
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     with crowd(call, USERS, directory) as users:
         outcomes = users.wait_until_all_are_answered()
         assert_none_fails(outcomes)
-        # On a busy machine they are all answered at once; the fault is to meet their next calls.
+        # On a busy machine all answers arrive together; the fault must hit the next calls.
         time.sleep(PAUSE_SECONDS + ASKED_SECONDS)
         victims = choose(outcomes)
         signalled = time.time()
@@ -80,7 +80,7 @@ def kill_under_load(
 
 
 def kill(victims: list[psutil.Process]) -> float:
-    """Returns when all were dead: until then the kernel takes connections for them."""
+    """Returns once all are dead: until then the kernel accepts connections for them."""
     for victim in victims:
         victim.kill()
     while not all(map(is_dead, victims)):
@@ -90,7 +90,7 @@ def kill(victims: list[psutil.Process]) -> float:
 
 def is_dead(process: psutil.Process) -> bool:
     try:
-        # Its sockets live as long as the last of its threads.
+        # Its sockets stay open until its last thread ends.
         return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
     except psutil.NoSuchProcess:
         return True

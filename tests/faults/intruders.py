@@ -1,4 +1,4 @@
-"""Requests that no honest client sends, byte by byte, and what came back."""
+"""Hostile requests, sent byte by byte, and their answers."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ BROWSER = (
     ("Sec-Fetch-Dest", "document"),
 )
 NOT_TEXT = "\udcff\udcfe"
-"""Bytes of a request that are no text in any encoding of today."""
+"""Bytes that are invalid text in every common encoding."""
 METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT", "WALK")
 ROUTES = (
     *("", "config", "theme.css", "manifest.json", "monitoring", "login", "logout"),
@@ -38,15 +38,15 @@ FILE_ROUTES = (
 class Request:
     method: str
     path: str
-    """Below the application's own."""
+    """Path below that of the application."""
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     length: bool = True
-    """Whether the length of the body is announced."""
+    """Whether to send a Content-Length header."""
     host: str | None = None
-    """In the place of the page's own."""
+    """Replaces the host of the page."""
     foreign: bool = False
-    """Whether nobody may be answered who sends it, with a login or without."""
+    """Whether the request must be refused with or without a login."""
 
     def encode(self, host: str, prefix: str) -> bytes:
         own = host if self.host is None else self.host
@@ -62,15 +62,15 @@ class Request:
 class Answer:
     request: Request
     status: int
-    """0 when the connection was closed without one."""
+    """0 if the connection was closed without an answer."""
     body: bytes = field(repr=False)
 
 
 def hostile_requests(files: Sequence[str], cookie: str, number: int) -> list[Request]:
-    """Returns as many requests, the same ones each time.
+    """Returns this many requests, the same ones each time.
 
     Args:
-        files: absolute paths that are no business of the page.
+        files: absolute paths that the page must not read.
         cookie: name of the cookie that the page sets.
     """
     chance = random.Random(number)  # noqa: S311
@@ -89,27 +89,27 @@ def hostile_requests(files: Sequence[str], cookie: str, number: int) -> list[Req
 
 @dataclass(frozen=True)
 class Begun:
-    """A login under way, which somebody has begun who cannot end it."""
+    """A login that an attacker has started but cannot finish."""
 
     cookie: str
-    """Its name."""
+    """Name of its cookie."""
     value: str
     state: str
 
     @property
     def session(self) -> str:
-        """Returns the name of the cookie of somebody who has logged in."""
+        """Returns the name of the session cookie."""
         return self.cookie.rpartition("-")[0]
 
 
 def hostile_logins(
     begun: Sequence[Begun], sessions: Sequence[str], keys: Sequence[str], number: int
 ) -> list[Request]:
-    """Returns as many requests at a page that asks a provider who somebody is.
+    """Returns this many requests to a page with a login at a provider.
 
     Args:
-        sessions: values of cookies by which other pages know somebody.
-        keys: by which programs may come to its API.
+        sessions: session cookie values of other pages.
+        keys: valid keys of its API.
     """
     chance = random.Random(number)  # noqa: S311
     kinds: list[Callable[[], Request]] = [
@@ -126,11 +126,11 @@ def hostile_logins(
 def hostile_files(
     files: Sequence[str], functions: Sequence[str], session: str, number: int
 ) -> list[Request]:
-    """Returns as many requests of somebody whom a page lets in that takes files.
+    """Returns this many requests of a logged-in user of a page with uploads.
 
     Args:
-        files: absolute paths that are no business of the page.
-        session: the cookie by which it does.
+        files: absolute paths that the page must not read.
+        session: the session cookie of the user.
     """
     chance = random.Random(number)  # noqa: S311
     kinds: list[Callable[[], Request]] = [
@@ -169,7 +169,7 @@ def traversal(chance: random.Random, files: Sequence[str]) -> Request:
 def named_file(
     chance: random.Random, files: Sequence[str], functions: Sequence[str] = ("generate",)
 ) -> Request:
-    """A call that names a file of the server as one that it has uploaded."""
+    """A call that refers to a server file as an upload."""
     file: dict[str, object] = {"path": chance.choice([*files, "http://127.0.0.1:8000/config"])}
     if chance.random() < 0.8:
         file["meta"] = {"_type": "gradio.FileData"}
@@ -279,7 +279,7 @@ def forged_cookie(chance: random.Random, name: str) -> Request:
 
 
 def other_site(chance: random.Random) -> Request:
-    """What a browser sends for a site whose name leads to this machine, or for another one."""
+    """A browser request from a site that resolves to this machine, or from another site."""
     path = chance.choice([*ROUTES, "v1/models", "mcp"])
     if chance.random() < 0.5:
         host = chance.choice(
@@ -313,7 +313,7 @@ def other_site(chance: random.Random) -> Request:
 
 
 def forged_key(chance: random.Random, keys: Sequence[str]) -> Request:
-    """What is nobody's key, and looks like one."""
+    """A forged key."""
     own = chance.choice([*keys, "whale"])
     value = chance.choice(
         [
@@ -349,7 +349,7 @@ def forged_key(chance: random.Random, keys: Sequence[str]) -> Request:
 
 
 def megabyte(chance: random.Random) -> Request:
-    """A header of that size, or many that have it together."""
+    """A header of one megabyte, or many with that total size."""
     much = chance.choice(
         ["a", "a=b; ", '"\\', "127.0.0.1, ", "%00", "gzip;q=0.1,", "\xff", "[", "."]
     )
@@ -371,7 +371,7 @@ def megabyte(chance: random.Random) -> Request:
 
 
 def forged_callback(chance: random.Random, begun: Begun) -> Request:
-    """The end of a login that nobody has passed, or of somebody else's."""
+    """The callback of a login that never succeeded, or of another user."""
     code = chance.choice(
         [
             *("", "a", "a" * 60_000, "%00", "%ff", NOT_TEXT, "../../token", "%0d%0aSet-Cookie:a=b"),
@@ -410,7 +410,7 @@ def forged_session(chance: random.Random, begun: Begun, sessions: Sequence[str])
 
 
 def changed(chance: random.Random, sealed: str) -> str:
-    """Returns the value of a cookie as it is, or as somebody has changed it."""
+    """Returns the value of a cookie, possibly tampered with."""
     place = chance.randrange(len(sealed))
     first, *rest = sealed.split(".")
 
@@ -440,7 +440,7 @@ def changed(chance: random.Random, sealed: str) -> str:
 
 
 def other_target(chance: random.Random) -> Request:
-    """A way to another site, by way of a login or a logout."""
+    """A login or logout that tries to redirect to another site."""
     away = "//elsewhere.example"
     path = chance.choice(
         [
@@ -526,7 +526,7 @@ def hostile_upload(chance: random.Random, files: Sequence[str]) -> Request:
 
 
 def send_all(url: str, requests: Iterable[Request]) -> list[Answer]:
-    """Raises TimeoutError, with the request, when one of them hangs."""
+    """Raises TimeoutError with the request if one hangs."""
 
     async def send_some_at_once() -> list[Answer]:
         places = asyncio.Semaphore(AT_ONCE)
@@ -551,11 +551,11 @@ async def send(url: str, request: Request) -> Answer:
     try:
         writer.write(request.encode(where.netloc, where.path))
         await writer.drain()
-        # An event stream goes on for as long as its reader stays.
+        # An event stream continues as long as its reader stays connected.
         while b"text/event-stream" not in received.lower() and (part := await reader.read(2**16)):
             received += part
     except ConnectionError:
-        # What is refused early is not read to its end.
+        # The server may refuse a request before it has read it all.
         pass
     finally:
         writer.close()

@@ -1,4 +1,4 @@
-"""Two Ray nodes on one machine, each with an address of its own, and HAProxy before them.
+"""Two Ray nodes on one machine, each with its own address, behind HAProxy.
 
 Needs root, for network namespaces.
 """
@@ -23,7 +23,7 @@ defaults
     timeout connect 2s
     timeout client 1h
     timeout server 1h
-    # A node that is busy answers late; one that is gone refuses at once.
+    # A busy node answers late; a lost one refuses connections at once.
     timeout check 5s
     option redispatch 1
     retries 3
@@ -54,9 +54,9 @@ class Host:
 @dataclass(frozen=True)
 class TwoNodes:
     cluster: Cluster
-    """Its url is the balancer's, its head the first node's."""
+    """The cluster, with the URL of the load balancer and the head on the first node."""
     other: psutil.Process
-    """What started the second node."""
+    """The process that started the second node."""
 
 
 @contextmanager

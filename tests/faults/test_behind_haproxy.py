@@ -1,4 +1,4 @@
-"""What becomes of sessions behind Serve's HAProxy, which stands in the place of its own proxy."""
+"""Sessions behind HAProxy, which replaces Serve's own proxy."""
 
 import itertools
 import shlex
@@ -26,7 +26,7 @@ SETTLED_SECONDS = 3
 
 @pytest.fixture(scope="module")
 def haproxy(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """As docs/operations.md of the project tells to start it."""
+    """Starts HAProxy as in the project's docs/operations.md."""
     python = str(project.environment / "bin" / "python")
     exports = subprocess.run(
         [python, "-m", f"{project.package}.serving.http.proxy", COUNTING, WORDS],
@@ -41,9 +41,7 @@ def haproxy(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield cluster
 
 
-def test_only_the_sessions_of_a_replica_that_leaves_or_dies_move(
-    haproxy: Cluster, tmp_path: Path
-) -> None:
+def test_sessions_move_only_when_their_replica_stops(haproxy: Cluster, tmp_path: Path) -> None:
     haproxy.deploy(counting(haproxy, 2))
     call = Call(f"{haproxy.url}/{COUNTING}", "count", [None])
     with crowd(call, USERS, tmp_path) as users:
@@ -83,14 +81,14 @@ def test_only_the_sessions_of_a_replica_that_leaves_or_dies_move(
     assert any(victim in map(process, session) for session in answered)
 
 
-def test_limits_by_address_know_callers_behind_a_named_proxy_and_no_forged_one(
+def test_limits_by_address_use_trusted_proxies_and_ignore_forged_headers(
     haproxy: Cluster,
 ) -> None:
-    # HAProxy hears from this machine alone: each of its addresses is another caller here.
+    # All requests come from this machine, so each loopback address acts as a caller.
     caller, proxy = "127.0.0.2", "127.0.0.3"
     haproxy.deploy(limited_by_address(haproxy, [proxy]))
     url = f"{haproxy.url}/{WORDS}"
-    haproxy.wait_until_newcomers_meet(2, WORDS)
+    haproxy.wait_until_newcomers_reach(2, WORDS)
 
     assert taken(url, lambda number: f"198.51.100.{number}", caller) == SHARED
     for visitor in ("203.0.113.1", "203.0.113.2"):
@@ -99,7 +97,7 @@ def test_limits_by_address_know_callers_behind_a_named_proxy_and_no_forged_one(
 
 
 def counting(cluster: Cluster, pages: int) -> dict[str, Any]:
-    """A Serve config with nothing but the page that counts."""
+    """A Serve config with only the counting page."""
     config = applications(cluster, pages=pages, models=1)
     config["applications"] = [each for each in config["applications"] if each["name"] == COUNTING]
     return config

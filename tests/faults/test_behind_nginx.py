@@ -1,4 +1,4 @@
-"""The page behind nginx as Debian ships it, which takes the path away, or keeps it."""
+"""The page behind Debian's nginx, which removes the path prefix or keeps it."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, expect
 from ..generated.project import free_port
 from .cluster import COUNTING, MODEL, PIECES, WORDS, Cluster, applications
 
-# What Debian's own nginx.conf has, but for its folders.
+# Debian's nginx.conf, except for its folders.
 CONFIG = Template("""
 worker_processes 1;
 pid $directory/pid;
@@ -69,9 +69,9 @@ def wait_for(port: int) -> None:
     raise TimeoutError(port)
 
 
-# Where Debian puts nginx, only root looks.
+# Debian's nginx is only on root's PATH.
 @pytest.mark.makes_networks
-def test_a_page_is_whole_behind_nginx(cluster: Cluster, browser: Browser, tmp_path: Path) -> None:
+def test_a_page_works_behind_nginx(cluster: Cluster, browser: Browser, tmp_path: Path) -> None:
     port = free_port()
     taken, kept = (f"http://127.0.0.1:{port}/{path}" for path in ("chat", WORDS))
     config = applications(cluster, pages=2, models=1)
@@ -90,7 +90,7 @@ def test_a_page_is_whole_behind_nginx(cluster: Cluster, browser: Browser, tmp_pa
         page.get_by_label("Prompt").fill("The whale")
         page.get_by_role("button", name="Generate", exact=True).click()
         pane = page.locator(f"#pane-{MODEL} textarea")
-        # It comes piece by piece.
+        # The answer arrives piece by piece.
         expect(pane).to_have_value(re.compile(r"^\d+ "))
         assert len(pane.input_value().split()) < PIECES
         expect(pane).to_have_value(re.compile(rf"^(\d+ ){{{PIECES}}}$"))

@@ -1,4 +1,4 @@
-"""Conversations go on when the page's replica that they are with is killed."""
+"""Conversations continue when their page replica is killed."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ class Talk:
     outcomes: list[Outcome] = field(default_factory=list)
 
     async def go_on(self, call: Call, user: int) -> None:
-        """Asks all turns, each again when somebody is told that it failed."""
+        """Asks all turns, and repeats each turn that fails."""
         async with httpx2.AsyncClient(timeout=HANGS_SECONDS) as browser:
             tab = Tab(browser, call, user, await open_page(browser, call))
             for turn in range(TURNS):
@@ -39,7 +39,7 @@ class Talk:
                 self.messages.append({"role": "assistant", "content": str(told.answer[0])})
 
 
-def test_no_turn_is_lost_when_a_page_replica_dies_half_way(cluster: Cluster) -> None:
+def test_no_turn_is_lost_when_a_page_replica_dies_mid_answer(cluster: Cluster) -> None:
     cluster.deploy(conversation(cluster, pages=PAGE_REPLICAS))
     talks = [Talk() for _ in range(CONVERSATIONS)]
     signalled, killed = asyncio.run(talk_and_kill(cluster, talks))
@@ -53,7 +53,7 @@ def test_no_turn_is_lost_when_a_page_replica_dies_half_way(cluster: Cluster) -> 
 
 
 async def talk_and_kill(cluster: Cluster, talks: list[Talk]) -> tuple[float, float]:
-    """Returns when the replica was told to end, and when it was dead."""
+    """Returns when the replica was killed, and when it was dead."""
     call = Call(f"{cluster.url}/{TALK}", "chat", [])
     talking = [asyncio.create_task(talk.go_on(call, user)) for user, talk in enumerate(talks)]
     half = CONVERSATIONS * TURNS / 2

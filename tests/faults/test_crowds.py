@@ -1,4 +1,4 @@
-"""More users than the limits admit, and tabs that idle."""
+"""More users than the limits allow, and idle tabs."""
 
 import asyncio
 import statistics
@@ -21,7 +21,7 @@ REFUSED_SECONDS = 1.0
 BACK_TO_NORMAL_SECONDS = 10.0
 
 
-def test_who_is_over_the_limits_is_told_at_once_and_the_others_are_answered(
+def test_callers_over_the_limit_are_refused_at_once_and_others_are_served(
     cluster: Cluster, soak: bool
 ) -> None:
     config = applications(cluster, pages=1, models=1, seconds=4)
@@ -40,14 +40,14 @@ def test_who_is_over_the_limits_is_told_at_once_and_the_others_are_answered(
     )
     assert all(each.failure and each.failure.startswith("429") for each in refused)
     assert LIMIT <= MANY - len(refused) <= LIMIT + half
-    # On a slow machine in CI it is enough that nobody who is refused waits for an answer.
+    # On a slow CI machine, it is enough that refused callers do not wait for an answer.
     first_answer = min(each.end for each in answers if not each.failure)
     assert max(each.end for each in refused) < (REFUSED_SECONDS if soak else first_answer)
     assert afterwards < 1.2 * normal
 
 
 @pytest.mark.long
-def test_idle_tabs_make_nobody_wait(cluster: Cluster) -> None:
+def test_idle_tabs_do_not_slow_down_other_users(cluster: Cluster) -> None:
     cluster.deploy(applications(cluster, pages=2, models=1, seconds=0.8))
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
 
@@ -62,7 +62,7 @@ def test_idle_tabs_make_nobody_wait(cluster: Cluster) -> None:
 
 
 async def first_text(call: Call) -> float:
-    """Median seconds of a newcomer's calls."""
+    """Median seconds of the calls of new visitors."""
     async with httpx2.AsyncClient(timeout=60) as browser:
         function = await open_page(browser, call)
         tab = Tab(browser, call, 0, function)
@@ -73,7 +73,7 @@ async def first_text(call: Call) -> float:
 
 @asynccontextmanager
 async def idle_tabs(url: str, tabs: int) -> AsyncIterator[None]:
-    """Pages that are open: each has loaded the page and holds its heartbeat."""
+    """Open pages: each has loaded the page and holds its heartbeat."""
     async with AsyncExitStack() as tabs_open:
         limits = httpx2.Limits(max_connections=None)
         for _ in range(tabs):

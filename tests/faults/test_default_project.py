@@ -1,4 +1,4 @@
-"""The default project with its real models: readers who leave, and many calls."""
+"""The default project with its real models: disconnects and many calls."""
 
 import time
 from collections.abc import Iterator
@@ -33,12 +33,12 @@ FEW_BYTES = 4e6
 
 @pytest.fixture(scope="module")
 def default_project(project: Project) -> Iterator[Served]:
-    """The default project as its first command serves it, with real weights."""
+    """The default project with real weights, served by its first command."""
     with serve_project(project, "auto") as served:
         yield served
 
 
-def test_when_the_readers_leave_the_models_stop(
+def test_models_stop_when_their_readers_disconnect(
     default_project: Served, tmp_path: Path, soak: bool
 ) -> None:
     call = replace(default_project.call, data=["Tell a long story.", 400, 400, "1", "0.9"])
@@ -61,12 +61,12 @@ def test_when_the_readers_leave_the_models_stop(
 
 
 def wait_for(readers: int, url: str) -> None:
-    """Until so many wait for their turn."""
+    """Waits until this many requests are waiting."""
     deadline = time.monotonic() + 60
     while httpx2.get(f"{url}/gradio_api/queue/status").json()["queue_size"] < readers:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    # The last of them has yet to open its stream.
+    # The last one still has to open its stream.
     time.sleep(2)
 
 
@@ -86,7 +86,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
 
 
 @pytest.mark.timeout(60 * (LONG_MINUTES + 5))
-def test_memory_stays_while_users_come_again_and_again(
+def test_memory_stays_constant_over_many_calls(
     default_project: Served, tmp_path: Path, soak: bool
 ) -> None:
     seconds = 60 * (LONG_MINUTES if soak else SHORT_MINUTES)
@@ -104,18 +104,18 @@ def test_memory_stays_while_users_come_again_and_again(
     print(f"REPORT {len(outcomes)} calls in {seconds / 60:.0f} minutes")
     assert not [each.failure for each in outcomes if each.failure]
     assert len([name for name in names.values() if "ServeReplica" in name]) == REPLICAS
-    # In a minute the caches still fill.
+    # The caches are still filling in the first minute.
     bound = 1.05 if soak else 1.25
     over = {pid for pid, ratio in grown.items() if ratio > bound}
     assert not [names[pid] for pid in over if after[pid] - before[pid] > FEW_BYTES]
 
 
 def memory(served: Served) -> dict[int, int]:
-    """Bytes of each process, by its id, that are its own."""
+    """Returns the private bytes of each process, by its id."""
     processes = [served.process, *served.process.children(recursive=True)]
     return {process.pid: process.memory_full_info().uss for process in processes}
 
 
 def name_of(pid: int) -> str:
-    """What Ray calls it, without the method that it runs at this moment."""
+    """Returns its name in Ray, without the current method."""
     return f"{psutil.Process(pid).name().partition('.')[0]} {pid}"

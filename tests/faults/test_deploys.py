@@ -1,4 +1,4 @@
-"""`serve deploy` changes what is served while 20 users ask."""
+"""`serve deploy` changes the application while 20 users call it."""
 
 import itertools
 import time
@@ -18,7 +18,7 @@ SETTLED_SECONDS = 5
 LONG_SECONDS = 150
 
 
-def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
+def test_adding_and_removing_a_page_replica_moves_only_its_own_sessions(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.deploy(applications(cluster, pages=2, models=1))
@@ -46,15 +46,15 @@ def test_another_page_replica_comes_and_goes_and_only_its_sessions_move(
             assert number(next_one) == (number(one) + 1 if same else 1)
 
 
-def test_a_deploy_that_breaks_leaves_old_replicas_and_the_config_before_brings_the_rest(
+def test_a_failed_deploy_keeps_old_replicas_and_redeploying_the_old_config_recovers(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Also the way back that docs/operations.md tells."""
+    """Also tests the rollback in docs/operations.md."""
     before = applications(cluster, pages=2, models=1)
     cluster.deploy(before)
     old = set(cluster.replicas(WORDS, PAGE))
     broken = deepcopy(before)
-    # No replica of the page starts with it, since there is no password.
+    # No page replica can start with it, since the password is missing.
     broken["applications"][0]["args"]["login_user"] = "ada"
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     with crowd(call, USERS, tmp_path) as users:
@@ -86,7 +86,7 @@ def test_no_call_fails_when_a_new_version_is_deployed(cluster: Cluster, tmp_path
     with crowd(call, USERS, tmp_path) as users:
         began = time.monotonic()
         time.sleep(SETTLED_SECONDS)
-        # Other arguments of the application make another version of all its deployments.
+        # Different arguments of the application make a new version of all its deployments.
         cluster.deploy(applications(cluster, pages=2, models=2, seconds=2.1))
         print(f"REPORT the new version took {time.monotonic() - began - SETTLED_SECONDS:.0f} s")
         assert not before & set(cluster.replicas(WORDS, PAGE))

@@ -69,7 +69,7 @@ with open(sys.argv[1], "w") as file:
 
 @dataclass(frozen=True)
 class Guest:
-    """Somebody who has logged in, and what of it anybody else may have seen."""
+    """A logged-in user, and the parts of the login that others may have seen."""
 
     session: str
     """The cookie, with its name."""
@@ -79,7 +79,7 @@ class Guest:
 
 @pytest.fixture(scope="module")
 def provider(cluster: Cluster) -> Iterator[str]:
-    """Who says who somebody is; yields the address."""
+    """Runs the login provider; yields its URL."""
     with cluster.project.started("python", "-c", PROVIDER) as running:
         log = running.wait_for(lambda log: "provider at" in log, START_SECONDS)
         yield log.partition("provider at ")[2].split()[0]
@@ -87,7 +87,7 @@ def provider(cluster: Cluster) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pages(cluster: Cluster, provider: str) -> str:
-    """Deploys a page that anybody may use, and some with a login; returns the server's address."""
+    """Deploys an open page and some with a login; returns the server's URL."""
     config = applications(cluster, pages=2, models=1, seconds=0.1)
     [words, _] = config["applications"]
     variables = {
@@ -117,7 +117,7 @@ def pages(cluster: Cluster, provider: str) -> str:
         "route_prefix": f"/{FILES}",
         "import_path": "tests.support.file_page:build",
         "runtime_env": {"env_vars": {**variables, "PYTHONPATH": str(cluster.project.root)}},
-        # Of another scope, so that neither page knows who has logged in at the other.
+        # A different scope, so that a login at one page is not valid at the other.
         "args": {"oidc": {**oidc, "scope": "openid profile email"}},
     }
     config["applications"] = [words, login, staff, files]
@@ -127,7 +127,7 @@ def pages(cluster: Cluster, provider: str) -> str:
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Paths of files outside, and what is in them."""
+    """Paths of files outside the page, and their contents."""
     file = tmp_path_factory.mktemp("outside") / "secret"
     file.write_text(uuid.uuid4().hex)
     link = file.parent / "link"
@@ -149,7 +149,7 @@ def number(soak: bool) -> int:
 
 @pytest.fixture(autouse=True)
 def the_page_goes_on(cluster: Cluster, pages: str) -> Iterator[None]:
-    """Afterwards the same processes answer, and let in whom they should."""
+    """Asserts that the same processes answer, and that valid logins still work."""
     replicas = cluster.pids()
     yield
     call = Call(f"{pages}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
@@ -162,7 +162,7 @@ def the_page_goes_on(cluster: Cluster, pages: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("application", [WORDS, LOGIN])
-def test_requests_that_no_client_sends_get_in_nowhere(
+def test_hostile_requests_get_no_access(
     pages: str, secrets: dict[str, bytes], number: int, application: str
 ) -> None:
     hostile = hostile_requests(list(secrets), f"replica-{application}", number // 3)
@@ -170,7 +170,7 @@ def test_requests_that_no_client_sends_get_in_nowhere(
 
 
 @pytest.mark.parametrize("application", [WORDS, LOGIN])
-def test_requests_that_a_fuzzer_makes_up_for_every_route_get_in_nowhere(
+def test_fuzzed_requests_to_every_route_get_no_access(
     cluster: Cluster,
     pages: str,
     secrets: dict[str, bytes],
@@ -188,13 +188,13 @@ def test_requests_that_a_fuzzer_makes_up_for_every_route_get_in_nowhere(
     check(answers, application, secrets)
 
 
-def test_nobody_logs_in_whom_the_provider_has_not_seen(
+def test_no_login_succeeds_without_the_provider(
     pages: str, provider: str, secrets: dict[str, bytes], number: int
 ) -> None:
     check(send_all(f"{pages}/{STAFF}", logins(pages, number // 2)), STAFF, secrets, provider)
 
 
-def test_who_may_send_files_reaches_no_other_ones(
+def test_a_user_who_may_upload_files_reaches_no_others(
     pages: str, secrets: dict[str, bytes], number: int
 ) -> None:
     outside = Path(next(iter(secrets))).parent
@@ -205,7 +205,7 @@ def test_who_may_send_files_reaches_no_other_ones(
 
 @pytest.mark.long
 @pytest.mark.timeout(2400)
-def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
+def test_ten_thousand_hostile_requests_do_not_grow_memory(
     cluster: Cluster, pages: str, provider: str, secrets: dict[str, bytes]
 ) -> None:
     def attack(number: int) -> None:
@@ -216,7 +216,7 @@ def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
         check(send_all(f"{pages}/{STAFF}", logins(pages, each)), STAFF, secrets, provider)
         check(send_all(f"{pages}/{FILES}", uploads(pages, secrets, each)), FILES, secrets)
 
-    # Until then a replica still settles: the first few thousand take it 10 to 20 MB.
+    # Before that a replica still grows: the first few thousand requests take 10 to 20 MB.
     attack(WARM)
     before = memory(cluster)
     attack(IN_ALL)
@@ -228,7 +228,7 @@ def test_ten_thousand_hostile_requests_leave_the_memory_as_it_was(
 
 
 def memory(cluster: Cluster) -> dict[str, int]:
-    """Bytes of each process that answers, that are its own."""
+    """Returns the private bytes of each process that answers."""
     applications = cluster.status()["applications"]
     pids = {
         f"{deployment} of {application} {pid}": pid
@@ -254,7 +254,7 @@ def uploads(pages: str, secrets: dict[str, bytes], number: int) -> list[Request]
 
 
 def log_in(page: str) -> Guest:
-    """Logs in as a browser does."""
+    """Logs in like a browser."""
     with httpx2.Client(headers=dict(BROWSER), timeout=HANGS_SECONDS) as browser:
         begun = browser.get(f"{page}/")
         back = httpx2.post(begun.headers["location"], data={"sub": "1"}).headers["location"]
@@ -289,7 +289,7 @@ def check(
 
 
 def stays_out(answer: Answer, provider: str) -> bool:
-    """Whether somebody is sent to the provider, or told that they have logged out."""
+    """Whether the answer redirects to the provider or confirms a logout."""
     if answer.status == 200:
         return b"You are logged out." in answer.body
     [place] = re.findall(rb"(?im)^location: (\S+)\r$", answer.body)
@@ -299,7 +299,7 @@ def stays_out(answer: Answer, provider: str) -> bool:
 
 
 def routes_of_gradio(cluster: Cluster, file: Path) -> Any:
-    """Every route that Gradio has, whether the page uses it or not."""
+    """Returns every route of Gradio, whether the page uses it or not."""
     cluster.project.run(
         str(cluster.project.environment / "bin" / "python"), "-c", PAGE_SCHEMA, str(file)
     )

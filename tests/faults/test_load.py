@@ -1,4 +1,4 @@
-"""The load test of a project, run as its workflow does, against a stand-in for its model."""
+"""The load test of a project, run as in its workflow, with a stand-in for its model."""
 
 import json
 import re
@@ -23,10 +23,10 @@ MARGIN = 0.02
 
 @pytest.fixture(scope="module")
 def words(cluster: Cluster) -> str:
-    """The address of a page that asks for a login, and at `/v1` for a key."""
+    """URL of a page that requires a login, and at `/v1` a key."""
     config = applications(cluster, pages=1, models=1, seconds=PIECES * FIRST_SECONDS)
     [page, _] = config["applications"]
-    # Each answer is read from several streams.
+    # Each answer is read over several streams.
     page["args"] |= {"login_user": USER, "openai_api": True, "stream_seconds": 0.6}
     page["runtime_env"]["env_vars"] |= {"PAGE_PASSWORD": PASSWORD, "API_KEYS": f"load:{KEY}"}
     config["applications"] = [page]
@@ -34,7 +34,7 @@ def words(cluster: Cluster) -> str:
     return f"{cluster.url}/{WORDS}"
 
 
-def test_a_page_carries_users_whose_answers_begin_in_time(
+def test_the_load_test_passes_if_answers_start_in_time(
     cluster: Cluster, words: str, tmp_path: Path
 ) -> None:
     report = tmp_path / "report"
@@ -53,7 +53,7 @@ def test_a_page_carries_users_whose_answers_begin_in_time(
     assert_right_seconds(report)
 
 
-def test_programs_ask_with_a_key(cluster: Cluster, words: str, tmp_path: Path) -> None:
+def test_the_load_test_of_the_api_sends_a_key(cluster: Cluster, words: str, tmp_path: Path) -> None:
     report = tmp_path / "report"
     programs = ("--locustfile", "tests/load/locustfile_api.py", "--json-file", str(report))
     result = load(cluster, words, *programs, "--users", "1", "--step-seconds", "1", API_KEY=KEY)
@@ -63,7 +63,7 @@ def test_programs_ask_with_a_key(cluster: Cluster, words: str, tmp_path: Path) -
     assert_right_seconds(report)
 
 
-def test_a_page_that_is_too_slow_does_not_carry_the_users(cluster: Cluster, words: str) -> None:
+def test_the_load_test_fails_if_the_page_is_too_slow(cluster: Cluster, words: str) -> None:
     options = ("--users", "4", "--step-seconds", "1", "--begin-seconds", "0.1")
     result = load(cluster, words, *options, PAGE_USER=USER, PAGE_PASSWORD=PASSWORD)
 
@@ -75,7 +75,9 @@ def test_a_page_that_is_too_slow_does_not_carry_the_users(cluster: Cluster, word
     assert "Asked for: 4." in last_line(result.stdout)
 
 
-def test_who_may_not_come_in_is_told_before_anybody_asks(cluster: Cluster, words: str) -> None:
+def test_the_load_test_reports_a_failed_login_before_it_starts(
+    cluster: Cluster, words: str
+) -> None:
     result = load(cluster, words, "--users", "4", PAGE_USER=USER, PAGE_PASSWORD=WRONG)
 
     assert result.returncode == 2, result.stdout
@@ -86,7 +88,7 @@ def test_who_may_not_come_in_is_told_before_anybody_asks(cluster: Cluster, words
 def load(
     cluster: Cluster, host: str, *options: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it in the project; asserts that it prints no secret."""
+    """Runs the load test in the project, and asserts that it prints no secret."""
     command = ("uv", "run", "--quiet", "--only-group", "load", "locust", "--host", host, *options)
     result = subprocess.run(
         command,
@@ -104,7 +106,7 @@ def load(
 
 
 def steps(output: str) -> list[tuple[int, ...]]:
-    """Returns users, late, begun, bad and ended of each step."""
+    """Returns the users and the late, begun, bad and ended answers of each step."""
     step = r"(?m)^(\d+) users?: (\d+) of (\d+) answers began late, (\d+) of (\d+) ended badly$"
     return [tuple(map(int, found)) for found in re.findall(step, output)]
 
@@ -120,7 +122,7 @@ def assert_right_seconds(report: Path) -> None:
 
 
 def seconds(report: Path, kind: str) -> float:
-    """Returns the least that Locust's own report has of it."""
+    """Returns the minimum from Locust's own report."""
     [path] = report.parent.glob(f"{report.name}*")
     said: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
     [least] = [each["min_response_time"] for each in said if each["method"] == kind]

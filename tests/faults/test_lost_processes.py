@@ -1,4 +1,4 @@
-"""A process of the served application is killed while 20 users ask."""
+"""A process of the served application is killed while 20 users call it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def two_of_each(cluster: Cluster) -> None:
     cluster.deploy(applications(cluster, pages=2, models=2))
 
 
-def test_a_lost_page_replica_fails_its_calls_in_flight_and_no_other(
+def test_a_lost_page_replica_fails_only_its_calls_in_flight(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     fault = kill_under_load(cluster, tmp_path, one(lambda _: cluster.replicas(WORDS, PAGE)[0]))
@@ -28,7 +28,7 @@ def test_a_lost_page_replica_fails_its_calls_in_flight_and_no_other(
     assert 0 < len(failed) < USERS
 
 
-def test_a_lost_model_replica_is_told_to_who_saw_its_text_and_to_nobody_else(
+def test_a_lost_model_replica_fails_only_answers_that_had_started(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     fault = kill_under_load(cluster, tmp_path, one(busiest_model))
@@ -39,7 +39,7 @@ def test_a_lost_model_replica_is_told_to_who_saw_its_text_and_to_nobody_else(
 
 
 @pytest.mark.long
-def test_a_lost_controller_is_noticed_by_nobody(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_lost_controller_fails_no_call(cluster: Cluster, tmp_path: Path) -> None:
     controller = cluster.processes("ray::ServeController")
     fault = kill_under_load(cluster, tmp_path, lambda _: controller)
     assert_none_fails(fault.outcomes)
@@ -54,11 +54,11 @@ def test_a_lost_proxy_is_back_in_ten_seconds(cluster: Cluster, tmp_path: Path) -
 
 
 def one(choose: Callable[[list[Outcome]], int]) -> Callable[[list[Outcome]], list[psutil.Process]]:
-    """Of a process id."""
+    """Returns the process with this id."""
     return lambda outcomes: [psutil.Process(choose(outcomes))]
 
 
 def busiest_model(outcomes: list[Outcome]) -> int:
-    """A stand-in writes the id of its process."""
+    """A stand-in writes its process id."""
     [(process, _), *_] = Counter(words(outcome)[0] for outcome in outcomes[-USERS:]).most_common()
     return int(process)

@@ -1,4 +1,4 @@
-"""A page that is open in a browser while the only HTTP proxy is lost."""
+"""A page that is open in a browser while the only HTTP proxy dies."""
 
 import re
 
@@ -9,7 +9,7 @@ from .cluster import MODEL, PIECES, WORDS, Cluster, applications
 PROMPT = "The whale"
 
 
-def test_an_open_page_comes_back_by_itself_with_its_prompt(
+def test_an_open_page_recovers_by_itself_with_its_prompt(
     cluster: Cluster, browser: Browser
 ) -> None:
     cluster.deploy(applications(cluster, pages=2, models=2))

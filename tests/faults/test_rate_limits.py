@@ -1,4 +1,4 @@
-"""Limits by user on three replicas that count in one Redis, and by address on two without it."""
+"""Limits by user on three replicas that share a Redis, and by address on two without one."""
 
 import asyncio
 import statistics
@@ -37,7 +37,7 @@ class Outcome:
 
 
 async def ask(url: str, user: str) -> Outcome:
-    """Asks as a newcomer, who meets any replica, and reads the whole answer."""
+    """Asks as a new visitor, who may reach any replica, and reads the whole answer."""
     headers = {"x-user": user}
     async with httpx2.AsyncClient(headers=headers, timeout=120, verify=TLS) as browser:
         began = time.monotonic()
@@ -70,7 +70,7 @@ async def crowd(url: str, users: list[str], calls: int) -> list[Outcome]:
     return [outcome for outcomes in await asyncio.gather(*asking) for outcome in outcomes]
 
 
-def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
+def test_limits_by_user_apply_across_replicas_and_affect_nobody_else(
     cluster: Cluster, soak: bool, tmp_path: Path
 ) -> None:
     config = applications(cluster, pages=3, models=2, seconds=2 * FIRST_TEXT_SECONDS)
@@ -117,18 +117,18 @@ def test_limits_by_user_hold_on_all_replicas_together_and_hurt_nobody_else(
     assert len(taken) + len(refused) == len(greedy)
     assert all(0 < (each.retry_after or 0) <= 60 for each in refused)
     assert [each.status for each in [*alone, *beside]] == [200] * 2 * len(alone)
-    # A slow machine in CI has other things to do.
+    # A slow CI machine is too busy for this comparison.
     assert not soak or among < SLOWER * before
 
 
-def test_without_redis_two_replicas_grant_a_half_each_whatever_address_a_caller_forges(
+def test_without_redis_two_replicas_each_allow_half_despite_forged_addresses(
     cluster: Cluster,
 ) -> None:
     cluster.deploy(limited_by_address(cluster, ["203.0.113.9"]))
-    cluster.wait_until_newcomers_meet(2, WORDS)
+    cluster.wait_until_newcomers_reach(2, WORDS)
     url = f"{cluster.url}/{WORDS}"
     with httpx2.Client(verify=TLS) as browser:
-        # It stays with its replica.
+        # The session stays on its replica.
         assert browser.get(f"{url}/").is_success
         own = [browser.post(f"{url}/{CALL}", json=QUESTION).status_code for _ in range(SHARED)]
     assert own == [200] * (SHARED // 2) + [429] * (SHARED // 2)
@@ -136,7 +136,7 @@ def test_without_redis_two_replicas_grant_a_half_each_whatever_address_a_caller_
 
 
 def limited_by_address(cluster: Cluster, proxies: list[str]) -> dict[str, Any]:
-    """A Serve config of one page on two replicas, each of which counts for itself."""
+    """A Serve config of one page on two replicas that count separately."""
     config = applications(cluster, pages=2, models=1, seconds=0.1)
     [application] = [each for each in config["applications"] if each["name"] == WORDS]
     limits = {"requests_per_minute": SHARED}
@@ -146,7 +146,7 @@ def limited_by_address(cluster: Cluster, proxies: list[str]) -> dict[str, Any]:
 
 
 def taken(url: str, forwarded: Callable[[int], str], sender: str = "127.0.0.1") -> int:
-    """Returns how many calls of newcomers, far too many for the limit, the page has taken."""
+    """Sends more calls of new visitors than the limit allows; returns how many were accepted."""
     codes = []
     for number in range(5 * SHARED):
         transport = httpx2.HTTPTransport(verify=TLS, local_address=sender)

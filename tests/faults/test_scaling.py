@@ -1,4 +1,4 @@
-"""A model that scales to no replica and back, and by its time to first text; one that is replaced."""
+"""A model that scales to zero and by its time to first text, and one that is replaced."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ QUESTION: list[str | int | float | None] = ["The whale", 1, 9, "1", "1"]
 def scaled(
     cluster: Cluster, load_seconds: float, seconds: float, **deployment: float
 ) -> dict[str, Any]:
-    """A Serve config: the project's page before one model, which loads first."""
+    """A Serve config: the project's page with one model that takes a while to load."""
     return {
         "http_options": {"host": cluster.host, "port": cluster.port},
         "applications": [
@@ -65,11 +65,11 @@ def scaled(
 
 
 async def ask_in_a_pane(url: str) -> tuple[float, float]:
-    """Returns after how many seconds the pane says that the model starts, and has its text."""
+    """Returns the seconds until the pane says that the model is starting, and until its text."""
     starting = first_text = 0.0
     async with httpx2.AsyncClient(timeout=HANGS_SECONDS) as browser:
         config = (await browser.get(f"{url}/config")).raise_for_status().json()
-        # The button's: a prompt and four options, a pane's text and its state.
+        # The inputs of the button: a prompt, four options, a pane's text and its state.
         [function] = [
             each["id"]
             for each in config["dependencies"]
@@ -92,7 +92,7 @@ async def ask_in_a_pane(url: str) -> tuple[float, float]:
 
 
 async def complete_by_program(url: str) -> float:
-    """Returns after how many seconds the first text came."""
+    """Returns the seconds until the first text."""
     call = Call(url, "", QUESTION[:1], model=NAME)
     async with httpx2.AsyncClient(timeout=HANGS_SECONDS) as client:
         answer = await complete(client, call, time.time())
@@ -105,7 +105,7 @@ async def ask_in_both_ways(url: str) -> tuple[float, float, float]:
     return *pane, program
 
 
-def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
+def test_a_model_scales_from_zero_grows_while_it_is_slow_and_scales_to_zero(
     cluster: Cluster, soak: bool, tmp_path: Path
 ) -> None:
     url = f"{cluster.url}/{SCALED}"
@@ -119,7 +119,7 @@ def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
         downscale_delay_s=1,
     )
     cluster.deploy(config)
-    # What a page asks in its first moment, Serve may hear of with the next report.
+    # Requests that a page sends right after its start may be in Serve's next report.
     time.sleep(SETTLED_SECONDS)
     assert cluster.replicas(SCALED, NAME) == []
     assert httpx2.get(f"{cluster.url}/-/healthz").status_code == 200
@@ -142,7 +142,7 @@ def test_a_model_comes_from_zero_grows_while_first_texts_are_late_and_goes(
 
 
 @pytest.mark.long
-def test_one_replica_each_is_replaced_by_a_new_version_and_never_away(
+def test_single_replicas_are_replaced_by_a_new_version_without_downtime(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster.deploy(scaled(cluster, UPGRADE_LOAD_SECONDS, 0.1, max_surge_percent=100))
@@ -156,7 +156,7 @@ def test_one_replica_each_is_replaced_by_a_new_version_and_never_away(
         began = time.monotonic()
         deploying = pool.submit(cluster.deploy, newer)
         while not deploying.done():
-            # While Serve builds the application, it tells of no deployment.
+            # While Serve builds the application, its status lists no deployments.
             with suppress(KeyError):
                 there += [len(cluster.replicas(SCALED, each)) for each in (NAME, PAGE)]
             time.sleep(0.25)

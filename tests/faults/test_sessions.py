@@ -1,4 +1,4 @@
-"""Many sessions, in browsers too, on several page replicas."""
+"""Many sessions, some in browsers, on several page replicas."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -21,7 +21,7 @@ IN_BROWSERS, OTHERS = 20, 40
 
 
 @pytest.mark.long
-def test_every_session_stays_with_one_of_three_replicas_and_they_are_spread_evenly(
+def test_sessions_stay_on_one_of_three_replicas_and_are_spread_evenly(
     cluster: Cluster, browser: Browser, tmp_path: Path
 ) -> None:
     cluster.deploy(applications(cluster, pages=PAGE_REPLICAS, models=1))

@@ -1,4 +1,4 @@
-"""A proxy, or a whole node, is lost behind a load balancer while 20 users ask."""
+"""A proxy or a whole node dies behind a load balancer while 20 users call the page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def nodes(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield nodes
 
 
-def test_behind_a_balancer_a_lost_proxy_fails_no_call_that_starts_after_it(
+def test_behind_a_load_balancer_calls_after_a_lost_proxy_succeed(
     nodes: TwoNodes, tmp_path: Path
 ) -> None:
     [proxy] = named("ray::ProxyActor", nodes.other)
@@ -31,14 +31,12 @@ def test_behind_a_balancer_a_lost_proxy_fails_no_call_that_starts_after_it(
     assert [each for each in fault.in_flight() if each.failure]
 
 
-def test_when_a_node_is_lost_the_other_goes_on_with_all_replicas(
-    nodes: TwoNodes, tmp_path: Path
-) -> None:
+def test_after_a_lost_node_the_other_runs_all_replicas(nodes: TwoNodes, tmp_path: Path) -> None:
     processes = [nodes.other, *nodes.other.children(recursive=True)]
     lost = nodes.cluster.pids() & {process.pid for process in processes}
     assert lost
     fault = kill_under_load(nodes.cluster, tmp_path, lambda _: processes, NOTICED_SECONDS)
-    # Until Ray knows, answers wait for it; the end of an old stream may end a session's next one.
+    # Until Ray notices, answers wait; the end of an old stream may end the session's next one.
     assert_none_fails(fault.after(NOTICED_SECONDS))
     left = {process.pid for process in nodes.cluster.head.children(recursive=True)}
     assert nodes.cluster.pids() <= left

@@ -1,4 +1,4 @@
-"""Users who ask again and again, in a process of their own, and say how each call went.
+"""Users who ask repeatedly, in a separate process, and report the outcome of each call.
 
 `python -m tests.faults.users` prints an outcome for each call, as JSON.
 """
@@ -30,7 +30,7 @@ PANE_FAILURE = "⚠"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One call of one user; times are seconds of the clock on the wall."""
+    """One call of one user; times are wall-clock seconds."""
 
     user: int
     began: float
@@ -47,7 +47,7 @@ class Crowd:
         self.process = process
 
     def wait_until_all_are_answered(self) -> list[Outcome]:
-        """Returns the outcomes when each user has one."""
+        """Returns the outcomes once each user has one."""
         deadline = time.monotonic() + HANGS_SECONDS
         while len({outcome.user for outcome in self.outcomes()}) < self._users:
             assert time.monotonic() < deadline
@@ -55,12 +55,12 @@ class Crowd:
         return self.outcomes()
 
     def outcomes(self) -> list[Outcome]:
-        """Of the calls that have ended by this time."""
+        """Returns the outcomes of the calls that have ended so far."""
         *lines, _ = self._log.read_text("utf-8").split("\n")
         return [Outcome(**json.loads(line)) for line in lines]
 
     def leave(self) -> list[Outcome]:
-        """Returns how all calls went, after each user has ended the one in hand."""
+        """Stops the users after their current calls, and returns all outcomes."""
         assert self.process.stdin
         self.process.stdin.close()
         assert self.process.wait(HANGS_SECONDS + 30) == 0
@@ -81,7 +81,7 @@ def crowd(call: Call, users: int, directory: Path) -> Iterator[Crowd]:
 
 
 class Tab:
-    """A page in a browser: one session, whose answers come in one stream while it is open."""
+    """A page in a browser: one session, whose answers arrive in one stream while it is open."""
 
     def __init__(self, browser: httpx2.AsyncClient, call: Call, user: int, function: int) -> None:
         self._browser = browser
@@ -93,7 +93,7 @@ class Tab:
         self._received = asyncio.Queue[Message | None]()
 
     async def ask(self, data: list[Any] | None = None) -> Outcome:
-        """Asks what the call says, or something else."""
+        """Sends the call, with other data if given."""
         if data is not None:
             self._call = replace(self._call, data=data)
         began = time.time()
@@ -105,7 +105,7 @@ class Tab:
         except (httpx2.HTTPError, json.JSONDecodeError) as error:
             first_text, failure, answer = 0, repr(error)[:200], []
         if failure is not None:
-            # As a browser, which loads the page anew.
+            # Like a browser, which reloads the page.
             if self._stream is not None:
                 self._stream.cancel()
             self._session, self._stream = uuid.uuid4().hex, None
@@ -134,7 +134,7 @@ class Tab:
         return first_text, "the stream ended before the answer", answer
 
     async def _messages(self, event: str) -> AsyncIterator[Message]:
-        """Ends when the stream does before the answer is whole."""
+        """Ends early if the stream ends before the answer is complete."""
         if self._stream is None or self._stream.done():
             self._stream = self._open_stream()
         while True:
@@ -149,12 +149,12 @@ class Tab:
     def _open_stream(self) -> asyncio.Task[bool]:
         self._received = asyncio.Queue()
         stream = asyncio.create_task(self._read(self._received))
-        # Between two calls nobody asks how it ended.
+        # Between two calls nobody checks how the stream ended.
         stream.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return stream
 
     async def _read(self, received: asyncio.Queue[Message | None]) -> bool:
-        """Returns whether the server closed the stream, because nothing was left to answer."""
+        """Returns whether the server closed the stream because no answers were pending."""
         url = f"{self._call.url}/gradio_api/queue/data"
         try:
             async for message in messages(self._browser, url, self._session):
@@ -167,7 +167,7 @@ class Tab:
 
 
 async def ask_until(call: Call, user: int, users: int, enough: asyncio.Event) -> None:
-    # One after another, so that at any time some of them wait for an answer.
+    # Start one at a time, so that some of them are always waiting for an answer.
     await asyncio.sleep(ALL_BEGUN_SECONDS * user / users)
     async with httpx2.AsyncClient(timeout=HANGS_SECONDS) as browser:
         tab = Tab(browser, call, user, await open_page(browser, call))

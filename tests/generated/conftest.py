@@ -9,11 +9,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def newest(pytestconfig: pytest.Config) -> bool:
-    """Whether the newest release of each library is wanted, its upper bound aside."""
+    """Whether to use the newest release of each library, without its upper bound."""
     return bool(pytestconfig.getoption("--newest"))
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One virtual environment, which `uv sync` makes exact for each project in turn."""
+    """One virtual environment, which `uv sync` adjusts for each project in turn."""
     return tmp_path_factory.mktemp("environment") / "venv"

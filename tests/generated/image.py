@@ -1,6 +1,6 @@
-"""Takes the steps of a Dockerfile without an engine: each stage is an overlay of this machine.
+"""Runs the steps of a Dockerfile without a container engine: each stage is an overlay.
 
-The machine's own Debian and Python stand for the base image. Needs root, for overlays.
+This machine's Debian and Python replace the base image. Needs root, for overlays.
 """
 
 import json
@@ -51,13 +51,13 @@ class Stage:
 
     @property
     def layer(self) -> Path:
-        """What the stage adds to the machine's own files."""
+        """The files that the stage adds to the machine's."""
         return self.folder / "layer"
 
     def within(self, *prefix: str, variables: Mapping[str, str] | None = None) -> tuple[str, ...]:
-        """Returns what runs a command in it, after a prefix as `ip netns exec NAME`."""
+        """Returns the command line that runs in the stage, after a prefix: `ip netns exec NAME`."""
         pairs = [f"{key}={value}" for key, value in {**(variables or {}), **self.variables}.items()]
-        # Devices and processes are mounted for the command alone: they go when it ends.
+        # Devices and processes are mounted only for the command, and unmounted when it ends.
         enter = ("unshare", "--mount", "sh", "-c", ENTER, str(self.folder))
         chroot = ("chroot", f"--userspec={self.user}", str(self.root))
         return (*prefix, *enter, *chroot, "env", "-i", f"--chdir={self.directory}", *pairs)
@@ -69,13 +69,13 @@ class Stage:
         run_in(Path("/"), [*self.within(variables=variables), "sh", "-c", command], os.environ)
 
     def path(self, name: str) -> Path:
-        """Of a file as the stage sees it."""
+        """Returns the path of a file as the stage sees it."""
         return self.root / (Path(self.directory) / name).relative_to("/")
 
 
 @contextmanager
 def image(dockerfile: Path, directory: Path) -> Iterator[Stage]:
-    """Yields the last stage, after its last step."""
+    """Yields the final stage after its last step."""
     stages: dict[str, Stage] = {}
     with ExitStack() as mounted:
         for name, value in instructions(dockerfile):
@@ -102,12 +102,12 @@ def overlay(folder: Path) -> Iterator[Stage]:
         yield Stage(folder)
     finally:
         subprocess.run(["umount", "--lazy", str(root)], check=True)
-        # With a virtual environment in it: more than a failed test should leave.
+        # It contains a virtual environment, which is too large to leave after a failed test.
         shutil.rmtree(folder)
 
 
 def become_the_base_image(root: Path) -> None:
-    """There Python has its short name, and nobody is a user but the system."""
+    """Links `python` to this Python, and removes all users except those of the system."""
     python = root / "usr" / "local" / "bin" / "python"
     python.unlink(missing_ok=True)
     python.symlink_to("/usr/bin/python3")
@@ -121,7 +121,7 @@ def become_the_base_image(root: Path) -> None:
 
 
 def bring_local_indexes(root: Path) -> None:
-    """An overlay has no files of another file system, which the template's folder may be on."""
+    """An overlay does not contain other file systems, such as that of the template's folder."""
     for index in os.environ.get("UV_INDEX", "").split():
         url = urlsplit(index.rpartition("=")[2])
         if url.scheme == "file":
@@ -167,7 +167,7 @@ def copy(value: str, stage: Stage, stages: Mapping[str, Stage], context: Path) -
         elif origin in stages:
             found = stages[origin].path(source)
         else:
-            # A program of another image, which this machine has too.
+            # A program from another image, which this machine has too.
             program = shutil.which(Path(source).name)
             assert program, source
             found = Path(program)

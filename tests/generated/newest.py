@@ -1,4 +1,4 @@
-"""A project on the newest release of each library, whatever its upper bound says."""
+"""A project with the newest release of each library, beyond its upper bound."""
 
 import re
 import tomllib
@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 
 def lift_bounds(pyproject: Path) -> list[Requirement]:
-    """Takes the libraries' upper bounds away, and returns the requirements with them."""
+    """Removes the upper bounds of the libraries, and returns the original requirements."""
     text = pyproject.read_text("utf-8")
     declared = tomllib.loads(text)
     pyproject.write_text(re.sub(r'(?m)^( +".*>=[^",<]+),<[^"]+"', r'\1"', text), "utf-8")
@@ -20,7 +20,7 @@ def lift_bounds(pyproject: Path) -> list[Requirement]:
 
 
 def versions_beyond(requirements: list[Requirement], lock: Path) -> list[str]:
-    """Returns what is locked at a version that its requirement did not allow."""
+    """Returns the locked versions that the original requirements did not allow."""
     packages = tomllib.loads(lock.read_text("utf-8"))["package"]
     locked = {each["name"]: each["version"] for each in packages if "version" in each}
     return [

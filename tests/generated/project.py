@@ -1,4 +1,4 @@
-"""A rendered project in an environment of its own, and the processes that serve it."""
+"""A rendered project with its environment, and the processes that serve it."""
 
 import os
 import re
@@ -49,14 +49,14 @@ class Project:
 
     @contextmanager
     def started(self, *command: str) -> Iterator["Running"]:
-        """Runs a command of its environment, ends it, and asserts that nothing is left."""
+        """Starts a command of the environment, and asserts that it leaves nothing behind."""
         log = self.root.parent / f"{'-'.join([command[0], *self.within[-1:]])}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
                 [*self.within, str(self.environment / "bin" / command[0]), *command[1:]],
                 cwd=self.root,
                 env=self.env(),
-                # Open as long as it is wanted: the hub ends when its input does.
+                # Keep stdin open: the hub stops when its input ends.
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -80,7 +80,7 @@ class Project:
         return {
             **os.environ,
             "UV_PROJECT_ENVIRONMENT": str(self.environment),
-            # Else uv may find a newer one.
+            # Otherwise uv may choose a newer Python.
             "UV_PYTHON": sys.executable,
             "UV_COMPILE_BYTECODE": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -95,7 +95,7 @@ def run_in(
     variables: Mapping[str, str],
     seconds: float = COMMAND_SECONDS,
 ) -> None:
-    """Raises when it fails or takes too long; pytest shows what it printed."""
+    """Raises if the command fails or times out; pytest shows its output."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
             command,
@@ -114,18 +114,18 @@ def run_in(
             output.seek(0)
             said = output.read()
             print(said)
-    # pytest's, which are far above the end of a long output.
+    # The failures of pytest, which are far above the end of a long output.
     failed = "".join(f"\n{line}" for line in said.splitlines() if FAILED_TEST.match(line))
     assert process.returncode == 0, f"in {directory}: {shlex.join(command)}{failed}"
 
 
 def listen_to_ctrl_c() -> None:
-    # What a script starts in the background would ignore it.
+    # Background processes of a script would ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Ends a session as Ctrl-C does, so that it cleans up, and kills what is left of it."""
+    """Interrupts a session like Ctrl-C, so that it cleans up, and kills what is left."""
     started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     try:
@@ -140,7 +140,7 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
 
 
 def importable_names(environment: Path) -> set[str]:
-    """Returns what lies at the top of an environment's libraries."""
+    """Returns the top-level names in the libraries of an environment."""
     [libraries] = environment.glob("lib/python*/site-packages")
     names = {
         path.name.partition(".")[0]
@@ -156,7 +156,7 @@ class Running:
     log: Path
 
     def wait_for(self, happened: Callable[[str], bool], seconds: float) -> str:
-        """Returns the log when `happened(log)`; raises with it at the end of the time."""
+        """Returns the log once `happened(log)`; raises with the log after the timeout."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
             log = self.log.read_text()
@@ -168,8 +168,8 @@ class Running:
 
 @contextmanager
 def ray_directory(logs: Path) -> Iterator[str]:
-    """Keeps Ray's files apart from those of others, and what Ray logged in `logs` on a failure."""
-    # Ray's sockets are in it, and their path may have 107 characters at the most.
+    """Separates Ray's files from those of others, and copies its logs to `logs` on a failure."""
+    # Ray's sockets are in it, and their paths may have at most 107 characters.
     directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
         yield directory
@@ -183,7 +183,7 @@ def ray_directory(logs: Path) -> Iterator[str]:
 
 @contextmanager
 def loopback_hub(project: Project, cache: Path) -> Iterator[Project]:
-    """Serves tiny models under the true names, and yields a project that downloads them."""
+    """Serves tiny models under the real names, and yields a project that downloads them."""
     with project.started("python", "-m", "tests.support.loopback_hub") as hub:
         log = hub.wait_for(lambda log: "HF_ENDPOINT=" in log, START_SECONDS)
         endpoint = log.partition("HF_ENDPOINT=")[2].strip()
@@ -193,11 +193,11 @@ def loopback_hub(project: Project, cache: Path) -> Iterator[Project]:
 
 @contextmanager
 def cluster_with_a_gpu(project: Project) -> Iterator[Project]:
-    """Starts Ray with a GPU that exists only in its books, and yields a project that joins it."""
+    """Starts Ray with a fake GPU, and yields a project that joins it."""
     port, dashboard, client_server = free_port(), free_port(), free_port()
-    # Ray guards a cluster with a token, and who joins must say that it has one.
+    # Ray protects a cluster with a token, and clients must be told to use it.
     project = replace(project, variables={**project.variables, "RAY_AUTH_MODE": "token"})
-    # `ray start` ends where another Ray has one of the ports that it takes unless told.
+    # `ray start` fails if another Ray uses one of its default ports.
     ports = (
         f"--port={port}",
         f"--dashboard-port={dashboard}",
@@ -212,7 +212,7 @@ def cluster_with_a_gpu(project: Project) -> Iterator[Project]:
 
 @contextmanager
 def serve_config(project: Project) -> Iterator[str]:
-    """`serve run`s config/local.yaml on a free port and yields the page's address."""
+    """Runs `serve run config/local.yaml` on a free port and yields the URL of the page."""
     config = yaml.safe_load((project.root / "config" / "local.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
     path = project.root.parent / "local.yaml"
@@ -223,7 +223,7 @@ def serve_config(project: Project) -> Iterator[str]:
 
 @contextmanager
 def serve_import_path(project: Project) -> Iterator[str]:
-    """`serve run`s the application on port 8000: there it knows no other."""
+    """Runs `serve run` with the import path, which always uses port 8000."""
     lock = FileLock(Path(tempfile.gettempdir()) / "port-8000.lock", timeout=COMMAND_SECONDS)
     with lock, serve_run(project, f"{project.package}.app:app", 8000) as url:
         yield url
@@ -259,8 +259,8 @@ class Numbered:
 
 
 def ask(url: str, api: str = "/generate") -> Answered:
-    """Completes a queued call, and takes the likeliest tokens: a sample may be in any language."""
-    # A tiny model has room for few.
+    """Completes a queued call with greedy decoding, since a sample may be in any language."""
+    # A tiny model has a short context.
     options = {"max_new_tokens": 100, "temperature": "0"}
     job = Client(url, verbose=False).submit(PROMPT, **options, api_name=api)
     last = job.result(timeout=ANSWER_SECONDS)
@@ -269,7 +269,7 @@ def ask(url: str, api: str = "/generate") -> Answered:
 
 
 def ask_example(url: str) -> Numbered:
-    """Asks the example of a page of one's own twice, in one session, with a file in and out."""
+    """Calls the example of a custom page twice in one session, with a file in and out."""
     client = Client(url, verbose=False)
     with tempfile.TemporaryDirectory() as directory:
         text = Path(directory) / "text.txt"

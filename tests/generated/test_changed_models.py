@@ -1,4 +1,4 @@
-"""A team changes its models as the project's README says, and nothing else."""
+"""A team changes only its models, following the project's README."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ for path in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.timeout(3600)
-def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
+def test_a_project_with_changed_models_starts_and_passes_its_tests(
     render: Render, environment: Path, tmp_path: Path
 ) -> None:
     with ray_directory(tmp_path / "ray-logs") as ray:
@@ -33,7 +33,7 @@ def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
         readme = (root / "README.md").read_text("utf-8").partition("### Change the models")[2]
         [entry] = ENTRY.findall(snippet(readme, "python"))
         said = yaml.safe_load(snippet(readme, "yaml"))
-        # No hub can be reached by a test.
+        # Tests cannot reach the hub.
         source = re.findall(r'source="(.+)"', models.read_text("utf-8"))[0]
         entry = re.sub(r'source=".+"', f'source="{source}"', entry)
 
@@ -44,7 +44,7 @@ def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
         remove_second(models)
         check(project, "renamed", configs(project))
         project.run("uv", "run", "ruff", "check", "src")
-        # The others know nothing of the team's models.
+        # The other tests do not use the team's models.
         of_the_team = [f"tests/test_{name}.py" for name in ("app", "models", "page")]
         paths = [*of_the_team, "tests/serving/test_config.py"]
         project.run("uv", "run", "pytest", "-q", "-m", "not served", *paths)
@@ -61,7 +61,7 @@ def test_a_project_whose_models_were_changed_starts_and_its_tests_pass(
 
 
 def snippet(text: str, language: str) -> str:
-    """Returns the first block of code in that language."""
+    """Returns the first code block in that language."""
     return text.partition(f"```{language}\n")[2].partition("```")[0]
 
 

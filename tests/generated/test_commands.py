@@ -1,4 +1,4 @@
-"""The commands that the tests of a project run."""
+"""The commands that project tests run."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 
 from .project import run_in
 
-# As Ray's processes, the second one is in a session of its own.
+# Like Ray's processes, the second one is in a separate session.
 STARTS_ANOTHER = """
 import subprocess
 other = subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -23,14 +23,14 @@ other.wait()
 
 @pytest.fixture
 def _in_the_background() -> Iterator[None]:
-    """What a script starts in the background ignores Ctrl-C."""
+    """Processes that a script starts in the background ignore Ctrl-C."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_in_the_background")
-def test_a_command_that_takes_too_long_ends_with_what_it_started_and_shows_what_it_said(
+def test_a_command_that_times_out_is_stopped_with_its_children_and_its_output_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
@@ -40,12 +40,12 @@ def test_a_command_that_takes_too_long_ends_with_what_it_started_and_shows_what_
     assert not psutil.pid_exists(int(other))
 
 
-def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
+def test_a_failing_command_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="exit 3"):
         run_in(tmp_path, ["sh", "-c", "exit 3"], os.environ)
 
 
-def test_tests_that_fail_are_named(tmp_path: Path) -> None:
+def test_failing_tests_are_named(tmp_path: Path) -> None:
     (tmp_path / "test_two.py").write_text("def test_no(): assert 0\ndef test_yes(): pass\n")
     with pytest.raises(
         AssertionError, match=r"(?s)pytest -q.*FAILED test_two.py::test_no"

@@ -1,4 +1,4 @@
-"""Every combination as its team would meet it: installed, checked, tested and served."""
+"""Every combination, as its team would use it: installed, checked, tested and served."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ TESTS_OF_ONE_ANSWER = {
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
 @pytest.mark.parametrize("choice", every_pair_of_answers(), ids=name_of)
-def test_a_project_is_installed_checked_tested_and_served(
+def test_a_project_can_be_installed_checked_tested_and_served(
     choice: Answers,
     render: Render,
     load_hook: LoadHook,
@@ -66,7 +66,7 @@ def test_a_project_is_installed_checked_tested_and_served(
         check_as_a_commit(project)
         if choice == compares_models()[0]:
             check_a_page_without_types(project)
-            # Where there is a GPU, it has to work at the first try.
+            # On a machine with a GPU, it must work at the first attempt.
             script = TEMPLATE / "benchmarks" / "gpu.py"
             project.run("uv", "run", "python", str(script), str(project.root), "--small")
         project.run(
@@ -78,7 +78,7 @@ def test_a_project_is_installed_checked_tested_and_served(
             *which_tests(choice, project.root / "tests"),
         )
         with what_it_needs(project, choice, tmp_path) as ready:
-            # Both of Ray's ways to start it, one for each project.
+            # Ray can start it in two ways; test one with each project.
             serve = serve_import_path if choice["deploy"] == "local" else serve_config
             with serve(ready) as url:
                 check_page(url, choice)
@@ -105,7 +105,7 @@ def install(project: Project, newest: bool) -> None:
 
 
 def check_that_no_library_can_be_hidden(environment: Path, hook: ModuleType) -> None:
-    """A project whose package had the name of a library would be imported in its place."""
+    """A package with the name of a library would be imported instead of it."""
     names = importable_names(environment)
     allowed = {name for name in names if not list(hook.problems_of_package(name))}
 
@@ -114,23 +114,23 @@ def check_that_no_library_can_be_hidden(environment: Path, hook: ModuleType) -> 
 
 
 def check_as_a_commit(project: Project) -> None:
-    """The first commit of a team: its checks find nothing to change."""
+    """Makes the first commit: its checks must find nothing to change."""
     project.run("git", "init", "--quiet")
     project.run("git", "add", "--all")
     project.run("uv", "run", "prek", "run", "--all-files")
-    # What is in the tree is what was added.
+    # The commit contains what was added.
     project.run("git", "diff", "--exit-code")
     project.run("sh", "-c", 'test -z "$(git ls-files --others --exclude-standard)"')
 
 
 def check_a_page_without_types(project: Project) -> None:
-    """A team's own page, as most Gradio apps are written, passes the project's checks."""
+    """A custom page without type hints passes the project's checks."""
     page = project.root / "src" / project.package / "page.py"
     ours = page.read_text("utf-8")
     page.write_text(PAGE_WITHOUT_TYPES, "utf-8")
     project.run("uv", "run", "ruff", "check")
     project.run("uv", "run", "lint-imports")
-    # The team's own tests go with its page.
+    # The team's tests are removed with its page.
     project.run("uv", "run", "mypy", "src", "tests/serving", "tests/support")
     page.write_text(ours, "utf-8")
 
@@ -171,10 +171,10 @@ def build_page(settings, models):
 
 
 def which_tests(choice: Answers, tests: Path) -> list[str]:
-    """All of them once; elsewhere those that an answer can change. Each project is served besides.
+    """All tests once; otherwise those that an answer can change. Each project is also served.
 
-    The others, and the files that they test, are the same text in every project with models.
-    A page of one's own has few tests.
+    The other tests and their files are the same text in every project with models.
+    A project with its own page has few tests.
     """
     if choice["page"] == "own" or choice == compares_models()[0]:
         return []
@@ -201,7 +201,7 @@ def of_page(page: str) -> list[Answers]:
 
 
 def with_every_answer(questions: Sequence[str]) -> list[Answers]:
-    """Returns few combinations in which each answer to these questions is."""
+    """Returns a few combinations that contain each answer to these questions."""
     missing = {(question, answer) for question in questions for answer in CHOICES[question]}
     found: list[Answers] = []
     while missing:
@@ -232,13 +232,13 @@ def check_page(url: str, choice: Answers) -> None:
     assert len(answered.texts) == (2 if choice["parallel_models"] else 1)
     for text in answered.texts:
         assert text
-        # The tiny models of the loopback hub may be done before the first update.
+        # The tiny models of the loopback hub may finish before the first update.
         if choice["models"] == "bundled":
             assert answered.updates > 1, "the text did not stream"
             assert len(re.findall(r"\b[A-Za-z]{2,}\b", text)) > 8, f"no English: {text!r}"
 
 
 def check_that_it_carries_two_users(project: Project, url: str) -> None:
-    """By the load test, whose numbers are tested elsewhere."""
+    """Runs the load test; its numbers are tested elsewhere."""
     options = ("--host", url, "--users", "2", "--step-seconds", "1")
     project.run("uv", "run", "--only-group", "load", "locust", *options)

@@ -1,4 +1,4 @@
-"""The image of a project, made and run step by step without an engine."""
+"""The image of a project, built and run step by step without a container engine."""
 
 import socket
 import subprocess
@@ -24,7 +24,7 @@ It is 1.0 GB, and a library's next release may be a little larger.
 """
 
 
-def test_the_image_is_small_and_its_user_serves_the_page(
+def test_the_image_is_small_and_serves_the_page_as_its_user(
     render: Render, environment: Path, tmp_path: Path
 ) -> None:
     project = Project(render(deploy="docker"), environment)
@@ -45,19 +45,19 @@ def test_the_image_is_small_and_its_user_serves_the_page(
             metrics = f"http://{host.address}:8080/metrics"
             counted = "ray_model_answers_total"
             server.wait_for(lambda _: counted in httpx2.get(metrics).text, START_SECONDS)
-            # They would have made another, in its place.
+            # Otherwise they would have built another graph.
             assert kept_graphs(stage) == graphs
     assert len(texts) == 2
     assert all(texts)
 
 
 def kept_graphs(stage: Stage) -> set[str]:
-    """Returns the graphs that replicas on this machine take as they are."""
+    """Returns the graphs that replicas on this machine use unchanged."""
     return {each.name for each in stage.path("/models/converted/int8").iterdir() if each.is_dir()}
 
 
 def bytes_in(directory: Path) -> int:
-    """What its files take, each counted once."""
+    """Returns the size of its files, each counted once."""
     files = {
         (status.st_dev, status.st_ino): status.st_size
         for path in directory.glob("**/*")
@@ -73,14 +73,14 @@ def is_healthy(stage: Stage, within: tuple[str, ...]) -> bool:
 
 
 def only_what_is_served(stage: Stage) -> bool:
-    """Neither a cache nor PyTorch nor plain weights, nor what else only the first stage needs."""
+    """Asserts that caches, PyTorch, plain weights and build tools are not in the image."""
     files = {str(path.relative_to(stage.layer)) for path in stage.layer.glob("**/*")}
     unwanted = ("root/.cache", "usr/local/bin/uv", "app/src", "app/tests", "app/pyproject.toml")
     libraries = [name for name in files if "/site-packages/" in name]
     return (
         bool(libraries)
         and files.isdisjoint(unwanted)
-        # Ray has folders of these names, of its own.
+        # Ray has its own folders with these names.
         and not any(f"/site-packages/{name}/" in each for each in libraries for name in UNUSED)
         and not any(name.endswith((".gguf", ".safetensors")) for name in files)
     )

@@ -1,4 +1,4 @@
-"""A real Prometheus has every metric of a served project, and draws every panel of its dashboard."""
+"""A real Prometheus has every metric of a served project, and data for every panel."""
 
 import json
 import math
@@ -25,7 +25,7 @@ SUFFIXES = {"Counter": "_total", "Gauge": "", "Histogram": "_count"}
 
 @pytest.mark.timeout(COMMAND_SECONDS)
 @pytest.mark.parametrize("page", APPLICATIONS)
-def test_every_metric_and_panel_is_drawn(
+def test_every_metric_and_panel_has_data(
     page: str, render: Render, environment: Path, tmp_path: Path
 ) -> None:
     with ray_directory(tmp_path / "ray-logs") as ray:
@@ -45,11 +45,11 @@ def test_every_metric_and_panel_is_drawn(
             site.ask(WELL)
             counts.stop()
             if page != "own":
-                # So that a check of its health fails.
+                # Makes a health check fail.
                 site.wait_for(REPLICAS)[0].kill()
             deadline = time.monotonic() + DRAWN_SECONDS
             while wanted and time.monotonic() < deadline:
-                # Some of it is over the limit.
+                # Some of these calls are over the limit.
                 with suppress(Exception):
                     site.ask(WELL)
                 assert httpx2.get(f"{site.url}no/such/page").is_client_error
@@ -65,7 +65,7 @@ def panels_of(project: Project) -> set[str]:
 
 
 def metrics_of(project: Project) -> set[str]:
-    """As Prometheus calls those that the project's code defines."""
+    """Returns the project's metrics by their names in Prometheus."""
     defined = [
         found
         for path in (project.root / "src").rglob("*.py")
@@ -76,13 +76,13 @@ def metrics_of(project: Project) -> set[str]:
 
 
 def recorded_of(page: str) -> set[str]:
-    """What the alerts are replayed on, by the names of its labels."""
+    """Returns the recorded series that alerts are tested with, as selectors."""
     recordings = json.loads((RECORDINGS / f"{page}.json").read_text("utf-8"))
     return {selector(name) for recording in recordings.values() for name in recording["series"]}
 
 
 def selector(series: str) -> str:
-    """Returns what finds series of the same labels, whatever their values."""
+    """Returns a selector for series with the same labels and any values."""
     name, _, labels = series.partition("{")
     has = set(re.findall(r'(\w+)="', labels))
     matchers = [f'{label}{"!=" if label in has else "="}""' for label in sorted(LABELS)]

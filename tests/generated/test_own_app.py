@@ -1,4 +1,4 @@
-"""A team adopts an app as the README says, and asks deployments of its own as the docs say."""
+"""A team adopts an app as in the README, and calls its own deployments as in the docs."""
 
 import os
 import re
@@ -38,21 +38,21 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def project(render: Render, environment: Path, tmp_path: Path) -> Iterator[Project]:
-    # Where PyTorch's index is a folder of this machine, `uv add` would look for all else there.
+    # If the PyTorch index is a local folder, `uv add` would look for everything there.
     unnamed = " ".join(each for each in os.environ.get("UV_INDEX", "").split() if "=" not in each)
     with ray_directory(tmp_path / "ray-logs") as ray:
         yield Project(render(page="own"), environment, {"RAY_TMPDIR": ray, "UV_INDEX": unnamed})
 
 
 def code(text: str) -> list[str]:
-    """Returns the blocks of Python in a document, those in a list as well."""
+    """Returns the Python code blocks in a document, including those in lists."""
     found = re.findall(r"^( *)```python\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
     return [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("package", [False, True], ids=["a file", "a package with data"])
-def test_an_adopted_app_is_served_and_the_tests_that_remain_pass(
+def test_an_adopted_app_is_served_and_the_remaining_tests_pass(
     package: bool, project: Project
 ) -> None:
     source = project.root / "src" / project.package
@@ -87,7 +87,7 @@ def remove_the_test_of_the_example(path: Path) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_the_recipe_of_the_docs_asks_deployments_in_parallel(project: Project) -> None:
+def test_the_recipe_in_the_docs_calls_deployments_in_parallel(project: Project) -> None:
     source = project.root / "src" / project.package
     docs = (project.root / "docs" / "changing.md").read_text("utf-8")
     app, page = code(docs.partition("## Deployments of your own")[2])
@@ -95,7 +95,7 @@ def test_the_recipe_of_the_docs_asks_deployments_in_parallel(project: Project) -
     (source / "page.py").write_text(page, "utf-8")
     remove_the_test_of_the_example(project.root / "tests" / "test_page.py")
     project.run("uv", "sync", "--quiet")
-    # The example's test leaves imports.
+    # Removing the example's test leaves unused imports.
     project.run("uv", "run", "ruff", "check", "--fix", "tests")
     project.run("uv", "run", "ruff", "format", "tests")
     for check in ("ruff check", "ruff format --check", "mypy", "lint-imports", "pytest -q"):

@@ -1,4 +1,4 @@
-"""What tiny models of transformers' architectures are made of."""
+"""Configs for tiny models of the architectures in transformers."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(["linear_num_key_heads"], 2),
     **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 8),
     "forced_eos_token_id": None,
-    # Not the token that a decoder begins with, since some learn no position for padding.
+    # Not the start token of a decoder, since some models learn no position for padding.
     "pad_token_id": 1,
 }
 """Fields of their configs, where they have them."""
@@ -251,7 +251,7 @@ THIRTY = [
 
 
 def fields(model_type: str, accepted: set[str]) -> dict[str, Any]:
-    """Returns the fields of a tiny config of which these are accepted."""
+    """Returns the fields of a tiny config that are in this set."""
     chosen = {name: value for name, value in SMALL.items() if name in accepted}
     chosen |= OTHERS.get(model_type, {})
     return {name: value for name, value in chosen.items() if value is not LEFT_OUT}

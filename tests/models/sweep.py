@@ -1,4 +1,4 @@
-"""Asks tiny models of many architectures, and compares their texts with those of `generate`.
+"""Runs tiny models of many architectures, and compares their texts with those of `generate`.
 
 Run by the Python of a project, in its folder: `nox -s models`, or `nox -s models -- bloom mamba`.
 """
@@ -34,7 +34,7 @@ WORKERS = 2
 
 @dataclass
 class Row:
-    """How one architecture did."""
+    """The result of one architecture."""
 
     model_type: str
     how: str
@@ -86,7 +86,7 @@ def collected(kind: str, future: "Future[Row]") -> Row:
 
 
 def swept(package: str, model_type: str) -> Row:
-    """Makes a model, and asks it what `generate` is asked."""
+    """Creates a model, and compares it with `generate`."""
     import torch
     import transformers
     from architectures import fields
@@ -115,7 +115,7 @@ def swept(package: str, model_type: str) -> Row:
 
 
 class Heard(logging.Handler):
-    """Keeps how an engine says that its model runs."""
+    """Records how an engine reports that its model runs."""
 
     how = ""
 
@@ -156,14 +156,14 @@ def generated(directory: Path) -> list[str]:
             max_new_tokens=NEW_TOKENS,
         )
         new = written[1 if encodes else tokens.shape[1] :]
-        # What is cut off in the middle of a character is never shown.
+        # An incomplete character at the end is never shown.
         text = str(tokenizer.decode(new, skip_special_tokens=True))
         texts.append(text.rstrip("\N{REPLACEMENT CHARACTER}"))
     return texts
 
 
 async def asked(engine: Any, protocol: Any) -> list[list[str]]:
-    """Returns the texts of each prompt alone, of all at once, and of one after another."""
+    """Returns the texts of the prompts alone, all at once, and one after another."""
     options = protocol.GenerationOptions(
         temperature=0, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS
     )

@@ -1,4 +1,4 @@
-"""A Prometheus that reads what a served project exports."""
+"""A Prometheus that scrapes a served project."""
 
 import signal
 import subprocess
@@ -58,7 +58,7 @@ class Prometheus:
 def prometheus(
     metrics: str, directory: Path, seconds: int, job: str = "ray"
 ) -> Iterator[Prometheus]:
-    """Starts one that reads the metrics at that host and port, and again after these seconds."""
+    """Starts a Prometheus that scrapes that host and port at this interval in seconds."""
     scrape = {"job_name": job, "static_configs": [{"targets": [metrics]}]}
     every = {"scrape_interval": f"{seconds}s", "scrape_timeout": f"{seconds}s"}
     path = directory / "prometheus.yaml"

@@ -1,7 +1,7 @@
-"""Records the series that the alerts are replayed on: `nox -s series`.
+"""Records the series that the alerts are tested with: `nox -s series`.
 
-A real Prometheus reads a served project each second, while users ask it and it fails them. A second
-stands for a minute, so that an hour of a fault takes a minute.
+A real Prometheus scrapes a served project each second during load and faults. A second
+represents a minute, so that an hour of a fault takes a minute.
 """
 
 import json
@@ -60,7 +60,7 @@ class Stage:
     marks: list[float] = field(default_factory=list)
 
     def asks(self, prompt: str, seconds: float, users: int = USERS) -> None:
-        """A part of the recording; the second one is the fault."""
+        """A part of the recording; the second part is the fault."""
         self.marks.append(time.time())
         self.crowd.ask(prompt, users)
         time.sleep(seconds)
@@ -82,7 +82,7 @@ def one_fails_at_night(stage: Stage) -> None:
     for prompt, seconds in ((WELL, BEFORE), ("fail", FAULT), (WELL, AFTER)):
         stage.marks.append(time.time())
         asked = time.monotonic()
-        # Nobody else asks anything.
+        # There are no other calls.
         with suppress(AppError):
             stage.served.ask(prompt)
         time.sleep(seconds - (time.monotonic() - asked))
@@ -92,7 +92,7 @@ def dying(stage: Stage) -> None:
     stage.asks(WELL, BEFORE)
     stage.asks(WELL, 0)
     for _ in range(FAULT // RESTART_SECONDS):
-        # On a busy machine it takes a while until the one of before has its successor.
+        # On a busy machine it takes a while until the previous replica is replaced.
         stage.served.wait_for(REPLICAS)[0].kill()
         time.sleep(RESTART_SECONDS)
     stage.asks(WELL, AFTER)
@@ -136,13 +136,13 @@ SCENARIOS: dict[str, tuple[Callable[[Stage], None], ...]] = {
 
 
 def main() -> None:
-    """Takes the folders of a project that compares, and of one with a page of its own.
+    """Takes the folders of a compare project and of one with its own page.
 
-    After them, it takes names of scenarios, as in `own-full`, to record these alone.
+    After them, it takes names of scenarios, such as `own-full`, to record only these.
     """
     names = sys.argv[3:]
     for page, root in zip(SCENARIOS, map(Path, sys.argv[1:3]), strict=True):
-        # A longer one would make the paths of Ray's sockets too long.
+        # A longer path would make the paths of Ray's sockets too long.
         project = Project(root, root / ".venv", {"RAY_TMPDIR": "/tmp"})  # noqa: S108
         path = RECORDINGS / f"{page}.json"
         recordings = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -161,7 +161,7 @@ def recorded(project: Project, page: str, act: Callable[[Stage], None]) -> Recor
             crowd(page_served) as users,
         ):
             stage = Stage(page_served, users, server.close)
-            # Not before each function has been asked: what had no call has no series.
+            # Wait until each function was called: without a call there is no series.
             page_served.ask(WELL)
             time.sleep(5)
             act(stage)
@@ -184,13 +184,13 @@ def recording(asked: Prometheus, root: Path, marks: list[float], seconds: int) -
     for selector in selectors(root):
         for each in asked.over(selector, start, end, 1):
             name, values = name_of(each), notation(each, start, end)
-            # Selectors may overlap, but two series may not look alike.
+            # Selectors may overlap, but series must be unique.
             assert series.setdefault(name, values) == values, name
     return Recording(seconds, fault - start, after - start, dict(sorted(series.items())))
 
 
 def selectors(root: Path) -> list[str]:
-    """What the rules of a project ask for."""
+    """Returns the selectors in the rules of a project."""
     rules = yaml.safe_load((root / "deploy" / "monitoring" / "alerts.yaml").read_text("utf-8"))
     expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     return sorted({found for each in expressions for found in SELECTOR.findall(each)})
@@ -206,13 +206,13 @@ def name_of(series: Series) -> str:
 
 
 def notation(series: Series, start: int, end: int) -> str:
-    """Writes a sample for each second as promtool reads them."""
+    """Formats a sample for each second in promtool's notation."""
     values = {round(moment): value for moment, value in series.samples}
     said: list[tuple[str, int]] = []
     for moment in range(start, end + 1):
         word = f"{values[moment]:.12g}" if moment in values else "_"
         if word == "_" and said and said[-1][0] not in ("_", "stale"):
-            # Prometheus marks a series that ends.
+            # Prometheus marks the end of a series.
             word = "stale"
         if said and said[-1][0] == word:
             said[-1] = (word, said[-1][1] + 1)

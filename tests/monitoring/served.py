@@ -1,4 +1,4 @@
-"""Serves monitored_pages.py by a project, and has users ask it."""
+"""Serves monitored_pages.py with a project, and simulates its users."""
 
 import re
 import threading
@@ -48,11 +48,11 @@ class Served:
     running: Running
 
     def ask(self, prompt: str) -> None:
-        """Raises what the page says of it."""
+        """Calls the page, and raises its error."""
         Client(self.url, verbose=False).predict(prompt, api_name=self.api)
 
     def wait_for(self, replicas: int) -> list[psutil.Process]:
-        """Returns the processes of the model when there are so many, the eldest first."""
+        """Returns the processes of the model once there are this many, oldest first."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             started = psutil.Process(self.running.process.pid).children(recursive=True)
@@ -64,7 +64,7 @@ class Served:
 
 
 def name_of(process: psutil.Process) -> str:
-    """What Ray calls it; nothing when it has just ended."""
+    """Returns its name in Ray, or an empty text if it has just ended."""
     with suppress(psutil.NoSuchProcess):
         return "".join(process.cmdline()[:1])
     return ""
@@ -74,7 +74,7 @@ def name_of(process: psutil.Process) -> str:
 def served(
     project: Project, page: str, directory: Path, redis_url: str | None = None
 ) -> Iterator[Served]:
-    """Serves a page, with limits that are counted in a Redis where there is one."""
+    """Serves a page, with limits that are counted in Redis if there is one."""
     application, port, hindrance = APPLICATIONS[page], free_port(), directory / "hindrance"
     import_path = f"monitored_pages:{application.build}"
     arguments: dict[str, object] = {"hindrance": str(hindrance)} if page != "own" else {}
@@ -90,7 +90,7 @@ def served(
         "MONITORED_PACKAGE": project.package,
         REDIS: redis_url or "",
         "PYTHONPATH": str(PAGES),
-        # Ray tells each second what it tells every ten.
+        # Ray exports metrics every second instead of every ten.
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "1",
         "REPORTER_UPDATE_INTERVAL_MS": "1000",
@@ -104,7 +104,7 @@ def served(
 
 
 class Crowd:
-    """Users who ask the same again and again, whatever they are told."""
+    """Users who repeat the same call, whatever the answer is."""
 
     def __init__(self, served: Served) -> None:
         self.prompt = ""
@@ -126,7 +126,7 @@ class Crowd:
     def _ask_again(self) -> None:
         client: Client | None = None
         while not self._left.wait(PAUSE_SECONDS):
-            # What a fault looks like to users is tested elsewhere.
+            # The effect of faults on users is tested elsewhere.
             with suppress(Exception):
                 client = client or Client(self._served.url, verbose=False)
                 client.predict(self.prompt, api_name=self._served.api)

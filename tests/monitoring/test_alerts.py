@@ -1,4 +1,4 @@
-"""Each alert fires where it should and nowhere else, on series of real runs: see record.py."""
+"""Each alert fires only when it should, on series of real runs: see record.py."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def alert(name: str, severity: str, **labels: str) -> Alert:
 
 
 def both(name: str, **labels: str) -> set[Alert]:
-    """The one that wakes somebody, and the one that waits until the morning."""
+    """The alert that pages somebody, and the one that waits until the morning."""
     return {alert(name, severity, **labels) for severity in ("critical", "warning")}
 
 
@@ -61,7 +61,7 @@ EXPECTED = {
         set(),
     ),
     ("compare", "away"): Fires(
-        # Serve tells of each deployment that it ends.
+        # Serve reports each deployment that it removes.
         NOTHING_IS_TOLD
         | for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer", "stand-in"),
         NOTHING_IS_TOLD,
@@ -74,7 +74,7 @@ EXPECTED = {
         both("AnswersEndBadly", endpoint="obey")
         | both("AnswersBeginLate", endpoint="obey")
         | {alert("PageRefuses", "warning", route="/gradio_api/queue/join")},
-        # What waited went on to wait and to be refused when the calls were short again.
+        # Calls that were waiting kept waiting or were refused after calls became short again.
         both("AnswersEndBadly", endpoint="obey") | both("AnswersBeginLate", endpoint="obey"),
     ),
 }
@@ -86,7 +86,7 @@ def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     return named
 
 
-def test_alerts_fire_in_their_fault_alone(
+def test_alerts_fire_only_during_their_fault(
     case: tuple[str, str], rendered: Render, tmp_path: Path
 ) -> None:
     page, name = case
@@ -105,10 +105,8 @@ def test_alerts_fire_in_their_fault_alone(
     )
 
 
-def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_before(
-    rendered: Render, tmp_path: Path
-) -> None:
-    # A count that begins with 1 has no rate. Here it was 0, which Ray does not tell.
+def test_one_more_failed_answer_at_night_fires_no_alert(rendered: Render, tmp_path: Path) -> None:
+    # A counter that starts at 1 has no rate. Here it was 0, which Ray does not export.
     run = recordings("compare")["one_fails_at_night"]
     [failed] = [name for name in run.series if 'outcome="failed"' in name]
     nothing, _, values = run.series[failed].partition(" ")
@@ -125,10 +123,10 @@ def test_one_failed_answer_at_night_alerts_nobody_where_others_have_failed_befor
 
 
 @pytest.mark.parametrize(("part", "fires"), [(1.0, False), (0.95, False), (0.5, True)])
-def test_a_page_that_refuses_callers_over_their_limits_alone_is_not_full(
+def test_refusals_by_rate_limits_do_not_count_as_a_full_page(
     part: float, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
-    # As if that part of what was answered 429 were of `rate_limits`.
+    # As if this part of the 429 answers came from `rate_limits`.
     run = recordings("own")["full"]
     [refused] = [name for name in run.series if 'error_code="429"' in name]
     limits = 'ray_rate_limit_refusals_total{caller="address",job="gradio-on-ray"}'
@@ -145,13 +143,15 @@ def test_a_page_that_refuses_callers_over_their_limits_alone_is_not_full(
 
 
 def scaled(word: str, part: float) -> str:
-    """Returns a part of values in promtool's notation, where they are any."""
+    """Scales values in promtool's notation, if there are any."""
     value, plus, times = word.partition("+")
     return f"{float(value) * part:.12g}{plus}{times}" if value[0].isdigit() else word
 
 
-def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_path: Path) -> None:
-    # As if the node had little more than was used: no run takes what the machine of the tests has.
+def test_a_node_that_is_nearly_out_of_memory_fires_an_alert(
+    rendered: Render, tmp_path: Path
+) -> None:
+    # As if the node were nearly full, since no run uses all memory of the test machine.
     run = recordings("own")["waiting"]
     series = run.series
     [total] = [each for each in series if each.startswith("ray_node_mem_total")]
@@ -174,10 +174,10 @@ def test_a_node_whose_memory_is_nearly_used_up_is_told(rendered: Render, tmp_pat
 @pytest.mark.parametrize(
     ("wanted", "fires"), [("0+0x200", False), ("2+0x200", True)], ids=["none is wanted", "two are"]
 )
-def test_a_model_without_replicas_alerts_where_it_should_have_some(
+def test_a_model_without_replicas_fires_an_alert_unless_it_scaled_to_zero(
     wanted: str, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
-    # As if nobody asked while its replicas were gone: Serve tells how many there should be.
+    # As if there were no calls while its replicas were gone: Serve reports the target number.
     run = recordings("compare")["gone"]
     labels = f'deployment="stand-in",job="{JOB}"'
     target = f"ray_serve_autoscaling_target_replicas{{{labels}}}"
@@ -198,7 +198,7 @@ def test_a_model_without_replicas_alerts_where_it_should_have_some(
     )
 
 
-def test_every_alert_fires_in_some_recording(rendered: Render) -> None:
+def test_every_alert_fires_in_a_recording(rendered: Render) -> None:
     for page in SCENARIOS:
         named = {rule["alert"] for rule in all_rules(rules(rendered, page)) if "alert" in rule}
         fires = {
@@ -221,7 +221,7 @@ def recordings(page: str) -> dict[str, Recording]:
 
 
 def length(run: Recording) -> int:
-    """In minutes."""
+    """Returns its length in minutes."""
     values = next(values for name, values in run.series.items() if name.startswith("up{"))
     return (sum(map(samples, values.split())) - 1) * run.seconds // 60
 
@@ -232,7 +232,7 @@ def samples(word: str) -> int:
 
 
 def rules(rendered: Render, page: str) -> dict[str, Any]:
-    """The spec of a PrometheusRule is a file of rules for Prometheus."""
+    """The spec of a PrometheusRule is a rules file for Prometheus."""
     project = rendered(page=page, deploy="kubernetes")
     manifest = yaml.safe_load((project / "deploy/monitoring/alerts.yaml").read_text("utf-8"))
     spec: dict[str, Any] = manifest["spec"]
@@ -244,7 +244,7 @@ def all_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def fired(minutes: int, name: str = "") -> str:
-    """What fired in these minutes before, and now: all alerts, or one of them."""
+    """Returns a query for the alerts that fired in the last minutes: all, or only this one."""
     firing = f'{FIRING[:-1]},alertname="{name}"}}' if name else FIRING
     return f"max_over_time({firing}[{minutes - 1}m])"
 

@@ -1,6 +1,6 @@
-"""A project of the last release, changed by its team, takes what the template changed since.
+"""A project of the last release, changed by its team, is updated to the current template.
 
-Its team does what docs/updates.md says, here and in a folder of a larger repository.
+The team follows docs/updates.md, in its own repository and in a folder of a larger one.
 """
 
 import json
@@ -34,7 +34,7 @@ TOUCHED = {
     f"{PACKAGE}/page.py",
 }
 OWN = {f"{PACKAGE}/welcome.py", "tests/test_welcome.py"}
-# What the template changes in a next version, in a file that the team touched and in others.
+# Changes of the next template version, in a file that the team edited and in others.
 NEXT = {
     f"{PACKAGE}/page.py": ("\nLAUNCH = ", "\n# Next.\nLAUNCH = "),
     "SECURITY.md": ("# Security\n", "# Security\n\nNext.\n"),
@@ -63,7 +63,7 @@ class Template:
         return git(self.root, *arguments)
 
     def last_release(self) -> str:
-        """Its tag or, in a clone without tags, the commit that the changelog got it with."""
+        """Returns its tag or, in a clone without tags, the commit with its changelog entry."""
         tags = self.git("tag", "--list", "v*", "--sort=-version:refname", "--merged").split()
         if tags:
             return tags[0]
@@ -110,7 +110,7 @@ def made(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
-    """The project in a repository of its own, updated to the working tree."""
+    """The project in its own repository, updated to the working tree."""
     directory = tmp_path_factory.mktemp("alone")
     root = directory / "our-app"
     shutil.copytree(made, root)
@@ -122,7 +122,7 @@ def alone(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
 
 @pytest.fixture(scope="module")
 def inside(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
-    """The project in a folder of a larger repository, whose commits it checks."""
+    """The project in a folder of a larger repository, with hooks for its commits."""
     directory = tmp_path_factory.mktemp("inside")
     repository = directory / "all"
     root = repository / "services" / "chat"
@@ -138,7 +138,7 @@ def inside(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
 
 
 def updated(root: Path, directory: Path) -> Update:
-    """Updates a project that its team has changed, up to where git asks for the commit."""
+    """Updates a project that its team has changed, until git waits for the commit."""
     commit(root, "What the template made")
     change_as_a_team(root)
     commit(root, "Our model, our page, our dependency")
@@ -152,7 +152,7 @@ def updated(root: Path, directory: Path) -> Update:
 
 
 def follow_the_docs(root: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the commands of "From 0.1.0", the last of which ends in conflicts."""
+    """Runs the commands of "From 0.1.0"; the last one ends with conflicts."""
     docs = (TEMPLATE / "docs" / "updates.md").read_text("utf-8").partition("## From 0.1.0")[2]
     commands = docs.partition("```sh\n")[2].partition("```")[0].replace("uvx cruft", "cruft")
     assert commands.count("cruft") == 2
@@ -171,14 +171,14 @@ def follow_the_docs(root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def rendered(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the working tree makes of the same answers."""
+    """The same answers rendered from the working tree."""
     root = make_project(template, "HEAD", tmp_path_factory.mktemp("rendered"))
     git(root, "init", "--quiet")
     return root
 
 
 def make_project(template: Template, version: str, directory: Path) -> Path:
-    # Its default was another one in the last release.
+    # Its default was different in the last release.
     description = "A Gradio page with models that run in parallel on Ray Serve."
     answers = json.dumps(
         {"project_slug": "our-app", "deploy": "kubernetes", "description": description}
@@ -191,7 +191,7 @@ def make_project(template: Template, version: str, directory: Path) -> Path:
     return directory / "our-app"
 
 
-def test_git_leaves_to_the_team_what_the_docs_tell_of(alone: Update) -> None:
+def test_the_conflicts_are_those_that_the_docs_describe(alone: Update) -> None:
     assert alone.conflicts == CONFLICTS
 
 
@@ -202,16 +202,14 @@ def test_no_file_is_in_conflict_afterwards(alone: Update) -> None:
         assert not re.search("^(<{7}|={7}|>{7})", text, re.MULTILINE), name
 
 
-def test_what_the_team_did_not_touch_is_as_the_working_tree_makes_it(
-    alone: Update, rendered: Path
-) -> None:
+def test_untouched_files_match_the_new_template(alone: Update, rendered: Path) -> None:
     root = alone.project.root
     assert files(root) == files(rendered) | OWN
     for name in files(rendered) - TOUCHED - {".cruft.json"}:
         assert (root / name).read_bytes() == (rendered / name).read_bytes(), name
 
 
-def test_the_edits_of_the_team_and_of_the_template_are_both_there(alone: Update) -> None:
+def test_edits_of_the_team_and_the_template_are_both_kept(alone: Update) -> None:
     found = texts(alone.project.root)
 
     assert 'name="ours"' in found[f"{PACKAGE}/models.py"]
@@ -225,34 +223,32 @@ def test_the_edits_of_the_team_and_of_the_template_are_both_there(alone: Update)
         assert after in found[name]
 
 
-def test_each_edit_that_was_set_aside_can_be_read_while_git_waits(alone: Update) -> None:
+def test_discarded_edits_can_be_read_during_the_merge(alone: Update) -> None:
     added = {line[1:].strip() for line in alone.set_aside.splitlines() if line.startswith("+")}
 
     assert {'name="ours",', 'BUTTON = "Ask us"', "gr.Markdown(welcome())"} <= added
 
 
-def test_the_version_that_the_project_came_from_is_the_working_tree(
-    alone: Update, template: Template
-) -> None:
+def test_the_project_records_the_new_template_version(alone: Update, template: Template) -> None:
     state = json.loads((alone.project.root / ".cruft.json").read_text("utf-8"))
 
     assert state["commit"] == template.git("rev-parse", "HEAD").strip()
 
 
-def test_in_a_folder_of_a_larger_repository_it_ends_the_same(alone: Update, inside: Update) -> None:
+def test_an_update_in_a_subfolder_has_the_same_result(alone: Update, inside: Update) -> None:
     assert inside.conflicts == alone.conflicts
     assert texts(inside.project.root) == texts(alone.project.root)
 
 
-def test_the_projects_own_checks_are_green_there(inside: Update) -> None:
+def test_the_checks_of_the_project_pass_in_the_subfolder(inside: Update) -> None:
     inside.project.run("uv", "run", "prek", "run", "--all-files")
-    # The other tests are of files that are as the working tree makes them; `generated` runs those.
+    # The other tests cover files that equal the working tree's; `generated` runs those.
     tests = [f"tests/serving/test_{name}.py" for name in ("config", "settings")]
     tests += [f"tests/test_{name}.py" for name in ("app", "models", "page", "welcome")]
     inside.project.run("uv", "run", "pytest", "-q", "-m", "not served and not browser", *tests)
 
 
-def test_the_hooks_of_a_folder_run_for_each_commit_of_its_files(inside: Update) -> None:
+def test_hooks_of_a_subfolder_run_for_commits_of_its_files(inside: Update) -> None:
     root = inside.project.root
     (root / PACKAGE / "unused.py").write_text("import json\n", "utf-8")
     (root.parents[1] / "README.md").write_text("# Everything \n", "utf-8")
@@ -262,12 +258,12 @@ def test_the_hooks_of_a_folder_run_for_each_commit_of_its_files(inside: Update) 
         inside.project.run(*commands, "An import that is not used")
     git(root, "rm", "--quiet", "--force", f"{PACKAGE}/unused.py")
 
-    # Its line that ends with a space is the business of the others.
+    # The README with its trailing space is not a file of the project.
     inside.project.run(*commands, "Beside the project")
 
 
 def files(root: Path) -> set[str]:
-    """Returns what is, or would be, under version control, but the lock."""
+    """Returns the files that are, or would be, under version control, except the lock."""
     found = names(git(root, "ls-files", "--cached", "--others", "--exclude-standard", "-z"))
     return set(found) - {"uv.lock"}
 
@@ -307,7 +303,7 @@ def change_as_a_team(root: Path) -> None:
 
 
 def finish_as_a_team(root: Path) -> None:
-    """Does by hand what "From 0.1.0" leaves to a team."""
+    """Does the manual steps of "From 0.1.0"."""
     package = root / PACKAGE
     edit(package / "models.py", "smollm2-lively", "ours")
     edit(package / "page.py", 'BUTTON = "Generate"', 'BUTTON = "Ask us"')
@@ -320,7 +316,7 @@ def finish_as_a_team(root: Path) -> None:
 
 
 def keep(side: Literal["HEAD", "ours"], *paths: Path) -> None:
-    """Keeps a side of each conflict, that of the template or that of the team."""
+    """Keeps one side of each conflict, the template's or the team's."""
     conflict = re.compile(r"^<{7}.*\n((?:.*\n)*?)={7}\n((?:.*\n)*?)>{7}.*\n", re.MULTILINE)
     for path in paths:
         text = path.read_text("utf-8")

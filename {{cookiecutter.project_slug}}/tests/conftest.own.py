@@ -22,7 +22,7 @@ from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.preview import load_page
 
 PRODUCTION = Path(__file__).parents[1] / "config" / "production.yaml"
-# The start itself gives up sooner, and says why.
+# The start itself times out earlier and gives the reason.
 START_SECONDS = 900
 STOP_SECONDS = 60
 
@@ -32,7 +32,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 @pytest.fixture(scope="session")
 def page() -> Iterator[str]:
-    """The address of the page without Ray, as the preview shows it."""
+    """URL of the page without Ray, as in the preview."""
     web = load_page(f"{build.__module__}:build", engine=False, version="")
     server = uvicorn.Server(uvicorn.Config(web, log_level="error", timeout_graceful_shutdown=1))
     with create_server(("127.0.0.1", 0)) as listening:
@@ -46,7 +46,7 @@ def page() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def served_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the page on Ray, with two replicas."""
+    """URL of the page on Ray, with two replicas."""
     directory = tmp_path_factory.mktemp("served")
     config, log = directory / "config.yaml", directory / "log"
     config.write_text(yaml.safe_dump(for_this_machine(PRODUCTION)))
@@ -70,7 +70,7 @@ def served_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def for_this_machine(path: Path) -> dict[str, Any]:
-    """Returns a config with a free port of loopback, for whatever the machine has."""
+    """Returns a config with a free loopback port that fits any machine."""
     config: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     with create_server(("127.0.0.1", 0)) as server:
         config["http_options"] = {"host": "127.0.0.1", "port": server.getsockname()[1]}

@@ -14,18 +14,18 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from .support.tiny_models import save_tiny_decoder
 
-# A browser beside other work may take longer than Playwright's five seconds, or sixty.
+# On a busy machine, a browser may need more than Playwright's default of five seconds.
 BROWSER_MILLISECONDS = 120_000
 expect.set_options(timeout=BROWSER_MILLISECONDS)
 for library in (httpx, httpx2):
-    # Every call that names none has this one: five seconds, unless it is changed.
+    # The default timeout of httpx, five seconds, is too short on a busy machine.
     bound = inspect.signature(library.get).parameters["timeout"].default
     bound.connect = bound.read = bound.write = bound.pool = 60
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 {% if cookiecutter.__votes %}
-# Where votes are kept unless a test names a database.
+# The default folder of the votes database.
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="votes-")
 {% endif %}
 
@@ -43,7 +43,7 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The machine's Chromium, or the one that `playwright install chromium` brought."""
+    """The system's Chromium, or the one from `playwright install chromium`."""
     installed = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

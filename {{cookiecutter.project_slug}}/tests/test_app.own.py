@@ -1,4 +1,4 @@
-"""The application on Ray, whatever its page. Change it with `app.py`."""
+"""The application on Ray, with any page. Change it with `app.py`."""
 
 import httpx
 import pytest
@@ -7,7 +7,7 @@ from ray import serve
 from {{ cookiecutter.__package }}.app import Settings, build
 
 
-def test_the_page_is_what_requests_meet() -> None:
+def test_requests_reach_the_page() -> None:
     handle = serve.run(build(Settings()), name="graph", _local_testing_mode=True)
     assert handle.deployment_name == "GradioServer"
 
@@ -15,14 +15,14 @@ def test_the_page_is_what_requests_meet() -> None:
 @pytest.mark.served
 def test_on_ray_two_replicas_answer(served_page: str) -> None:
     answers = [httpx.get(served_page, timeout=60) for _ in range(10)]
-    # 401 is the login's, where there is one.
+    # 401 comes from the login, if there is one.
     assert {answer.status_code for answer in answers} <= {200, 401}
     cookies = [cookie for answer in answers for cookie in answer.cookies.values()]
     assert len({cookie.partition(".")[0] for cookie in cookies}) == 2
 
 
 @pytest.mark.served
-def test_on_ray_a_session_stays_with_its_replica(served_page: str) -> None:
+def test_on_ray_a_session_stays_on_its_replica(served_page: str) -> None:
     with httpx.Client(timeout=60) as session:
         first = session.get(served_page)
         assert first.cookies

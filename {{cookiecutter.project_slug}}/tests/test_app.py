@@ -1,4 +1,4 @@
-"""The application: its graph, and its page on Ray as users ask it. Change it with `app.py`."""
+"""The application: its graph, and its page on Ray. Change it with `app.py`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from {{ cookiecutter.__package }}.app import Settings, build
 from .support.servers import config_of, free_port, served
 
 
-def test_the_page_is_what_requests_meet(tiny_decoder: Path) -> None:
+def test_requests_reach_the_page(tiny_decoder: Path) -> None:
     tiny = {"source": str(tiny_decoder)}
     settings = Settings(models=tuple(each.model_copy(update=tiny) for each in Settings().models))
     handle = serve.run(build(settings), name="graph", _local_testing_mode=True)
@@ -19,10 +19,10 @@ def test_the_page_is_what_requests_meet(tiny_decoder: Path) -> None:
 
 
 @pytest.mark.served
-def test_on_ray_the_page_answers_with_a_text_of_each_model(
+def test_on_ray_the_page_answers_with_a_text_from_each_model(
     tiny_decoder: Path, tmp_path: Path
 ) -> None:
-    """With tiny models in the place of those of `models.py`, which answer with nonsense."""
+    """Uses tiny models instead of those of `models.py`, which answer nonsense."""
     with served(config_of(tiny_decoder, free_port()), tmp_path) as pages:
         answer = Client(pages.addresses[0], verbose=False).predict(
             "The whale", max_new_tokens=30, api_name="/{{ "chat" if cookiecutter.page == "chat" else "generate" }}"

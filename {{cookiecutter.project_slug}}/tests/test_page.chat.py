@@ -1,4 +1,4 @@
-"""The page, before models that answer as a test needs. Change it with `page.py`."""
+"""The page, with stand-ins for its models. Change it with `page.py`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from .support.stand_ins import StandIn, broken, fast, in_thread
 
 @contextmanager
 def page_of(*models: StandIn) -> Iterator[str]:
-    """Yields the address of the page before these models, without Ray."""
+    """Yields the URL of the page with these models, without Ray."""
     settings = Settings()
     with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
         yield url
@@ -35,7 +35,7 @@ def test_a_client_gets_the_answer_of_each_model() -> None:
     assert texts == ("one two three", "ab")
 
 
-def test_in_the_browser_a_conversation_goes_on_in_each_pane(browser: Browser) -> None:
+def test_in_the_browser_a_conversation_continues_in_each_pane(browser: Browser) -> None:
     model = fast()
     with page_of(model, broken()) as url, browser.new_page() as page:
         page.goto(url)
@@ -52,7 +52,7 @@ def test_in_the_browser_a_conversation_goes_on_in_each_pane(browser: Browser) ->
     assert conversations == [["Hello"], ["Hello", "one two three", "And then?"]]
 
 
-def test_in_the_browser_each_pane_says_what_its_model_is(browser: Browser) -> None:
+def test_in_the_browser_each_pane_describes_its_model(browser: Browser) -> None:
     models = [
         ModelSettings(name="fast", source="unused", about="Knows three words"),
         ModelSettings(name="broken", source="unused", about="Fails half way"),
@@ -73,7 +73,7 @@ def test_in_the_browser_an_example_fills_the_box(browser: Browser) -> None:
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value(EXAMPLES[0])
 
 
-def test_in_the_browser_everybody_can_read_the_page(browser: Browser) -> None:
+def test_in_the_browser_the_page_is_accessible(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
         expect(page.get_by_label(PROMPT_LABEL)).to_be_visible()

@@ -1,4 +1,4 @@
-"""The page without Ray, whatever it is. Change it with `page.py`."""
+"""The page without Ray, whatever it shows. Change it with `page.py`."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import httpx
 from gradio_client import Client, handle_file
 
 
-def test_the_page_is_there(page: str) -> None:
+def test_the_page_is_served(page: str) -> None:
     answer = httpx.get(page, timeout=60)
     assert answer.status_code == 200
     assert "text/html" in answer.headers["content-type"]
 
 
-def test_its_looks_are_there(page: str) -> None:
+def test_the_theme_of_the_page_is_served(page: str) -> None:
     assert httpx.get(f"{page}theme.css", timeout=60).status_code == 200
 
 
-def test_what_it_offers_is_described(page: str) -> None:
+def test_the_api_of_the_page_is_described(page: str) -> None:
     described = httpx.get(f"{page}gradio_api/info", timeout=60).json()["named_endpoints"]
     for function in httpx.get(f"{page}config", timeout=60).json()["dependencies"]:
         if function["backend_fn"] and function["api_visibility"] == "public":
@@ -24,8 +24,8 @@ def test_what_it_offers_is_described(page: str) -> None:
             assert all(parameter["parameter_name"] for parameter in parameters)
 
 
-# Of the example: remove it together with the example.
-def test_a_session_gets_its_lines_numbered_and_its_texts_counted(page: str, tmp_path: Path) -> None:
+# Tests the example: remove it together with the example.
+def test_the_example_numbers_lines_and_counts_texts_per_session(page: str, tmp_path: Path) -> None:
     text = tmp_path / "whales.txt"
     text.write_text("Sing,\nwhales.\n", "utf-8")
     client = Client(page, verbose=False)

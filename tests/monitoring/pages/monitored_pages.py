@@ -1,6 +1,6 @@
-"""A project's page before a model, and a page of one's own: both do what a prompt tells them.
+"""A project's page with a model, and a custom page: both follow commands in prompts.
 
-`wait 12` begins after so many seconds, `fail` raises an error.
+`wait 12` answers after 12 seconds, `fail` raises an error.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Obedient:
     ray_actor_options={"num_cpus": 0.1},
 )
 class Replica:
-    """Does not start while the file is there that it is given."""
+    """Does not start while the given file exists."""
 
     def __init__(self, hindrance: str) -> None:
         if Path(hindrance).exists():

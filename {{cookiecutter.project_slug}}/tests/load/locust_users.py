@@ -1,6 +1,6 @@
-"""Users of a deployed application for Locust, and the steps in which their number is raised.
+"""Locust users of a deployed application, and the steps that raise their number.
 
-What they ask is in the locustfiles beside this one.
+The locustfiles in this folder define what they ask.
 """
 
 import json
@@ -19,17 +19,17 @@ from locust import LoadTestShape, User, between, events, task
 from locust.env import Environment
 
 BEGIN_SECONDS = 10.0
-"""Later is late. In deploy/monitoring/alerts.yaml, where there is one, it is `le`."""
+"""Later answers are late. It is `le` in deploy/monitoring/alerts.yaml, if there is one."""
 SHARE = 0.99
-"""Of the answers that begin in time, and of those that end well: `objective:share` there."""
+"""Share of answers that must start in time, and that must succeed: `objective:share` there."""
 STEP_SECONDS = 30.0
 GROWTH = 1.5
-"""From one step to the next, where no number of users is asked for."""
+"""Growth from one step to the next, if no number of users is given."""
 PARTS_OF_GOAL = (0.25, 0.5, 1.0)
 MOST_USERS = 1000
-"""What one process of Locust can be, whatever the application carries."""
+"""The most users that one Locust process can simulate, whatever the application carries."""
 SPAWN_SECONDS = 5.0
-"""In which the new users of a step come, so that they do not ask in one instant."""
+"""Seconds over which the new users of a step start, so that they do not all ask at once."""
 ANSWER_SECONDS = 600.0
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 100
@@ -37,11 +37,11 @@ CARRIED, NOT_CARRIED, NOT_ASKED = 0, 1, 2
 HINT = " (a login is in PAGE_USER and PAGE_PASSWORD, a key in API_KEY)"
 ASKED = "asked"
 STREAM, AGAIN = "x-stream", ":again"
-"""Where the setting `stream_seconds` ends a request: how a page's own script asks for the rest."""
+"""How the page's own script reconnects after `stream_seconds` has ended a request."""
 
 
 class BadAnswerError(Exception):
-    """Why an answer is a bad one, in few words: Locust counts those that are the same."""
+    """A short reason why an answer is bad. Locust groups equal reasons."""
 
 
 FAILURES = (BadAnswerError, requests.RequestException, ValueError)
@@ -52,12 +52,12 @@ def users(number: int) -> str:
 
 
 def short(error: Exception) -> BadAnswerError:
-    # The text of another error may hold what differs from call to call.
+    # The text of other errors may differ from call to call.
     return error if isinstance(error, BadAnswerError) else BadAnswerError(type(error).__name__)
 
 
 class Asker(User):
-    """Asks, reads the whole answer, waits, and asks again."""
+    """Asks, reads the whole answer, waits, and repeats."""
 
     abstract = True
     wait_time = between(1, 5)
@@ -67,18 +67,18 @@ class Asker(User):
         self.session = requests.Session()
 
     def prepare(self) -> None:
-        """Finds out how all users of the class ask.
+        """Finds out how users of this class ask.
 
         Raises:
-            BadAnswerError: the application cannot be asked.
+            BadAnswerError: the application does not accept requests.
         """
         raise NotImplementedError
 
     def open(self) -> None:
-        """Does what comes before the first question."""
+        """Prepares the user for its first request."""
 
     def read_answer(self, begin: Callable[[], None]) -> None:
-        """Asks, calls `begin` when the answer begins, and returns at its end."""
+        """Asks, calls `begin` when the answer starts, and returns when it ends."""
         raise NotImplementedError
 
     def on_start(self) -> None:
@@ -114,7 +114,7 @@ class Asker(User):
 
     @contextmanager
     def _answer(self) -> Iterator[Callable[[], None]]:
-        """Tells Locust when an answer begins, or is late, and how it ends."""
+        """Reports to Locust when an answer starts or is late, and how it ends."""
         asked, begun = time.monotonic(), False
         seconds = self.environment.parsed_options.begin_seconds
 
@@ -124,7 +124,7 @@ class Asker(User):
                 begun = True
                 self._tell("begin", asked, late)
 
-        # Who waits too long counts at once, since the answer may never come.
+        # A late answer counts immediately, since it may never arrive.
         late = gevent.spawn_later(seconds, begin, BadAnswerError(f"later than {seconds:g} s"))
         unending = BadAnswerError(f"no end within {ANSWER_SECONDS:g} s")
         try:
@@ -155,7 +155,7 @@ class Function:
 
     number: int
     names: tuple[str | None, ...]
-    """Of its arguments; None stands for what a client does not send, such as a `gr.State`."""
+    """Argument names; None stands for an input that clients do not send, such as a `gr.State`."""
     defaults: dict[str, Any]
 
     def data(self, arguments: dict[str, Any]) -> list[Any]:
@@ -171,25 +171,25 @@ class Function:
 
 
 class PageUser(Asker):
-    """Opens the page, joins the queue and reads the stream, as a browser does."""
+    """Opens the page, joins the queue and reads the stream like a browser."""
 
     abstract = True
     endpoint: ClassVar[str]
-    """The `api_name` of a function, with a slash before it."""
+    """The `api_name` of a function, with a leading slash."""
     begins_with: ClassVar[Literal["start", "text"]]
-    """When an answer has begun: when its call leaves the queue, or when something is shown."""
+    """When an answer counts as started: when its call leaves the queue, or when text is shown."""
     function: ClassVar[Function]
 
     def arguments(self) -> dict[str, Any]:
-        """Returns what to ask, by the names of the function's arguments."""
+        """Returns the values to send, by argument name."""
         raise NotImplementedError
 
     def failure_in(self, data: list[Any]) -> str | None:
-        """Says what is wrong with an answer that came."""
+        """Returns what is wrong with an answer, if anything."""
         return None
 
     def upload(self, name: str, content: bytes) -> dict[str, Any]:
-        """Returns an argument for a function that takes a file."""
+        """Uploads a file and returns the argument for it."""
         files = {"files": (name, content)}
         [path] = self.request("POST", "/gradio_api/upload", files=files).json()
         return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
@@ -220,7 +220,7 @@ class PageUser(Asker):
         user, password = os.environ.get("PAGE_USER"), os.environ.get("PAGE_PASSWORD")
         if user and password:
             self.request("POST", "/login", data={"username": user, "password": password})
-        # With the cookie of the replica that the session lives in.
+        # Keeps the cookie of the session's replica.
         self.request("GET", "/")
         self.tab = uuid.uuid4().hex
 
@@ -264,12 +264,12 @@ class PageUser(Asker):
 
 @dataclass
 class Step:
-    """What is known of the answers that were asked for while so many users were there."""
+    """The answers requested at one number of users."""
 
     users: int
     seconds: float
     settled: float | None = None
-    """When the last of the users had come."""
+    """When the last of the users had started."""
     begun: int = 0
     late: int = 0
     ended: int = 0
@@ -291,7 +291,7 @@ class Step:
         )
 
     def is_over(self) -> bool:
-        """Whether it lasted long enough, and each of the users can have had an answer."""
+        """Whether the step was long enough for each user to get an answer."""
         if self.settled is None:
             return False
         lasted = time.monotonic() - self.settled
@@ -322,7 +322,7 @@ class Steps(LoadTestShape):
         events.quit.add_listener(self._say)
 
     def tick(self) -> tuple[int, float] | None:
-        """Is called each second, and ends the test with None."""
+        """Runs once a second; returning None ends the test."""
         if self.step is None:
             problem = self._problem()
             if problem is not None:
@@ -351,7 +351,7 @@ class Steps(LoadTestShape):
         return Step(users, self._options.step_seconds)
 
     def _problem(self) -> str | None:
-        """Returns what is wrong before anybody has asked."""
+        """Returns what is wrong before the first request."""
         environment = self._environment
         if not environment.host:
             return "Name the application: --host https://page.example.org"
@@ -374,7 +374,7 @@ class Steps(LoadTestShape):
 
     def _begin(self, environment: Environment, **_: object) -> None:
         self._environment, self._options = environment, environment.parsed_options
-        # Before Locust puts its own default there.
+        # Must run before Locust sets its own default.
         self.goal = self._options.num_users
         environment.process_exit_code = NOT_ASKED
 

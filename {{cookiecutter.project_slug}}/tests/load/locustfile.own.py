@@ -1,6 +1,6 @@
-"""What visitors of the page ask in the load test. docs/operations.md says how to run it.
+"""What visitors ask in the load test. See docs/operations.md for how to run it.
 
-This asks the example. Name a function of your own, and its arguments, in its place.
+It calls the example. Replace it with your own function and its arguments.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What visitors of the page ask in the load test. docs/operations.md says how to run it."""
+"""What visitors ask in the load test. See docs/operations.md for how to run it."""
 
 import random
 from typing import Any
@@ -32,5 +32,5 @@ class Visitor(PageUser):
         return {"{{ "message" if cookiecutter.page == "chat" else "prompt" }}": random.choice(PROMPTS)}
 
     def failure_in(self, data: list[Any]) -> str | None:
-        # A model that fails says so in its pane, and the others go on.
+        # A failing model shows an error in its pane while the others continue.
         return next((str(text) for text in data if FAILED_PANE in str(text)), None)

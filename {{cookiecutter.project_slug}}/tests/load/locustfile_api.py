@@ -1,4 +1,4 @@
-"""What programs ask by OpenAI's protocol in the load test, one of the models at a time."""
+"""What API clients ask in the load test, one model at a time."""
 
 import json
 import os

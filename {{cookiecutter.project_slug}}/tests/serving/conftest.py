@@ -14,7 +14,7 @@ from ..support.leaving_page import NOTES
 from ..support.servers import Served, free_port, served
 from ..support.tiny_models import save_tiny_encoder_decoder
 
-# So that a replica finds the pages of the tests.
+# Lets replicas import the pages of the tests.
 PYTHONPATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
 
 
@@ -25,25 +25,25 @@ def tiny_encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def kept_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the served pages of files keep them."""
+    """The folder in which the served file pages store uploads."""
     return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture(scope="session")
 def leaving_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a served page notes of tabs that are closed."""
+    """The file in which a served page records closed tabs."""
     return tmp_path_factory.mktemp("leaving") / "notes"
 
 
 @pytest.fixture(scope="session")
 def second_model(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the second model of the served page lies."""
+    """Path of the second model of the served page."""
     return shutil.copytree(tiny_decoder, tmp_path_factory.mktemp("second") / "model")
 
 
 @pytest.fixture(scope="session")
 def served_collector() -> Iterator[Collector]:
-    """Gets the traces of the served page that compares."""
+    """Receives the traces of the served compare page."""
     with collecting() as collector:
         yield collector
 
@@ -57,16 +57,16 @@ def served_pages(
     leaving_notes: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
-    """Pages that compare models, count behind a login, chat, take files, notice who leaves, and none.
+    """The served applications: compare, counting, chat, files, leaving and the API alone.
 
-    All but one are behind a route prefix, where a page has more to get right than at the root.
+    All but one have a route prefix, since that is harder to get right than the root.
     """
     arguments = {"title": "Words", "description": "", "mcp": True, "openai_api": True}
     sources = (tiny_decoder, second_model)
     models = [
         {"name": name, "source": str(source)} for name, source in zip(MODELS, sources, strict=True)
     ]
-    # A tiny model is done before an eye could follow.
+    # Tiny models finish too quickly to see.
     limits = {"update_seconds": 0}
     config = {
         "http_options": {"host": "127.0.0.1", "port": free_port()},
@@ -106,7 +106,7 @@ def served_pages(
             },
         ],
     }
-    # For all, because Ray starts further processes for an application with variables of its own.
+    # Set for all, since Ray starts more processes for an application with its own variables.
     variables = {
         "API_KEYS": f"ada:{KEY}",
         "GRADIO_TEMP_DIR": str(kept_files),
@@ -122,7 +122,7 @@ def served_pages(
 def application(
     name: str, prefix: str, arguments: dict[str, Any], replicas: dict[str, int]
 ) -> dict[str, Any]:
-    """Returns the application of `tests/support/NAME_page.py`, fit for any machine."""
+    """Returns the application of `tests/support/NAME_page.py`, sized for any machine."""
     return {
         "name": name,
         "route_prefix": prefix,
@@ -137,13 +137,13 @@ def application(
 
 @pytest.fixture
 def words(served_pages: Served) -> str:
-    """Address of the page that compares."""
+    """URL of the compare page."""
     return served_pages.addresses[0]
 
 
 @pytest.fixture
 def api(served_pages: Served) -> str:
-    """Address of the models without a page."""
+    """URL of the models without a page."""
     return served_pages.addresses[6]
 
 

@@ -1,4 +1,4 @@
-"""Several models asked at once, without Ray and Gradio."""
+"""Parallel requests to several models, without Ray and Gradio."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -29,7 +29,7 @@ async def final(*models: StandIn) -> list[str]:
     return [answer.whole for answer in [update async for update in answers_of(*models)][-1]]
 
 
-async def test_every_pane_ends_with_the_whole_text_of_its_model() -> None:
+async def test_every_pane_ends_with_the_full_text_of_its_model() -> None:
     assert await final(fast(), StandIn("other", ["a", "b"])) == ["one two three", "ab"]
 
 
@@ -42,7 +42,7 @@ async def test_a_fast_pane_does_not_wait_for_a_slow_one() -> None:
     pytest.fail("the fast pane was never complete")
 
 
-async def test_a_model_that_fails_leaves_the_other_panes_alone() -> None:
+async def test_a_failing_model_does_not_affect_other_panes() -> None:
     failed, whole = await final(broken(), fast())
     assert whole == "one two three"
     assert failed.startswith("half")
@@ -50,12 +50,12 @@ async def test_a_model_that_fails_leaves_the_other_panes_alone() -> None:
     assert "secret" not in failed
 
 
-async def test_a_prompt_that_one_model_cannot_read_says_so_in_its_pane() -> None:
+async def test_a_prompt_error_of_one_model_is_shown_in_its_pane() -> None:
     picky = StandIn("picky", [], failure=PromptError("Too long for picky: shorten it."))
     assert await final(picky, fast()) == ["⚠ Too long for picky: shorten it.", "one two three"]
 
 
-async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
+async def test_a_model_that_takes_too_long_is_stopped_with_a_message() -> None:
     late = StandIn("late", ["in ", "time ", "too late"], pause=0.8)
     updates = [update async for update in answers_of(fast(), late, answer_seconds=2)]
     whole, stopped = updates[-1]
@@ -65,7 +65,7 @@ async def test_a_model_that_takes_too_long_is_stopped_and_says_so() -> None:
     assert late.left == 1
 
 
-async def test_an_answer_says_that_its_own_model_starts_until_that_writes() -> None:
+async def test_an_answer_says_that_its_model_is_starting_until_text_arrives() -> None:
     seen = []
     models = [Asleep("asleep", ["a", "b"], pause=0.3), slow()]
     async with aclosing(answers_of(*models)) as updates:
@@ -78,7 +78,7 @@ async def test_an_answer_says_that_its_own_model_starts_until_that_writes() -> N
     assert seen[-1] == (False, State.WRITING)
 
 
-async def test_a_model_that_was_not_started_in_time_says_that() -> None:
+async def test_a_model_that_does_not_start_in_time_is_reported() -> None:
     asleep = Asleep("asleep", ["too late"], pause=60)
     *_, [answer] = [update async for update in answers_of(asleep, answer_seconds=0.5)]
     assert answer.state is State.FAILED
@@ -86,7 +86,7 @@ async def test_a_model_that_was_not_started_in_time_says_that() -> None:
     assert answer.failure == "asleep is still starting. Run again in a moment."
 
 
-async def test_a_whole_answer_is_shown_without_a_pause_before_its_last_piece() -> None:
+async def test_a_complete_answer_is_shown_without_delay() -> None:
     models = [fast(), StandIn("late", ["a", "b"], pause=0.1)]
     updates = fan_out(models, user("Hello"), GenerationOptions(), lambda: 60, 30)
     async with asyncio.timeout(20):
@@ -94,7 +94,7 @@ async def test_a_whole_answer_is_shown_without_a_pause_before_its_last_piece() -
     assert shown[-1] == ["one two three", "ab"]
 
 
-async def test_an_answer_says_how_far_it_is() -> None:
+async def test_an_answer_reports_its_progress() -> None:
     model = StandIn("steady", ["a ", "b ", "c"], pause=0.1)
     states, last = [], Answer()
     async for [answer] in answers_of(model):
@@ -107,7 +107,7 @@ async def test_an_answer_says_how_far_it_is() -> None:
     assert last.tokens_per_second == pytest.approx(10, rel=0.5)
 
 
-async def test_an_answer_keeps_how_it_ended() -> None:
+async def test_an_answer_stores_its_finish_reason() -> None:
     [answer] = [update async for update in answers_of(fast())][-1]
     assert answer.end == End("stop")
 
@@ -121,7 +121,7 @@ def test_an_answer_with_no_text_yet_has_no_figures() -> None:
     assert answer.tokens_per_second is None
 
 
-async def test_leaving_the_fan_out_leaves_every_model() -> None:
+async def test_closing_the_fan_out_closes_every_stream() -> None:
     models = [slow(), slow()]
     async with aclosing(answers_of(*models)) as updates:
         await anext(updates)

@@ -1,4 +1,4 @@
-"""What the configs of the project say, and what the start makes of any other."""
+"""The configs of the project, and how the start checks other configs."""
 
 import json
 import os
@@ -35,7 +35,7 @@ any_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name
 
 @pytest.fixture
 def planned(tmp_path: Path) -> Callable[..., Planned]:
-    """Returns the one application of a config, as far as it can be known here."""
+    """Returns the only application of a config, as planned on this machine."""
 
     def write(**application: object) -> Planned:
         path = tmp_path / "config.yaml"
@@ -49,7 +49,7 @@ def planned(tmp_path: Path) -> Callable[..., Planned]:
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Has the machine so many CPUs and GPUs, for Ray as well."""
+    """Pretends that the machine has these CPUs and GPUs, for Ray too."""
 
     def override(cpus: int, gpus: int) -> None:
         monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": cpus, "GPU": gpus}))
@@ -58,7 +58,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 def module(directory: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Writes a module that this process can import, and returns its name."""
+    """Writes an importable module, and returns its name."""
     name = f"written_{abs(hash(str(directory)))}"
     (directory / f"{name}.py").write_text(text, "utf-8")
     monkeypatch.syspath_prepend(directory)
@@ -66,13 +66,13 @@ def module(directory: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @any_config
-def test_a_config_names_deployments_that_the_code_makes(path: Path) -> None:
+def test_the_configs_name_only_deployments_that_exist(path: Path) -> None:
     [application] = plan(read_config(path), path, alone=True)
     assert application.builder is build
     check_deployments(application, path)
 
 
-def test_replicas_are_said_once_for_all_models_and_once_more_for_one() -> None:
+def test_replicas_can_be_set_for_all_models_and_overridden_for_one() -> None:
     models = [{**THREE[0], "deployment": {"num_replicas": 3, "num_gpus": 1}}, *THREE[1:]]
     shared = {"min_replicas": 2, "max_replicas": 4, "num_cpus": 0.25}
     settings = Settings.model_validate({"models": models, "deployment": shared})
@@ -88,7 +88,7 @@ def test_replicas_are_said_once_for_all_models_and_once_more_for_one() -> None:
     }
 
 
-def test_a_model_may_scale_further_than_the_others() -> None:
+def test_one_model_may_have_more_replicas_than_the_others() -> None:
     models = [{**THREE[0], "deployment": {"max_replicas": 9}}, *THREE[1:]]
     settings = Settings.model_validate({"models": models, "deployment": {"num_replicas": 2}})
     one, two, _ = [settings.deployment_of(model).options() for model in settings.models]
@@ -101,7 +101,7 @@ def test_a_model_may_scale_further_than_the_others() -> None:
     assert two["num_replicas"] == 2
 
 
-def test_a_model_that_scales_by_its_first_text_has_a_policy_for_it() -> None:
+def test_a_model_with_a_first_text_target_gets_the_scaling_policy() -> None:
     deployment = {"min_replicas": 0, "max_replicas": 2, "target_first_text_seconds": 1.5}
     settings = Settings.model_validate({"models": THREE, "deployment": deployment})
     first = settings.deployment_of(settings.models[0]).options()
@@ -110,7 +110,9 @@ def test_a_model_that_scales_by_its_first_text_has_a_policy_for_it() -> None:
     assert scaling.upscale_delay_s < 30
 
 
-def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None:
+def test_a_config_that_names_an_unknown_deployment_is_refused(
+    planned: Callable[..., Planned],
+) -> None:
     application = planned(
         args={"models": THREE}, deployments=[{"name": "gone"}, {"name": "GradioServer"}]
     )
@@ -123,7 +125,7 @@ def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None
     )
 
 
-def test_what_asks_for_no_key_is_not_started_for_other_machines(
+def test_an_api_without_keys_is_refused_on_a_public_address(
     planned: Callable[..., Planned],
 ) -> None:
     application = planned(args={"models": THREE, "openai_api": "without-keys"})
@@ -134,7 +136,7 @@ def test_what_asks_for_no_key_is_not_started_for_other_machines(
     check_host(planned(args={"models": THREE}), "0.0.0.0", ours)  # noqa: S104
 
 
-def test_a_deployment_that_the_settings_describe_and_no_model_has(
+def test_deployment_options_without_a_matching_deployment_are_refused(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -160,7 +162,7 @@ def test_a_deployment_that_the_settings_describe_and_no_model_has(
         ({"placement_group_bundles": [{"CPU": 4}, {"CPU": 5}]}, "9"),
     ],
 )
-def test_more_than_the_machine_has_is_counted_as_serve_counts_it(
+def test_required_cpus_are_counted_as_serve_counts_them(
     said: dict[str, object],
     asked: str,
     planned: Callable[..., Planned],
@@ -180,7 +182,7 @@ def test_more_than_the_machine_has_is_counted_as_serve_counts_it(
     check_resources([application], Path("config/ours.yaml"))
 
 
-def test_gpus_that_the_machine_lacks(
+def test_missing_gpus_are_reported(
     planned: Callable[..., Planned], on: Callable[[int, int], None]
 ) -> None:
     page = {"name": "GradioServer", "ray_actor_options": {"num_cpus": 0, "num_gpus": 2}}
@@ -190,7 +192,7 @@ def test_gpus_that_the_machine_lacks(
         check_resources([application], Path("config/ours.yaml"))
 
 
-def test_the_machine_has_what_ray_finds(
+def test_the_available_resources_are_those_that_ray_detects(
     planned: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 3.0)
@@ -201,7 +203,7 @@ def test_the_machine_has_what_ray_finds(
         check_resources([planned(deployments=[page])], Path("config/ours.yaml"))
 
 
-def test_a_class_of_settings_with_a_field_of_the_teams(
+def test_a_subclass_of_the_settings_may_add_fields(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -218,7 +220,7 @@ def test_a_class_of_settings_with_a_field_of_the_teams(
         planned(import_path=f"{name}:build")
 
 
-def test_annotations_that_serve_does_not_see(
+def test_postponed_annotations_are_refused(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -238,10 +240,10 @@ DEMO = (
 )
 
 
-def test_a_page_that_is_made_outside_of_a_function_which_is_no_name_in_its_module(
+def test_a_nested_function_that_returns_a_global_page_is_refused(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray would send the page with the function, and Gradio's objects cannot be pickled."""
+    """Ray would pickle the page with the function, and Gradio objects cannot be pickled."""
     text = (
         "def build(settings: HttpSettings):\n"
         "    def your_page():\n        return demo\n"
@@ -253,7 +255,7 @@ def test_a_page_that_is_made_outside_of_a_function_which_is_no_name_in_its_modul
     assert "\n" not in str(refused.value)
 
 
-def test_a_page_that_is_made_outside_of_a_function_at_the_top_of_its_module(
+def test_a_module_function_that_returns_a_global_page_is_accepted(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -277,7 +279,7 @@ def test_a_page_that_is_made_outside_of_a_function_at_the_top_of_its_module(
     ],
     ids=["a dictionary", "no annotation", "arguments of its own"],
 )
-def test_nothing_of_ours_is_asked_of_another_application(
+def test_the_checks_of_the_project_do_not_apply_to_other_applications(
     text: str,
     planned: Callable[..., Planned],
     tmp_path: Path,
@@ -293,7 +295,7 @@ def test_nothing_of_ours_is_asked_of_another_application(
     assert not application.has_no_login
 
 
-def test_the_arguments_of_another_application_are_what_its_builder_takes(
+def test_arguments_of_another_application_are_validated_by_its_builder(
     planned: Callable[..., Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
@@ -316,7 +318,7 @@ def test_the_arguments_of_another_application_are_what_its_builder_takes(
     ],
     ids=lambda runtime_env: next(iter(runtime_env)),
 )
-def test_code_that_is_elsewhere_is_not_looked_for_here(
+def test_code_from_a_runtime_environment_is_not_imported_locally(
     runtime_env: dict[str, object], planned: Callable[..., Planned]
 ) -> None:
     application = planned(import_path="elsewhere.app:build", runtime_env=runtime_env)
@@ -326,14 +328,14 @@ def test_code_that_is_elsewhere_is_not_looked_for_here(
     check_start(application)
 
 
-def test_code_that_is_nowhere(planned: Callable[..., Planned]) -> None:
+def test_an_import_path_that_does_not_exist_is_refused(planned: Callable[..., Planned]) -> None:
     with pytest.raises(
         StartError, match=r"config\.yaml: import_path: elsewhere\.app:build: .*No mod"
     ):
         planned(import_path="elsewhere.app:build")
 
 
-def test_code_that_is_not_here_may_be_on_the_cluster(tmp_path: Path) -> None:
+def test_a_missing_import_path_is_allowed_if_a_cluster_may_have_it(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("applications: [{import_path: 'elsewhere.app:build'}]")
     [application] = plan(read_config(path), path, alone=False)
@@ -346,7 +348,7 @@ def with_variables(
     return planned(args=args, runtime_env={"env_vars": variables})
 
 
-def test_a_password_of_the_application_counts(
+def test_a_password_in_the_runtime_environment_is_used(
     planned: Callable[..., Planned], tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PAGE_PASSWORD", raising=False)
@@ -359,7 +361,7 @@ def test_a_password_of_the_application_counts(
     assert "PAGE_PASSWORD" not in os.environ
 
 
-def test_the_cache_of_the_application_is_where_its_models_are_looked_for(
+def test_models_are_looked_up_in_the_cache_of_the_runtime_environment(
     planned: Callable[..., Planned], tiny_decoder: Path, tmp_path: Path
 ) -> None:
     commit = "0123456789abcdef" * 2 + "01234567"
@@ -377,7 +379,7 @@ def test_the_cache_of_the_application_is_where_its_models_are_looked_for(
         )
 
 
-def test_a_check_of_the_teams_own_sees_settings_and_variables(
+def test_a_custom_check_sees_settings_and_variables(
     planned: Callable[..., Planned], tiny_decoder: Path
 ) -> None:
     seen = []
@@ -401,7 +403,7 @@ def test_a_check_of_the_teams_own_sees_settings_and_variables(
         ("10.0.0.7", "http://10.0.0.7:8000/"),
     ],
 )
-def test_the_address_is_one_that_a_browser_takes(host: str, url: str, tmp_path: Path) -> None:
+def test_the_printed_url_works_in_a_browser(host: str, url: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     config = {"http_options": {"host": host}, "applications": [{"import_path": NAME}]}
     path.write_text(yaml.safe_dump(config))

@@ -1,4 +1,4 @@
-"""The names that a team's files import, and what comes along with them."""
+"""The public names, and what importing them loads."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ NAMES = """
 """.split()  # noqa: SIM905 - a line for each would bury the rest
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names_are_complete() -> None:
     assert sorted(dir(serving)) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_public_name_is_there(name: str) -> None:
+def test_each_public_name_can_be_imported(name: str) -> None:
     assert getattr(serving, name) is not None
 
 
@@ -42,7 +42,7 @@ def test_each_public_name_is_there(name: str) -> None:
         ("app", {"torch", "transformers"}),
     ],
 )
-def test_a_module_is_imported_without_what_it_does_not_need(
+def test_importing_a_module_does_not_load_unneeded_libraries(
     module: str, left_out: set[str]
 ) -> None:
     code = f"import sys, {PACKAGE}.{module}; print(*sys.modules)"
@@ -54,13 +54,13 @@ def test_a_module_is_imported_without_what_it_does_not_need(
 
 @pytest.mark.served
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has mapped")
-def test_on_ray_no_page_has_torch(words: str) -> None:
+def test_on_ray_no_page_process_loads_torch(words: str) -> None:
     assert words
     pages, models = replicas_of("GradioServer"), replicas_of(MODELS[0])
     assert pages
     assert models
     assert not any(has_mapped("/torch/lib/", each) for each in pages)
-    # Of Gradio the tests above speak: Ray may give a model the process that built the graph.
+    # Gradio is covered above: Ray may reuse the process that built the graph for a model.
     assert all(has_mapped("/torch/lib/", each) for each in models)
 
 

@@ -1,4 +1,4 @@
-"""The page for who changes it: without Ray, and anew with each change."""
+"""The preview: without Ray, and reloaded after each change."""
 
 import html
 import os
@@ -56,7 +56,7 @@ def build(settings: Settings) -> Application:
     return GradioServer.bind(settings, page, *deployments_of(settings), launch=LAUNCH)
 """
 
-# What a team adds to its app.py: a field, a route, middleware, and a header that it sets.
+# What a team may add to app.py: a field, a route, middleware, and a header.
 OWN_PARTS = """
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -86,7 +86,7 @@ def build(settings: Settings) -> Application:
     )
 """
 
-# A page of a team's own, which asks a deployment of its own.
+# A custom page that calls its own deployment.
 OWN_PAGE = """
 import gradio as gr
 from ray import serve
@@ -121,14 +121,14 @@ class Preview:
         return self.log.read_text(encoding="utf-8")
 
     def change(self, file: str, old: str, new: str) -> None:
-        """Saves a file as an editor does; an empty `old` appends."""
+        """Saves a file like an editor; an empty `old` appends."""
         path = self.package / file
         text = path.read_text(encoding="utf-8")
         assert old in text
         path.write_text(text.replace(old, new) if old else text + new, encoding="utf-8")
 
     def ask(self, method: str = "GET", path: str = "", host: str = "") -> httpx.Response:
-        """Asks again when the page that took it is replaced, which ends what it has taken."""
+        """Retries if the page is replaced, which cancels running requests."""
         deadline = time.monotonic() + SECONDS
         headers = {"host": host} if host else None
         while True:
@@ -138,7 +138,7 @@ class Preview:
             time.sleep(0.1)
 
     def until(self, happened: Callable[[httpx.Response], bool]) -> httpx.Response:
-        """Asks for the page again and again."""
+        """Reloads the page until it matches."""
         deadline = time.monotonic() + SECONDS
         while not happened(answer := self.ask()):
             assert time.monotonic() < deadline, f"{answer.text}\n{self.said()}"
@@ -148,7 +148,7 @@ class Preview:
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the package, to change, whose page is the tests' own."""
+    """A modifiable copy of the package with a page of the tests."""
     [source] = {{ cookiecutter.__package }}.__path__
     package = shutil.copytree(source, tmp_path / Path(source).name)
     (package / "app.py").write_text(APP, encoding="utf-8")
@@ -161,7 +161,7 @@ def package(tmp_path: Path) -> Path:
 
 @contextmanager
 def preview_of(package: Path, stop: signal.Signals = signal.SIGINT) -> Iterator[Preview]:
-    """Yields it once it says that it is up; sees that it ends well, and leaves no process."""
+    """Yields the preview once it is up; checks that it exits cleanly and leaves no process."""
     port, log = free_port(), package.parent / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -190,7 +190,7 @@ def preview_of(package: Path, stop: signal.Signals = signal.SIGINT) -> Iterator[
         process.wait(SECONDS)
 
 
-async def test_a_stand_in_answers_with_the_words_of_the_last_message_of_the_user() -> None:
+async def test_a_stand_in_repeats_the_last_user_message() -> None:
     conversation = [
         Message("user", "whales"),
         Message("assistant", "eat"),
@@ -204,9 +204,7 @@ async def test_a_stand_in_answers_with_the_words_of_the_last_message_of_the_user
     assert end == End("length", prompt_tokens=2)
 
 
-def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
-    package: Path, browser: Browser
-) -> None:
+def test_an_open_page_shows_changes_and_keeps_typed_text(package: Path, browser: Browser) -> None:
     with preview_of(package) as preview, browser.new_page() as page:
         page.goto(preview.url)
         page.get_by_label(PROMPT_LABEL).fill("whales sing")
@@ -228,7 +226,7 @@ def test_an_open_page_shows_what_was_changed_and_keeps_what_was_typed(
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("whales sing")
 
 
-def test_an_error_is_shown_and_said_until_the_next_and_until_all_are_corrected(
+def test_each_error_is_shown_until_it_is_corrected(
     package: Path,
 ) -> None:
     files = {path: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
@@ -244,7 +242,7 @@ def test_an_error_is_shown_and_said_until_the_next_and_until_all_are_corrected(
         for path, text in files.items():
             path.write_text(f"{text}\n{error}\n" if path.name == broken else text, "utf-8")
 
-    # It starts with the first of them.
+    # The message starts with the first error.
     save(*errors[0][:2])
     with preview_of(package, signal.SIGTERM) as preview:
         for file, error, cause in errors:
@@ -262,7 +260,7 @@ def shows(cause: str, answer: httpx.Response) -> bool:
     return html.escape(cause) in answer.text
 
 
-def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
+def test_the_preview_has_the_routes_and_middleware_of_the_app(package: Path) -> None:
     (package / "app.py").open("a", encoding="utf-8").write(OWN_PARTS)
     with preview_of(package) as preview:
         answer = httpx.get(f"{preview.url}beside")
@@ -270,7 +268,7 @@ def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
         assert answer.headers["x-whale"] == "Ada"
         refused = httpx.post(f"{preview.url}beside", headers={"sec-fetch-site": "cross-site"})
         assert refused.status_code == 403
-        # Any file beside the Python is followed as well.
+        # Other files are watched too.
         version = preview.ask(path="preview-version").text
         (package / "looks.css").write_text("", encoding="utf-8")
         preview.until(lambda _: preview.ask(path="preview-version").text != version)
@@ -279,7 +277,7 @@ def test_routes_and_middleware_are_those_of_the_app(package: Path) -> None:
         assert "unexpected keyword argument" in error.text
 
 
-def test_the_login_of_the_settings_holds(package: Path) -> None:
+def test_the_preview_asks_for_the_login_in_the_settings(package: Path) -> None:
     app = package / "app.py"
     text = app.read_text(encoding="utf-8")
     field = '    title: str = "Words"\n'
@@ -290,7 +288,7 @@ def test_the_login_of_the_settings_holds(package: Path) -> None:
         assert httpx.get(preview.url, auth=("ada", PASSWORD)).status_code == 200
 
 
-def test_a_page_of_its_own_asks_deployments_of_its_own(package: Path) -> None:
+def test_a_custom_page_may_call_its_own_deployments(package: Path) -> None:
     (package / "app.py").open("a", encoding="utf-8").write(OWN_PAGE)
     with preview_of(package) as preview:
         call = f"{preview.url}gradio_api/run/shout"
@@ -298,7 +296,7 @@ def test_a_page_of_its_own_asks_deployments_of_its_own(package: Path) -> None:
         assert answer.json()["data"] == ["WHALES SING"]
 
 
-def test_a_port_in_use_is_said_in_one_line(package: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(package: Path) -> None:
     with create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         refused = subprocess.run(

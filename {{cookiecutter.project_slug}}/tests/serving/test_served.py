@@ -1,4 +1,4 @@
-"""The application on Ray Serve, asked as its users ask it."""
+"""The application on Ray Serve, as its users call it."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,18 +16,18 @@ LONG = {"min_new_tokens": 100, "max_new_tokens": 100}
 
 
 def texts_of(answer: object) -> list[object]:
-    """A page of one model answers with its text, of several with a list."""
+    """A page with one model returns its text, with several a list."""
     return list(answer) if isinstance(answer, (list, tuple)) else [answer]
 
 
-def test_page_and_theme_are_there(words: str) -> None:
+def test_page_and_theme_are_served(words: str) -> None:
     assert "gradio_config" in httpx2.get(words, follow_redirects=True).text
     theme = httpx2.get(f"{words.rstrip('/')}/theme.css")
     assert theme.status_code == 200
     assert "--" in theme.text
 
 
-def test_a_queued_call_streams_and_finishes_with_a_text_of_each_model(words: str) -> None:
+def test_a_queued_call_streams_and_ends_with_a_text_from_each_model(words: str) -> None:
     job = Client(words, verbose=False).submit("The whale", **LONG, api_name="/generate")
     texts = texts_of(job.result(timeout=60))
     assert len(texts) == len(MODELS)
@@ -35,7 +35,7 @@ def test_a_queued_call_streams_and_finishes_with_a_text_of_each_model(words: str
     assert len(job.outputs()) > 1
 
 
-def test_many_callers_at_once_are_all_answered(words: str) -> None:
+def test_concurrent_calls_are_all_answered(words: str) -> None:
     client = Client(words, verbose=False)
 
     def call(number: int) -> object:
@@ -46,7 +46,7 @@ def test_many_callers_at_once_are_all_answered(words: str) -> None:
     assert all(all(texts_of(answer)) for answer in answers)
 
 
-def test_a_prompt_longer_than_the_context_is_refused_and_the_page_goes_on(words: str) -> None:
+def test_a_prompt_longer_than_the_context_is_refused_and_the_page_keeps_working(words: str) -> None:
     client = Client(words, verbose=False)
     with pytest.raises(Exception, match=r"too long for .* Shorten the text"):
         client.predict("whale " * 300, api_name="/generate")
@@ -63,7 +63,7 @@ def test_in_the_browser_every_pane_fills(words: str, browser: Browser) -> None:
             expect(pane).not_to_have_value("", timeout=30_000)
 
 
-def test_another_kind_of_page_is_served_by_its_builder_alone(chat: str, browser: Browser) -> None:
+def test_a_page_of_another_kind_needs_only_a_builder(chat: str, browser: Browser) -> None:
     job = Client(chat, verbose=False).submit("whale", api_name="/shout")
     assert job.result(timeout=60) == "WHALE"
     assert len(job.outputs()) > 1

@@ -1,4 +1,4 @@
-"""A config as Ray's users write it, served by the project's own command."""
+"""A config with Serve's own options, served by the project's command."""
 
 import re
 from pathlib import Path
@@ -48,7 +48,7 @@ class Whaler:
 def build(args: dict):
     return Whaler.bind(args)
 """
-"""Speaks as much of OpenAI's protocol as `ray.serve.llm:build_openai_app` has to."""
+"""Implements the part of OpenAI's protocol that `ray.serve.llm:build_openai_app` has."""
 WORD = r"[\w-]+ \((loading|scheduling)\)"
 TERMINAL = re.compile(
     rf"""Starting Ray
@@ -65,7 +65,7 @@ Stopped\.
 
 @pytest.mark.served
 @pytest.mark.timeout(900)
-def test_a_team_s_settings_variables_and_second_application_which_is_asked_as_a_model(
+def test_a_config_with_custom_settings_variables_and_a_second_application_is_served(
     tmp_path: Path, tiny_decoder: Path
 ) -> None:
     for name, text in {"ours": OURS, "elsewhere": ELSEWHERE}.items():
@@ -86,7 +86,7 @@ def test_a_team_s_settings_variables_and_second_application_which_is_asked_as_a_
         "route_prefix": "/second",
         "import_path": "team_elsewhere:build",
         "args": {"models": "of another kind"},
-        # The project's own environment does not have that module.
+        # The project's environment does not contain that module.
         "runtime_env": {"working_dir": f"local://{tmp_path / 'elsewhere'}"},
     }
     config["applications"].append(second)

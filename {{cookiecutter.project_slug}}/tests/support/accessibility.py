@@ -1,4 +1,4 @@
-"""Looks for what keeps somebody from using a page, and waits until it is at rest."""
+"""Finds accessibility violations of a page, once it has settled."""
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
@@ -12,19 +12,19 @@ QUIET = """() => new Promise(resolve => {
 
 
 def wait_for_rest(page: Page) -> None:
-    """Waits until nothing of the page has changed for half a second.
+    """Waits until the page has not changed for half a second.
 
-    The page counts it, so that a browser which gets no time counts none.
+    The page itself measures the time, so a starved browser does not end the wait early.
     """
     page.evaluate(QUIET)
 
 
 def violations(page: Page) -> list[str]:
-    """What axe finds against WCAG 2.1, levels A and AA."""
-    # Gradio fades what changes, and halfway a text has too little contrast.
+    """Returns axe's findings against WCAG 2.1, levels A and AA."""
+    # Gradio fades in changes, and text has too little contrast meanwhile.
     faded = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
     page.wait_for_function(faded)
-    # It fills the buttons of examples a moment after they are there.
+    # Gradio fills example buttons a moment after it creates them.
     filled = "[...document.querySelectorAll('.gallery-item')].every(each => each.childElementCount)"
     page.wait_for_function(filled)
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}

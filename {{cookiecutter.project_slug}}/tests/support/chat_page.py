@@ -1,4 +1,4 @@
-"""A chat in the place of the page, as a team that has a Gradio app already would put it there."""
+"""A chat as the page, as a team with an existing Gradio app would add it."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry on loopback: takes spans by OTLP and keeps them."""
+"""An OpenTelemetry collector on loopback that stores spans received by OTLP."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 @dataclass(frozen=True)
 class Received:
-    """A span, as it came."""
+    """A received span."""
 
     name: str
     kind: int
@@ -42,7 +42,7 @@ class Collector:
                 self.spans += [_received(span, about) for span in scope.spans]
 
     def tree(self, trace: str | None = None) -> dict[str, Any]:
-        """Returns the names of a trace's spans, below each those that it is the parent of."""
+        """Returns the span names of a trace as a tree of parents and children."""
         spans = [span for span in self.spans if trace in (None, span.trace)]
         known = {span.id for span in spans}
 
@@ -94,7 +94,7 @@ def collecting() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Taking)
     collector = Collector(f"http://127.0.0.1:{server.server_address[1]}/v1/traces")

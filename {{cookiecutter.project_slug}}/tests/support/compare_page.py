@@ -1,4 +1,4 @@
-"""A page of the machinery's parts alone, whatever a team makes of its own."""
+"""A compare page built only from `serving`, independent of the team's page."""
 
 from collections.abc import Sequence
 
@@ -22,9 +22,9 @@ from {{ cookiecutter.__package }}.serving import (
 )
 
 MODELS = ("first", "second")
-"""Names of the models that it asks on Ray."""
+"""Names of the models that the page asks on Ray."""
 KEY = "a-wet-whale"
-"""With which programs ask them there."""
+"""The key with which programs call them."""
 PROMPT_LABEL = "Prompt"
 BUTTON = "Ask"
 EXAMPLES = ["Why is the sky blue?", "Why does a whale sing?"]

@@ -1,4 +1,4 @@
-"""A chat of the machinery's parts alone, whatever a team makes of its own page."""
+"""A chat built only from `serving`, independent of the team's page."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -32,7 +32,7 @@ WORD_SECONDS = 0.1
 
 
 class Reader:
-    """Says how many messages it has read."""
+    """Answers with the number of messages that it read."""
 
     name = "reader"
 
@@ -72,7 +72,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
 def conversation_with(
     *models: StandIn, login_user: str | None = None, oidc: Oidc | None = None
 ) -> Iterator[str]:
-    """Yields the address of the page before these models, without Ray."""
+    """Yields the URL of the page with these models, without Ray."""
     settings = settings_of().model_copy(update={"login_user": login_user, "oidc": oidc})
     with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
         yield f"{url}/"

@@ -1,4 +1,4 @@
-"""A page that counts the calls of each session: it has something to lose, and can fail."""
+"""A page that counts the calls of each session, so that tests see a lost session."""
 
 import os
 
@@ -14,7 +14,7 @@ USER, PASSWORD = "ada", "a wet whale"
 
 class Settings(HttpSettings):
     title: str = ""
-    """Another one makes another version of the application."""
+    """A different value makes a different version of the application."""
 
 
 def build(settings: Settings) -> Application:

@@ -1,4 +1,4 @@
-"""PostgreSQL for tests: the server that TEST_DATABASE_URL names, else Debian's, started here."""
+"""PostgreSQL for tests: the server at TEST_DATABASE_URL, or one started from Debian's package."""
 
 import os
 import shutil
@@ -25,11 +25,11 @@ MISSING = (
 
 @dataclass(frozen=True)
 class Server:
-    """A server on which each test has a database of its own."""
+    """A server with a separate database for each test."""
 
     url: str
     stop: Callable[[str], None]
-    """Ends all connections to a database, and lets nobody in."""
+    """Ends all connections to a database, and refuses new ones."""
     start: Callable[[str], None]
 
     def command(self, *statements: str) -> None:
@@ -61,7 +61,7 @@ def server() -> Iterator[Server]:
 
 @contextmanager
 def own_server() -> Iterator[Server]:
-    """Starts one on a free port; as root by the user that Debian's package makes."""
+    """Starts a server on a free port; root runs it as the user of Debian's package."""
     programs = [*Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")]
     found = shutil.which("pg_ctl") or max(programs, default=None)
     if found is None:
@@ -72,7 +72,7 @@ def own_server() -> Iterator[Server]:
         shutil.chown(folder, user)
 
     def control(*arguments: str) -> None:
-        # A file, because the server would keep a pipe open.
+        # Log to a file, because the server would keep a pipe open.
         with (folder.parent / f"{folder.name}.log").open("a") as log:
             subprocess.run(
                 [str(found), "-D", str(folder / "data"), "-w", "-t", "120", *arguments],
@@ -109,7 +109,7 @@ class Database:
 
 @contextmanager
 def database_on(server: Server) -> Iterator[Database]:
-    """Yields an empty database, which is gone afterwards."""
+    """Yields an empty database, and drops it afterwards."""
     name = f"votes_{token_hex(6)}"
     server.command(f"CREATE DATABASE {name}")
     url = make_url(server.url).set(database=name)

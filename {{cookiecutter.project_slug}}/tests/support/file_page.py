@@ -1,4 +1,4 @@
-"""A page with every kind of input, that gives back what it is given, and how callers ask it."""
+"""A page that returns every kind of input unchanged, and helpers to call it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from {{ cookiecutter.__package }}.serving import GradioServer, HttpSettings
 File = dict[str, Any]
 MADE_BY_THE_PAGE = "a song of whales"
 WIKI = "https://wiki.example.org"
-"""A site that may call the page where it says so."""
+"""A site that may call the page if the settings allow it."""
 
 
 def build(settings: HttpSettings) -> Application:
@@ -67,12 +67,12 @@ def sing() -> str:
 
 
 def named(path: str, **fields: object) -> File:
-    """What a browser sends in the place of a file that it has uploaded."""
+    """The value that a browser sends for an uploaded file."""
     return {"path": path, "meta": {"_type": "gradio.FileData"}, **fields}
 
 
 def places(file: File) -> list[tuple[str, Any]]:
-    """Every field in which Gradio looks for a file, and each function that has it."""
+    """Every field in which Gradio expects a file, with its functions."""
     bare = {"path": file["path"]}
     return [
         ("textbox", file),
@@ -121,13 +121,13 @@ def said(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def shown(component: str, value: object) -> dict[str, Any]:
-    """A component in a message; Gradio makes it anew from what the caller sends."""
+    """A component in a message, which Gradio rebuilds from the caller's data."""
     made = {"type": "component", "component": component, "value": value}
     return {**made, "constructor_args": {}, "props": {}}
 
 
 def made_with(path: str) -> list[dict[str, Any]]:
-    """Components in a message whose arguments name the file by its path alone."""
+    """Components in a message whose arguments contain only the path of the file."""
     return [
         {**shown("button", "whale"), "constructor_args": {"icon": path}},
         {**shown("chatbot", []), "constructor_args": {"avatar_images": [path, None]}},
@@ -144,7 +144,7 @@ class Way(StrEnum):
 
 
 def ask(page: httpx2.Client, way: Way, function: str, *values: object) -> str:
-    """Returns all that came back, or raises `HTTPStatusError`."""
+    """Returns the response, or raises `HTTPStatusError`."""
     match way:
         case Way.DIRECT:
             return _post(page, f"run/{function}", {"data": values}).text
@@ -174,7 +174,7 @@ def _post(page: httpx2.Client, path: str, body: dict[str, Any]) -> httpx2.Respon
 
 
 def result(page: httpx2.Client, function: str, *values: object) -> Any:
-    """Returns the only value that the function returns."""
+    """Calls the function, and returns its only value."""
     [value] = json.loads(ask(page, Way.DIRECT, function, *values))["data"]
     return value
 

@@ -1,4 +1,4 @@
-"""A page behind Gradio's login, which notes when a tab is closed."""
+"""A page with Gradio's login that records closed tabs."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def build(settings: HttpSettings) -> Application:
 
 
 def leaving_page() -> gr.Blocks:
-    # Gradio would keep the state of a tab that is closed for an hour.
+    # By default, Gradio keeps the state of a closed tab for an hour.
     os.environ["GRADIO_IS_E2E_TEST"] = "1"
     with gr.Blocks() as page:
         name, process, user = gr.State(delete_callback=forget), gr.Number(), gr.Textbox()

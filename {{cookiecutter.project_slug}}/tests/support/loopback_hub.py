@@ -1,4 +1,4 @@
-"""A model hub on loopback: speaks as much of the hub's protocol as a download needs.
+"""A model hub on loopback that implements the protocol for downloads.
 
 `python -m tests.support.loopback_hub` serves tiny models under the names of the settings until it
 is interrupted or its standard input closes, and prints the HF_ENDPOINT to use.
@@ -40,12 +40,12 @@ def loopback_hub(
     refusing: HTTPStatus | None = None,
     certificate: Path | None = None,
 ) -> Iterator[str]:
-    """Serves each directory below `models` under its path and yields the HF_ENDPOINT.
+    """Serves each directory in `models` at its path and yields the HF_ENDPOINT.
 
     Args:
-        commit: what its main branch is.
-        refusing: what it answers to everything.
-        certificate: of its own, with the key, which nobody trusts.
+        commit: the commit of its main branch.
+        refusing: a status with which it answers every request.
+        certificate: a self-signed certificate with its key.
     """
 
     class Handler(_Handler):
@@ -66,7 +66,7 @@ def loopback_hub(
 
 
 def save_tiny_hub(models: Path) -> Path:
-    """Writes a tiny model under each name that the settings may ask for."""
+    """Saves a tiny model under each name that the settings may use."""
     for name in DECODERS:
         save_tiny_decoder(models / name)
     for name in ENCODER_DECODERS:

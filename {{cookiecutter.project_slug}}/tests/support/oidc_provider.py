@@ -1,4 +1,4 @@
-"""A provider of OpenID Connect on loopback, whose answers a test may change."""
+"""An OpenID Connect provider on loopback, whose answers a test can change."""
 
 import json
 import threading
@@ -26,14 +26,14 @@ Json = dict[str, Any]
 @dataclass
 class Provider:
     app: Any
-    """The provider itself, which a test may replace by one with other keys."""
+    """The provider, which a test may replace with one that has other keys."""
     url: str = ""
     change: Callable[[Json], Json] | None = None
-    """What happens to an answer with tokens."""
+    """Changes a token response before it is sent."""
     hide: tuple[str, ...] = ()
-    """What it does not say of itself."""
+    """Fields that its discovery document omits."""
     asked: list[dict[str, str]] = field(default_factory=list)
-    """What it was sent with a code."""
+    """The token requests that it received."""
 
     def __call__(self, environ: Json, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -63,7 +63,7 @@ class Provider:
         httpx2.put(f"{self.url}/users/{user}", json=claims).raise_for_status()
 
     def log_in(self, address: str, user: str) -> str:
-        """Returns where the provider sends who logs in at that address of it."""
+        """Logs in at this URL of the provider, and returns the URL that it redirects to."""
         answer = httpx2.post(address, data={"sub": user})
         assert answer.status_code == 302, answer.text
         return answer.headers["location"]
@@ -72,7 +72,7 @@ class Provider:
         return httpx2.post(address, data={"action": "deny"}).headers["location"]
 
     def token_for(self, other: str, address: str, user: str) -> str:
-        """Returns the ID token that another client gets of who logs in at that address."""
+        """Returns the ID token that another client gets for a login at this URL."""
         asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         query = urlencode({**asked, "client_id": other})
         back = urlsplit(self.log_in(f"{self.url}/oauth2/authorize?{query}", user))
@@ -90,7 +90,7 @@ class Server(ThreadingMixIn, WSGIServer):
 
 class Quiet(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def an_app(*, lasts: timedelta = timedelta(hours=1)) -> Any:

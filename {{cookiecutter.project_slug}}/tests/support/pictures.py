@@ -26,7 +26,7 @@ TEXTS = (
     "a little of it aside: plenty of the blue, hardly any of the red. Look away from the sun and "
     "the blue is what you see; look at it in the evening and the red is what was left.",
 )
-# A state is shown a few times a second, so not at each number.
+# The status changes a few times a second, so it skips numbers.
 WELL_ON = r"\b[12]\d tokens"
 WIDTHS = {"wide": 1280, "phone": 390}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -37,7 +37,7 @@ class Picture:
     name: str
     models: list[StandIn]
     until: str
-    """What the first pane says of itself when it is taken, a pattern; "" asks nothing."""
+    """Pattern for the status of the first pane when the picture is taken; "" asks nothing."""
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def pictures() -> Iterator[Picture]:
 
 
 def models(pause: float) -> list[StandIn]:
-    """Those of the settings, a word at a time."""
+    """Stand-ins for the models of the settings that write a word at a time."""
     return [
         StandIn(model.name, [f"{word} " for word in text.split()], pause)
         for model, text in zip(Settings().models, cycle(TEXTS), strict=False)

@@ -4,12 +4,12 @@ import psutil
 
 
 def replicas_of(deployment: str) -> list[psutil.Process]:
-    """Of this run alone: other clusters on the machine may have replicas of that name, too."""
+    """Returns only those of this run, since other clusters may have replicas of that name."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        # Serve names a replica's process after its application and deployment, and Ray after
-        # the method that it runs.
+        # Serve names the process of a replica after its application and deployment, and Ray after
+        # its current method.
         if process.name().startswith("ray::ServeRepl") and f":{deployment}." in title_of(process)
     ]
 

@@ -1,4 +1,4 @@
-"""A Redis for tests, started here, with a password."""
+"""A Redis for tests, with a password."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ MISSING = "Redis is missing. Install it, on Debian by `apt-get install redis-ser
 
 @dataclass
 class OwnRedis:
-    """One on a free port, which can be stopped."""
+    """A Redis on a free port that can be stopped."""
 
     folder: Path
     port: int = field(default_factory=free_port)

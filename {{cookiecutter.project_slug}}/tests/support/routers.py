@@ -1,4 +1,4 @@
-"""Serve's routers before replicas that say how much they have to do, without Ray."""
+"""Serve's routers with fake replicas that report their load, without Ray."""
 
 import asyncio
 from collections.abc import Collection
@@ -21,7 +21,7 @@ DEPLOYMENT = DeploymentID("model", "my app")
 
 @dataclass(eq=False)
 class KnownReplica:
-    """What a router sees of a replica."""
+    """A replica as a router sees it."""
 
     name: str
     in_hand: int = 0
@@ -29,7 +29,7 @@ class KnownReplica:
     dead: bool = False
     hangs: bool = False
     asked: int = 0
-    """How often a router wanted to know what it has in hand."""
+    """How often a router has queried its load."""
     multiplexed_model_ids: frozenset[str] = frozenset()
     replica_id: ReplicaID = field(init=False)
 
@@ -46,7 +46,7 @@ class KnownReplica:
 
 
 def router_of(kind: type[RequestRouter], replicas: Collection[KnownReplica]) -> RequestRouter:
-    """Returns a router as Serve makes it. It begins to ask the replicas how much they have to do."""
+    """Returns a router as Serve creates it, which starts to query the load of the replicas."""
     router = kind(DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
     router.initialize_state()
     router.update_replicas([*replicas])
@@ -54,7 +54,7 @@ def router_of(kind: type[RequestRouter], replicas: Collection[KnownReplica]) -> 
 
 
 async def route(router: RequestRouter, request: PendingRequest) -> KnownReplica:
-    """Returns the replica that gets the request, as Serve finds it; it has that in hand then."""
+    """Returns the replica that Serve chooses for the request, and adds the request to its load."""
     replica: KnownReplica = await asyncio.wait_for(router._choose_replica_for_request(request), 10)
     router.on_send_request(replica.replica_id)
     return replica
@@ -66,7 +66,7 @@ def request_of(
     protocol: RequestProtocol = RequestProtocol.UNDEFINED,
     **kwargs: Any,
 ) -> PendingRequest:
-    """Returns a call of a deployment. Those that are made within one request share its id."""
+    """Returns a call of a deployment. Calls within one request share its id."""
     known = within or token_hex(8)
     metadata = RequestMetadata(known, known, call_method="stream", _request_protocol=protocol)
     return PendingRequest([*args], kwargs, metadata)

@@ -1,4 +1,4 @@
-"""Starts the application for real, on a free port, and ends it."""
+"""Starts and stops the real application on a free port."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
 )
 
 LOCAL_CONFIG = Path(__file__).parents[2] / "config" / "local.yaml"
-# The start itself gives up sooner, and says why.
+# The start itself times out earlier and gives the reason.
 START_SECONDS = 900
 STOP_SECONDS = 60
 UP = "The page is up: "
@@ -42,15 +42,15 @@ def local_models() -> list[ModelSettings]:
 
 
 def config_of(source: Path | str, port: int) -> dict[str, Any]:
-    """Returns config/local.yaml with every model from one source, fit for any machine.
+    """Returns config/local.yaml with one source for every model, sized for any machine.
 
-    It names every deployment, the page's first.
+    It lists every deployment, the page first.
     """
     config = _local_config()
     config["http_options"]["port"] = port
     models = [{"name": model.name, "source": str(source)} for model in local_models()]
     for application in config["applications"]:
-        # A tiny model is done before an eye could follow.
+        # Tiny models finish too quickly to see.
         application["args"] = {"limits": {"update_seconds": 0}, "models": models}
         graph = build(Settings.model_validate(application["args"]))
         application["deployments"] = [
@@ -68,7 +68,7 @@ def _local_config() -> dict[str, Any]:
 @dataclass(frozen=True)
 class Served:
     addresses: list[str]
-    """Of the pages."""
+    """URLs of the pages."""
     logs: Path
     metrics: str
 

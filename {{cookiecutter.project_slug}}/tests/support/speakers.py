@@ -1,4 +1,4 @@
-"""A model without a page, of which each replica answers with the number of its process."""
+"""A model without a page, whose replicas answer with their process id."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from {{ cookiecutter.__package }}.serving import (
 SPEAKER = "speaker"
 SPEAKERS = 3
 AT_ONCE = 4
-"""Requests that one replica takes at the same time."""
+"""Requests that one replica accepts at the same time."""
 WORD_SECONDS = 0.1
 
 
@@ -40,7 +40,7 @@ class Speaker:
 
 
 def build(settings: HttpSettings) -> Application:
-    """Asks it from two processes, neither of which knows what the other has asked."""
+    """Calls the model from two processes that do not share their state."""
     models = (ModelSettings(name=SPEAKER, source="unused"),)
     said = {"title": "", "description": "", "openai_api": "without-keys"}
     own = PageSettings.model_validate({**settings.model_dump(), **said, "models": models})

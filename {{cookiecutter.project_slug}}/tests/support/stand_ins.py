@@ -1,4 +1,4 @@
-"""Models that answer as a test needs, and the page before them, without Ray."""
+"""Stand-ins for models, and pages with them, without Ray."""
 
 import asyncio
 import socket
@@ -29,7 +29,7 @@ from .compare_page import LAUNCH, build_page
 
 @dataclass
 class StandIn:
-    """Yields its pieces with a pause before each, and then fails if it has a failure."""
+    """Yields pieces with a pause before each, then raises its failure if set."""
 
     name: str
     pieces: list[str]
@@ -55,7 +55,7 @@ class StandIn:
 
 @dataclass
 class Asleep(StandIn):
-    """Says that it has to be started, a while before its first piece."""
+    """Reports that it is starting, a while before its first piece."""
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -68,7 +68,7 @@ class Asleep(StandIn):
 
 @dataclass
 class CutOff(StandIn):
-    """Is cut off once, and done when it is asked to go on."""
+    """Is truncated once, and completes when it is continued."""
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -80,7 +80,7 @@ class CutOff(StandIn):
 
 
 def user(text: str) -> list[Message]:
-    """A conversation that has just begun."""
+    """A conversation with one question."""
     return [Message("user", text)]
 
 
@@ -93,7 +93,7 @@ def fast() -> StandIn:
 
 
 def slow() -> StandIn:
-    """Is still writing when a test on a busy machine has looked at it."""
+    """Writes slowly enough for a test on a busy machine to see it."""
     return StandIn("slow", [f"{number} " for number in range(3000)], pause=0.1)
 
 
@@ -125,7 +125,7 @@ def page_of(
     running_requests: int = 32,
     options: GenerationOptions = GenerationOptions(),  # noqa: B008 - it is frozen
 ) -> Iterator[str]:
-    """Yields the address of the machinery's page before these models."""
+    """Yields the URL of a page of `serving` with these models."""
     settings = settings_of(running_requests=running_requests)
     settings = settings.model_copy(update={"options": options})
     with in_thread(mount(build_page(settings, models), settings, LAUNCH)) as url:
@@ -134,7 +134,7 @@ def page_of(
 
 @contextmanager
 def in_thread(web: ASGIApp) -> Iterator[str]:
-    """Serves on a free port of loopback and yields the address, without a slash at its end."""
+    """Serves on a free loopback port and yields the URL, without a trailing slash."""
     config = uvicorn.Config(web, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Models of a few layers with random weights: they answer at once, with nonsense."""
+"""Models with a few layers and random weights, which quickly answer nonsense."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 CONTEXT = 256
-# Weights as small as models start with would repeat one token for ever.
+# Weights of the usual initial size would repeat one token forever.
 VARIETY = 0.3
 END = "<end>"
 CORPUS = (
@@ -31,7 +31,7 @@ CORPUS = (
 
 
 def save_tiny_decoder(directory: Path) -> Path:
-    """Writes a GPT-2."""
+    """Saves a tiny GPT-2."""
     tokenizer = tiny_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -47,7 +47,7 @@ def save_tiny_decoder(directory: Path) -> Path:
 
 
 def save_tiny_encoder_decoder(directory: Path) -> Path:
-    """Writes a T5."""
+    """Saves a tiny T5."""
     tokenizer = tiny_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -65,7 +65,7 @@ def save_tiny_encoder_decoder(directory: Path) -> Path:
 
 
 def save_tiny_bart(directory: Path) -> Path:
-    """Writes a BART, which has learned 64 positions."""
+    """Saves a tiny BART with 64 learned positions."""
     tokenizer = tiny_tokenizer()
     config = BartConfig(
         vocab_size=len(tokenizer),
@@ -88,7 +88,7 @@ def save_tiny_bart(directory: Path) -> Path:
 
 
 def save_tiny(model_type: str, directory: Path, **fields: Any) -> Path:
-    """Writes a model of any architecture of transformers, made of the fields of its config."""
+    """Saves a tiny model of any architecture in transformers, built from its config fields."""
     tokenizer = tiny_tokenizer()
     own = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     for part in {"encoder", "decoder"} & fields.keys():

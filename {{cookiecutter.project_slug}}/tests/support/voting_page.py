@@ -1,4 +1,4 @@
-"""A page that takes votes on two stand-ins, which say in which process they answer."""
+"""A page with votes on two stand-ins, which answer with their process id."""
 
 import os
 from functools import partial

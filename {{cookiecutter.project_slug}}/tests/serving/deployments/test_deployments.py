@@ -74,13 +74,13 @@ async def test_the_whole_conversation_and_the_options_reach_the_model() -> None:
     assert piece.text == repr((messages, options))
 
 
-async def test_a_prompt_error_reaches_the_page_as_itself(tiny: RemoteModel) -> None:
+async def test_a_prompt_error_reaches_the_page_unchanged(tiny: RemoteModel) -> None:
     with pytest.raises(PromptError, match="too long for tiny"):
         await anext(tiny.stream(user("whale " * 300), GenerationOptions()))
 
 
 class Flaky:
-    """Gives up as often as it is told, after as many pieces."""
+    """Fails the given number of times, after the given number of pieces."""
 
     def __init__(self, failures: int, pieces: int) -> None:
         self._failures = failures
@@ -107,7 +107,7 @@ def flaky(failures: int, pieces: int) -> RemoteModel:
     return RemoteModel("flaky", serve.run(application, name="flaky", _local_testing_mode=True))
 
 
-async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
+async def test_a_call_is_retried_once_if_its_replica_dies_before_the_first_piece() -> None:
     once = flaky(failures=1, pieces=0)
     pieces = await pieces_of(once.stream(user(""), GenerationOptions()))
     assert "".join(piece.text for piece in pieces) == "0 1 2 "
@@ -115,14 +115,14 @@ async def test_a_replica_lost_before_its_first_piece_is_retried_once() -> None:
         await anext(flaky(failures=2, pieces=0).stream(user(""), GenerationOptions()))
 
 
-async def test_a_replica_lost_half_way_is_not_asked_twice_for_the_same_text() -> None:
+async def test_a_call_is_not_retried_if_its_replica_dies_midway() -> None:
     stream = flaky(failures=1, pieces=2).stream(user(""), GenerationOptions())
     assert [await anext(stream), await anext(stream)] == [Piece("0 ", 1), Piece("1 ", 1)]
     with pytest.raises(InterruptionError, match="flaky was interrupted"):
         await anext(stream)
 
 
-async def test_who_finds_the_queue_full_is_refused_and_counted() -> None:
+async def test_a_call_to_a_full_queue_is_refused_and_counted() -> None:
     handle, answers = MagicMock(), MagicMock()
     full = handle.options.return_value.stream.remote.return_value
     full.__aiter__.side_effect = BackPressureError(num_queued_requests=1, max_queued_requests=1)
@@ -132,13 +132,13 @@ async def test_who_finds_the_queue_full_is_refused_and_counted() -> None:
 
 
 def refused(message: str, running: int = 0) -> MagicMock:
-    """What Serve says of an application whose model does not start."""
+    """Serve's status of an application whose model does not start."""
     deployment = MagicMock(message=message, replica_states={"RUNNING": running})
     return MagicMock(applications={"ours": MagicMock(deployments={"tiny": deployment})})
 
 
 def traceback(line: str) -> str:
-    """What Serve keeps of a replica that did not start."""
+    """Serve's message about a replica that did not start."""
     return f"""A replica failed to start with exception. Retrying. Error:
 Traceback (most recent call last):
   File "engine.py", line 1, in __init__
@@ -149,7 +149,7 @@ TRACEBACK = traceback("Model 'tiny': 'org/tiny' is unknown to the hub.")
 
 
 class Silent:
-    """What a handle streams while no replica takes the request."""
+    """The stream of a handle while no replica accepts the request."""
 
     def __aiter__(self) -> "Silent":
         return self
@@ -159,7 +159,7 @@ class Silent:
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """There is nothing to cancel."""
+        """Has nothing to cancel."""
 
 
 def never_answering() -> MagicMock:
@@ -180,7 +180,7 @@ def never_answering() -> MagicMock:
         ("2/3 of it and/or more", "2/3 of it and/or more"),
     ],
 )
-async def test_a_model_of_which_no_replica_can_start_says_why_and_names_no_folder(
+async def test_a_model_that_cannot_start_gives_the_reason_without_naming_a_folder(
     said: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
@@ -192,7 +192,7 @@ async def test_a_model_of_which_no_replica_can_start_says_why_and_names_no_folde
 
 
 @pytest.mark.parametrize("status", [refused(TRACEBACK, running=1), refused("waits for a GPU")])
-async def test_a_model_that_may_still_answer_is_waited_for(
+async def test_callers_wait_for_a_model_that_may_still_answer(
     status: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
@@ -203,7 +203,7 @@ async def test_a_model_that_may_still_answer_is_waited_for(
 
 
 @pytest.mark.parametrize(("running", "told"), [(0, True), (1, False)])
-async def test_who_reads_is_told_when_no_replica_is_there(
+async def test_readers_are_told_when_no_replica_is_running(
     running: int, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
@@ -216,7 +216,7 @@ async def test_who_reads_is_told_when_no_replica_is_there(
     assert bool(starts) == told
 
 
-async def test_a_model_is_waited_for_while_the_controller_is_away(
+async def test_callers_wait_for_a_model_while_the_controller_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
@@ -228,7 +228,9 @@ async def test_a_model_is_waited_for_while_the_controller_is_away(
     status.assert_called()
 
 
-async def test_serve_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_callers_share_one_status_request_to_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(handles, "SAME_SECONDS", 60)
     status = MagicMock(return_value=refused(""))
@@ -241,7 +243,7 @@ async def test_serve_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPa
     status.assert_called_once()
 
 
-async def test_a_deployment_that_serve_has_given_up_says_why(
+async def test_a_deployment_that_serve_gave_up_on_gives_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(serve, "status", lambda: refused(TRACEBACK))
@@ -256,7 +258,7 @@ async def test_a_deployment_that_serve_has_given_up_says_why(
         await anext(model.stream(user("Hi"), GenerationOptions()))
 
 
-async def test_a_stream_can_be_left(tiny: RemoteModel) -> None:
+async def test_a_stream_can_be_closed_early(tiny: RemoteModel) -> None:
     stream = tiny.stream(user("The whale"), GenerationOptions())
     assert await anext(stream)
     await stream.aclose()

@@ -1,4 +1,4 @@
-"""The served application when a process of it dies."""
+"""The served application when one of its processes dies."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from ...support.processes import replicas_of
 pytestmark = pytest.mark.served
 
 
-def test_a_call_after_the_only_replica_of_a_model_died_waits_for_the_next(words: str) -> None:
+def test_a_call_waits_for_a_new_replica_after_the_only_one_died(words: str) -> None:
     client = Client(words, verbose=False)
     [replica] = replicas_of(f"compare:{MODELS[0]}")
     replica.kill()
@@ -21,7 +21,7 @@ def test_a_call_after_the_only_replica_of_a_model_died_waits_for_the_next(words:
     assert all(text and "⚠" not in text for text in texts)
 
 
-def test_a_model_that_is_refused_when_it_starts_anew_says_why_and_the_other_goes_on(
+def test_a_model_that_fails_to_restart_gives_the_reason_and_the_other_keeps_working(
     words: str, second_model: Path
 ) -> None:
     client = Client(words, verbose=False)

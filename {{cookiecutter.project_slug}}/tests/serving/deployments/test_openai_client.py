@@ -1,4 +1,4 @@
-"""A model on a server that speaks OpenAI's protocol, before a loopback server that does."""
+"""A model on an OpenAI-compatible server, tested with a loopback server."""
 
 import asyncio
 import json
@@ -48,22 +48,22 @@ OPTIONS = GenerationOptions(min_new_tokens=0, max_new_tokens=7, temperature=0.3)
 
 @dataclass
 class Loopback:
-    """Answers with three words, or as its fields say."""
+    """Answers with three words, or as its fields specify."""
 
     status: int = 200
     param: str | None = None
-    """What the server does not take."""
+    """Fields that the server refuses."""
     pause: float = 0
     finish_reason: str | None = None
     prompt_tokens: int | None = None
-    """What the server says at the end, where it says something."""
+    """The token counts that the server sends at the end, if any."""
     breaks: bool = False
     refuses: tuple[str, ...] = ()
-    """Options that it answers with 400, one after the other."""
+    """Options that it answers with 400, one at a time."""
     names_them: bool = True
-    """Whether it does so in a field of its own, as OpenAI does, or in the text."""
+    """Whether it names them in a separate field, as OpenAI does, or in the text."""
     events: list[str] | None = None
-    """What it streams, if not three words."""
+    """The events that it streams instead of three words."""
     headers: list[Headers] = field(default_factory=list)
     asked: list[dict[str, object]] = field(default_factory=list)
     left: int = 0
@@ -139,12 +139,12 @@ def model(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> OpenAIClient:
 
 
 def model_at(url: str, **settings: Any) -> OpenAIClient:
-    """Returns a model that is asked in short. `settings` are further ones, or others."""
+    """Returns a model with short limits. `settings` adds settings or overrides them."""
     given = {"api_key_variable": "WHALE_KEY", "prompt": "In short: {prompt}", **settings}
     return OpenAIClient(ModelSettings(name="whale", source="whale-7b", base_url=url, **given))
 
 
-async def test_the_answer_streams_and_what_was_asked_arrives(
+async def test_the_answer_streams_and_the_request_arrives_complete(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
     answer = [each async for each in model.stream(user("Hello"), OPTIONS)]
@@ -162,7 +162,7 @@ async def test_the_answer_streams_and_what_was_asked_arrives(
     }
 
 
-async def test_its_server_goes_on_with_the_trace_and_hears_of_none_where_there_is_none(
+async def test_the_server_gets_the_trace_header_only_when_there_is_a_trace(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
     await pieces_of(model.stream(user("Hello"), OPTIONS))
@@ -183,7 +183,7 @@ def carried_below(trace: str, span: str) -> Carried:
     return named
 
 
-async def test_what_neither_settings_nor_request_say_is_not_sent(
+async def test_options_set_by_neither_settings_nor_request_are_not_sent(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHALE_KEY", KEY)
@@ -196,7 +196,7 @@ async def test_what_neither_settings_nor_request_say_is_not_sent(
 
 
 @pytest.mark.parametrize("names_them", [True, False])
-async def test_what_a_server_refuses_is_left_out_from_then_on(
+async def test_an_option_that_the_server_refuses_is_no_longer_sent(
     model: OpenAIClient,
     loopback: Loopback,
     caplog: pytest.LogCaptureFixture,
@@ -227,7 +227,7 @@ async def test_what_a_server_refuses_is_left_out_from_then_on(
         (("messages",), "does not take this text"),
     ],
 )
-async def test_what_cannot_be_left_out_is_told(
+async def test_a_refusal_that_cannot_be_worked_around_is_reported(
     model: OpenAIClient, loopback: Loopback, refused: tuple[str, ...], reason: str
 ) -> None:
     loopback.refuses = refused
@@ -236,11 +236,11 @@ async def test_what_cannot_be_left_out_is_told(
         await pieces_of(model.stream(user("Hello"), options))
     loopback.refuses = ()
     await pieces_of(model.stream(user("Hello"), options))
-    # What did not help is no news of the server.
+    # A retry that did not help says nothing about the server.
     assert "max_completion_tokens" in loopback.asked[-1]
 
 
-async def test_nothing_is_sent_of_variables_that_nobody_named(
+async def test_variables_that_the_settings_do_not_name_are_never_sent(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = {"OPENAI_API_KEY": "sk", "OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "project"}
@@ -259,9 +259,7 @@ async def test_nothing_is_sent_of_variables_that_nobody_named(
     assert named["openai-organization"] == "whales"
 
 
-async def test_tokens_are_those_that_the_server_has_counted(
-    model: OpenAIClient, loopback: Loopback
-) -> None:
+async def test_token_counts_come_from_the_server(model: OpenAIClient, loopback: Loopback) -> None:
     loopback.events = [loopback.chunk("four words in one", "stop"), loopback.usage(6, 4)]
     *pieces, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
     assert [piece.text for piece in pieces if isinstance(piece, Piece)] == ["four words in one", ""]
@@ -270,7 +268,7 @@ async def test_tokens_are_those_that_the_server_has_counted(
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-async def test_thoughts_are_marked_and_an_answer_may_be_nothing_else(
+async def test_thoughts_are_marked_and_an_answer_may_hold_only_thoughts(
     model: OpenAIClient, loopback: Loopback, field: str
 ) -> None:
     loopback.events = [loopback.delta(**{field: "Hm."}), loopback.delta("length")]
@@ -279,13 +277,13 @@ async def test_thoughts_are_marked_and_an_answer_may_be_nothing_else(
     assert end == End("length")
 
 
-async def test_a_refusal_is_text(model: OpenAIClient, loopback: Loopback) -> None:
+async def test_a_refusal_is_shown_as_text(model: OpenAIClient, loopback: Loopback) -> None:
     loopback.events = [loopback.delta(refusal="I cannot."), loopback.delta("content_filter")]
     refusal, end = [each async for each in model.stream(user("Hello"), OPTIONS)]
     assert (refusal, end) == (Piece("I cannot.", 1), End("filtered"))
 
 
-async def test_a_server_that_knows_no_bound_is_left_there(
+async def test_a_stream_is_closed_at_the_limit_if_the_server_ignores_it(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
     loopback.events = [loopback.chunk("word ")] * 50
@@ -297,7 +295,7 @@ async def test_a_server_that_knows_no_bound_is_left_there(
     "line",
     ["{", "4", "null", '"text"', "[]", '{"choices": null}', '{"choices": [{}]}', "{}", "\x00"],
 )
-async def test_a_line_that_is_no_part_of_an_answer_ends_it(
+async def test_an_invalid_line_ends_the_answer(
     model: OpenAIClient, loopback: Loopback, caplog: pytest.LogCaptureFixture, line: str
 ) -> None:
     caplog.set_level("WARNING", "ray.serve")
@@ -310,7 +308,7 @@ async def test_a_line_that_is_no_part_of_an_answer_ends_it(
     assert "secret" not in caplog.text
 
 
-async def test_stop_texts_and_a_seed_are_sent_where_they_are_set(
+async def test_stop_texts_and_a_seed_are_sent_if_set(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
     options = OPTIONS.model_copy(update={"stop": ("!", "END"), "seed": 0})
@@ -319,7 +317,7 @@ async def test_stop_texts_and_a_seed_are_sent_where_they_are_set(
     assert (asked["stop"], asked["seed"]) == (["!", "END"], 0)
 
 
-async def test_a_conversation_is_sent_with_system_and_the_last_question_wrapped(
+async def test_a_conversation_is_sent_with_its_system_prompt_and_wrapped_last_question(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHALE_KEY", KEY)
@@ -360,7 +358,7 @@ async def test_a_conversation_without_a_question_is_not_sent(
         (None, "stop"),
     ],
 )
-async def test_the_end_is_what_the_server_says(
+async def test_the_finish_reason_comes_from_the_server(
     said: str | None, reason: str, model: OpenAIClient, loopback: Loopback
 ) -> None:
     loopback.finish_reason, loopback.prompt_tokens = said, 6
@@ -369,7 +367,7 @@ async def test_the_end_is_what_the_server_says(
     assert (end.reason, end.prompt_tokens) == (reason, 6)
 
 
-async def test_leaving_the_stream_closes_the_connection(
+async def test_closing_the_stream_closes_the_connection(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
     loopback.pause = 0.2
@@ -388,7 +386,7 @@ async def test_leaving_the_stream_closes_the_connection(
         (500, InterruptionError, "interrupted by its server. Run again"),
     ],
 )
-async def test_an_error_of_the_server_is_one_that_a_pane_shows(
+async def test_a_server_error_is_shown_in_the_pane(
     status: int, kind: type[Exception], reason: str, model: OpenAIClient, loopback: Loopback
 ) -> None:
     loopback.status = status
@@ -397,7 +395,7 @@ async def test_an_error_of_the_server_is_one_that_a_pane_shows(
     assert "secret" not in str(caught.value)
 
 
-async def test_an_error_is_logged_without_what_it_says(
+async def test_an_error_is_logged_without_its_text(
     model: OpenAIClient, loopback: Loopback, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING", "ray.serve")
@@ -408,7 +406,7 @@ async def test_an_error_is_logged_without_what_it_says(
     assert "secret" not in caplog.text
 
 
-async def test_a_wrong_key_names_the_variable_to_set(
+async def test_the_error_for_a_wrong_key_names_the_variable_to_set(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WHALE_KEY", raising=False)
@@ -417,14 +415,14 @@ async def test_a_wrong_key_names_the_variable_to_set(
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY} "])
-async def test_what_surrounds_a_key_is_left_out(
+async def test_whitespace_around_a_key_is_removed(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("WHALE_KEY", key)
     assert len(await pieces_of(model_at(loopback.url).stream(user("Hello"), OPTIONS))) == 3
 
 
-async def test_a_key_that_cannot_be_sent_is_in_no_log_and_no_traceback(
+async def test_an_invalid_key_appears_in_no_log_and_no_traceback(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING", "ray.serve")
@@ -435,12 +433,12 @@ async def test_a_key_that_cannot_be_sent_is_in_no_log_and_no_traceback(
     assert "secret-whale" not in caplog.text + "".join(traceback.format_exception(caught.value))
 
 
-async def test_a_server_that_is_not_there_is_told() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     with pytest.raises(InterruptionError, match="whale cannot be reached"):
         await anext(model_at("http://127.0.0.1:9/v1").stream(user("Hello"), OPTIONS))
 
 
-async def test_a_server_that_stays_silent_is_left(
+async def test_a_silent_server_is_given_up_after_the_timeout(
     loopback: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHALE_KEY", KEY)
@@ -450,7 +448,9 @@ async def test_a_server_that_stays_silent_is_left(
         await anext(model_at(loopback.url).stream(user("Hello"), OPTIONS))
 
 
-async def test_a_server_that_dies_half_way_is_told(model: OpenAIClient, loopback: Loopback) -> None:
+async def test_a_server_that_dies_midway_is_reported(
+    model: OpenAIClient, loopback: Loopback
+) -> None:
     loopback.breaks = True
     stream = model.stream(user("Hello"), OPTIONS)
     assert await anext(stream) == Piece("one ", 1)

@@ -1,4 +1,4 @@
-"""Which commit of a model the replicas of its deployment run."""
+"""Replicas of a deployment all run the same commit of a model."""
 
 import pickle
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def page_of(settings: ModelsSettings, models: Sequence[Model]) -> list[Model]:  
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the hub is asked for; it knows nothing of v2."""
+    """The requests to the hub, which does not know v2."""
     asked: list[str] = []
 
     def commit_of(model: ModelSettings) -> str | None:
@@ -49,25 +49,25 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def bound(application: Application) -> ModelSettings:
-    """Returns the model that Serve hands to each replica."""
+    """Returns the model that Serve passes to each replica."""
     [deployment] = build_app(application, name="app").deployments
-    # As Serve keeps it, and reads it for each.
+    # Serve pickles it once and unpickles it for each replica.
     model: ModelSettings = pickle.loads(pickle.dumps(deployment.init_args))[0]  # noqa: S301
     return model
 
 
-def test_a_deployment_keeps_the_commit_that_the_branch_is_when_it_is_built(
+def test_a_deployment_pins_the_commit_of_the_branch_when_it_is_built(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pinning, "is_deploying", lambda: True)
     ours, theirs = deployments_of(SETTINGS)
     assert bound(ours) == OURS.model_copy(update={"revision": COMMIT})
-    # What the hub does not say stays as it was asked for.
+    # A revision that the hub does not know stays unchanged.
     assert bound(theirs) == THEIRS
     assert asked.count("org/ours") == 1
 
 
-def test_who_only_looks_at_the_graph_asks_no_hub(
+def test_inspecting_the_graph_sends_no_request_to_the_hub(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -76,7 +76,7 @@ def test_who_only_looks_at_the_graph_asks_no_hub(
     assert asked == []
 
 
-def test_models_in_the_process_of_the_page_keep_theirs(
+def test_models_in_the_page_process_keep_their_commit(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pinning, "is_deploying", lambda: True)
@@ -88,7 +88,7 @@ def test_models_in_the_process_of_the_page_keep_theirs(
     assert once_more.settings.models[0].revision == COMMIT
 
 
-def test_a_model_beside_a_local_test_is_the_one_of_its_settings(
+def test_a_local_test_uses_the_revision_of_the_settings(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

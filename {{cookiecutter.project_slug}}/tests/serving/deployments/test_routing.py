@@ -1,4 +1,4 @@
-"""A conversation stays with one replica of a model, as long as that has room."""
+"""A conversation stays on one replica of a model while that has capacity."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ def replicas() -> list[KnownReplica]:
 
 
 async def routed(router: RequestRouter, *questions: str) -> list[str]:
-    """Returns who answers each, one after another."""
+    """Routes the requests in turn and returns their replicas."""
     names = []
     for question in questions:
         replica = await route(router, request_of(user(question)))
@@ -50,7 +50,7 @@ async def routed(router: RequestRouter, *questions: str) -> list[str]:
     return names
 
 
-async def test_turns_of_a_conversation_have_their_beginning_in_common() -> None:
+async def test_turns_of_a_conversation_share_a_routing_key() -> None:
     first = [Message("system", "Be kind."), *user("Hi")]
     second = [*first, Message("assistant", "Hello"), *user("Why is the sky blue?")]
     began = beginning(request_of(tuple(first), "options"))
@@ -63,23 +63,23 @@ async def test_turns_of_a_conversation_have_their_beginning_in_common() -> None:
 @pytest.mark.parametrize(
     "arguments", [(), ("Hi",), (None,), ([],), (["Hi"],), ({"role": "user"},), (7, user("Hi"))]
 )
-async def test_a_call_without_a_question_goes_to_any_replica(arguments: tuple[object, ...]) -> None:
+async def test_a_call_without_a_question_may_use_any_replica(arguments: tuple[object, ...]) -> None:
     assert beginning(request_of(*arguments)) is None
     router = router_of(ConversationRouter, replicas())
     found = [await route(router, request_of(*arguments)) for _ in range(100)]
     assert {replica.name for replica in found} == set(NAMES)
 
 
-async def test_a_conversation_stays_with_its_replica_and_others_have_others() -> None:
+async def test_conversations_stay_on_their_replicas_and_are_spread() -> None:
     one, other = (router_of(ConversationRouter, each) for each in (replicas(), replicas()[::-1]))
     questions = [str(number) for number in range(50)]
     found = await routed(one, *questions)
     assert set(found) == set(NAMES)
-    # Another process of the page finds the same, whatever it has asked before.
+    # Another page process chooses the same replicas, whatever it has asked before.
     assert await routed(other, *questions[::-1]) == found[::-1]
 
 
-async def test_when_a_replica_goes_its_conversations_move_together_and_no_other_does() -> None:
+async def test_only_the_conversations_of_a_stopped_replica_move_and_they_move_together() -> None:
     questions = [str(number) for number in range(50)]
     before = await routed(router_of(ConversationRouter, replicas()), *questions)
     left = [each for each in replicas() if each.name != before[0]]
@@ -89,7 +89,7 @@ async def test_when_a_replica_goes_its_conversations_move_together_and_no_other_
     assert await routed(router_of(ConversationRouter, left), *questions) == after
 
 
-async def test_a_crowded_or_full_replica_leaves_its_conversations_to_others() -> None:
+async def test_conversations_move_when_their_replica_is_crowded_or_full() -> None:
     router = router_of(ConversationRouter, replicas())
     running = [await route(router, request_of(user("Hi"))) for _ in range(CROWD + 1)]
     [own] = set(running)
@@ -102,7 +102,7 @@ async def test_a_crowded_or_full_replica_leaves_its_conversations_to_others() ->
 
 
 @pytest.mark.parametrize("fault", ["dead", "hangs"])
-async def test_a_replica_that_does_not_answer_keeps_nobody_waiting(fault: str) -> None:
+async def test_an_unresponsive_replica_delays_no_call(fault: str) -> None:
     [own] = await routed(router_of(ConversationRouter, replicas()), "Hi")
     known = replicas()
     for each in known:
@@ -112,32 +112,32 @@ async def test_a_replica_that_does_not_answer_keeps_nobody_waiting(fault: str) -
     assert time.monotonic() - began < 5
 
 
-async def test_who_finds_every_replica_full_waits_for_the_first_with_room() -> None:
+async def test_a_call_waits_for_the_first_free_replica_if_all_are_full() -> None:
     known = [KnownReplica(name, in_hand=1, max_ongoing_requests=1) for name in NAMES]
     router = router_of(ConversationRouter, known)
     waiting = asyncio.create_task(routed(router, "Hi"))
     await asyncio.sleep(0.5)
     assert not waiting.done()
-    # With a longer pause after each time that it has asked.
+    # The pause grows after each attempt.
     assert sum(replica.asked for replica in known) < 50
     known[2].in_hand = 0
     assert await waiting == ["third"]
 
 
-async def test_calls_that_one_request_makes_at_once_all_find_a_replica() -> None:
+async def test_parallel_calls_of_one_request_all_get_a_replica() -> None:
     router = router_of(ConversationRouter, replicas())
     asked = [request_of(user(text), within="one request") for text in "abcdef"]
     assert len(await asyncio.gather(*(route(router, each) for each in asked))) == len(asked)
 
 
-def test_the_models_of_a_project_are_routed_so() -> None:
+def test_the_models_of_a_project_use_this_router() -> None:
     router = TextGenerationModel._deployment_config.request_router_config
     assert router.get_request_router_class().__name__ == ConversationRouter.__name__
 
 
 @dataclass
 class Conversation:
-    """Says whose process has answered each turn."""
+    """Records the process that answered each turn."""
 
     url: str
     first: str
@@ -178,7 +178,7 @@ def conversations(url: str, number: int) -> list[Conversation]:
 
 
 @pytest.mark.served
-def test_on_ray_each_conversation_meets_one_replica_and_they_are_spread(speakers: str) -> None:
+def test_on_ray_conversations_stay_on_one_replica_each_and_are_spread(speakers: str) -> None:
     begun = conversations(speakers, CONVERSATIONS)
     with ThreadPoolExecutor(SPEAKERS) as users:
         turns = [list(users.map(Conversation.ask, begun)) for _ in range(TURNS)]
@@ -188,7 +188,7 @@ def test_on_ray_each_conversation_meets_one_replica_and_they_are_spread(speakers
 
 
 @pytest.mark.served
-def test_on_ray_a_conversation_goes_elsewhere_while_its_replica_is_full(speakers: str) -> None:
+def test_on_ray_a_conversation_moves_while_its_replica_is_full(speakers: str) -> None:
     [begun] = conversations(speakers, 1)
     own = begun.ask()
     same = [Conversation(speakers, begun.first) for _ in range(2 * AT_ONCE)]
@@ -200,7 +200,7 @@ def test_on_ray_a_conversation_goes_elsewhere_while_its_replica_is_full(speakers
 
 
 @pytest.mark.served
-def test_on_ray_conversations_go_on_when_their_replica_is_killed(speakers: str) -> None:
+def test_on_ray_conversations_continue_after_their_replica_is_killed(speakers: str) -> None:
     begun = conversations(speakers, CONVERSATIONS)
     before = [each.ask() for each in begun]
     victim = before[0]
@@ -213,6 +213,6 @@ def test_on_ray_conversations_go_on_when_their_replica_is_killed(speakers: str) 
     while len(set(settled)) < SPEAKERS or settled != again:
         assert time.monotonic() < deadline
         settled, again = again, [each.ask() for each in begun]
-    # Those of the others stay, but for some that the new replica draws to itself.
+    # Other conversations stay, except some that now belong to the new replica.
     for was, now in zip(before, settled, strict=True):
         assert now == was or was == victim or now not in before

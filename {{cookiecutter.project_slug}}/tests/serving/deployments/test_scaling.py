@@ -1,4 +1,4 @@
-"""How many replicas a model wants, by what Serve's controller knows of it, without Ray."""
+"""The number of replicas that the scaling policy requests, without Ray."""
 
 import pytest
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
@@ -14,10 +14,10 @@ TARGET_SECONDS = 2.0
 
 
 def context(requests: float, *told: float) -> AutoscalingContext:
-    """Replicas that run, of which each last told so many seconds to the first text."""
+    """Running replicas with their last reported seconds to the first text."""
     replicas = [ReplicaID(f"{number}", DEPLOYMENT) for number in range(len(told))]
     series = {
-        # What was told before counts no more.
+        # Older reports no longer count.
         replica: [TimeStampedValue(1, 99.0), TimeStampedValue(2, seconds)]
         for replica, seconds in zip(replicas, told, strict=True)
     }
@@ -52,28 +52,28 @@ def wanted(requests: float, *told: float) -> float:
     [
         ((3.0,), 1.5),
         ((3.0, 3.0), 3),
-        # One that nobody asked has nothing to tell.
+        # A replica without requests reports nothing.
         ((3.0, 0.0), 3),
         ((99.0, 99.0), 4),
         ((1.5, 1.5), 2),
         ((0.5, 0.5), 1),
     ],
 )
-def test_late_first_texts_want_more_up_to_double_and_quick_ones_one_less(
+def test_slow_first_texts_add_up_to_double_the_replicas_and_fast_ones_remove_one(
     told: tuple[float, ...], expected: float
 ) -> None:
     assert wanted(2, *told) == pytest.approx(expected)
 
 
-def test_requests_want_what_they_do_without_it() -> None:
+def test_ongoing_requests_scale_as_they_do_without_the_policy() -> None:
     assert wanted(48, 0.5) == wanted(48, 0.0) == wanted(48, 1.5) == 3
 
 
-def test_nobody_who_asks_wants_no_replica() -> None:
+def test_without_requests_no_replica_is_wanted() -> None:
     assert wanted(0, 0.0) == wanted(0, 0.0, 0.0) == 0
 
 
-def test_a_replica_that_has_told_nothing_yet_leaves_it_to_the_requests() -> None:
+def test_replicas_without_measurements_scale_by_requests_alone() -> None:
     silent = context(16, 5.0)
     silent.__dict__["raw_metrics"] = {}
     assert FirstTextPolicy(TARGET_SECONDS)(silent)[0] == 1

@@ -16,7 +16,7 @@ EngineOf = Callable[..., Engine]
 
 @pytest.fixture(autouse=True)
 def hf_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where each test keeps graphs of its own."""
+    """A separate folder of graphs for each test."""
     directory = tmp_path_factory.mktemp("hf-home")
     monkeypatch.setattr(places, "HF_HOME", str(directory))
     return directory
@@ -24,12 +24,12 @@ def hf_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def engine_of() -> Iterator[EngineOf]:
-    """Makes engines, and stops them at the end of the test."""
+    """Creates engines, and stops them after the test."""
     engines: list[Engine] = []
 
     def make(directory: Path, limits: Limits | None = None, **settings: object) -> Engine:
         model = {"name": "tiny", "source": str(directory), "dtype": "float32", **settings}
-        # A piece for each token, where a test does not say otherwise.
+        # By default, send a piece for each token.
         limits = limits or Limits(update_seconds=0)
         engines.append(Engine(ModelSettings.model_validate(model), limits))
         return engines[-1]
@@ -40,7 +40,7 @@ def engine_of() -> Iterator[EngineOf]:
 
 
 def plain(engine: Engine) -> PlainModel:
-    """Returns the model that PyTorch runs behind an engine, or ran to check its graph."""
+    """Returns the PyTorch model that an engine runs, or that checked its graph."""
     found = getattr(engine._rules, "__self__", None)
     assert isinstance(found, PlainModel)
     return found

@@ -1,4 +1,4 @@
-"""One model of each kind of attention, and of what stands in its place."""
+"""One model of each kind of attention, or of what replaces it."""
 
 import asyncio
 import logging
@@ -115,7 +115,7 @@ def generated(directory: Path, prompt: str, **options: object) -> str:
     tokens = generated_tokens(directory, prompt, **options)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     text: str = tokenizer.decode(tokens, skip_special_tokens=True)
-    # What is cut off in the middle of a character is never shown.
+    # An incomplete character at the end is never shown.
     return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
@@ -135,7 +135,7 @@ def generated_tokens(directory: Path, prompt: str, **options: object) -> list[in
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_model_writes_what_generate_does_whoever_else_asks(
+async def test_a_model_writes_the_text_of_generate_alone_and_beside_others(
     kind: str, tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     model_type, how, fields = KINDS[kind]
@@ -147,7 +147,7 @@ async def test_a_model_writes_what_generate_does_whoever_else_asks(
     assert len(set(expected.values())) >= 4
     for prompt in PROMPTS[:2]:
         assert await answer(engine, prompt) == expected[prompt]
-    # Those who come at once, and later ones in another order.
+    # Requests that start together, and later ones in another order.
     for prompts, pause in [(PROMPTS, 0.0), (PROMPTS[::-1], 0.005)]:
         texts = await asyncio.gather(
             *(answer(engine, prompt, after=n * pause) for n, prompt in enumerate(prompts))
@@ -156,10 +156,10 @@ async def test_a_model_writes_what_generate_does_whoever_else_asks(
     engine.check_health()
 
 
-def test_the_check_leaves_no_thread_that_computes(
+def test_the_check_leaves_no_compute_threads_running(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # OpenMP keeps threads for each thread that computes, and slows down with more than processors.
+    # OpenMP keeps a pool for each computing thread; too many threads slow it down.
     threads = []
     usual = checks.scores_of
 
@@ -174,10 +174,10 @@ def test_the_check_leaves_no_thread_that_computes(
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_a_model_that_no_batch_runs_is_refused_with_its_architecture_and_the_reason(
+def test_a_model_that_cannot_be_batched_is_refused_with_its_architecture_and_a_reason(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
-    # Without a mask of what follows, a token's scores depend on later ones.
+    # Without a causal mask, the scores of a token depend on later ones.
     save_tiny("bert", tmp_path, **SMALL, intermediate_size=64, is_decoder=False)
     with pytest.raises(ModelError) as error:
         engine_of(tmp_path)
@@ -188,7 +188,7 @@ def test_a_model_that_no_batch_runs_is_refused_with_its_architecture_and_the_rea
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
+def test_a_batch_whose_rows_affect_each_other_is_rejected(
     quantized: bool,
     tmp_path: Path,
     engine_of: EngineOf,
@@ -203,7 +203,7 @@ def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
     model_type, _, fields = KINDS["alibi"]
     save_tiny(model_type, tmp_path, **fields)
     monkeypatch.setattr(Reader, "read", mixed)
-    # One that is quantized is compared with itself alone.
+    # A quantized model is compared only with itself.
     monkeypatch.setattr(PreTrainedModel, "is_quantized", quantized, raising=False)
     with caplog.at_level(logging.INFO):
         engine_of(tmp_path)
@@ -213,7 +213,7 @@ def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
     assert f"tiny runs {NONE}." in caplog.messages
 
 
-async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
+async def test_a_request_with_non_finite_scores_fails_alone(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("paged attention", "alibi", "relative positions"):
@@ -240,9 +240,7 @@ async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
         engine.check_health()
 
 
-async def test_those_who_come_later_join_a_running_group(
-    tmp_path: Path, engine_of: EngineOf
-) -> None:
+async def test_later_requests_join_a_running_group(tmp_path: Path, engine_of: EngineOf) -> None:
     save_tiny("bloom", tmp_path, hidden_size=32, n_layer=2, n_head=4)
     engine = engine_of(tmp_path)
     long = OPTIONS.model_copy(update={"min_new_tokens": 100, "max_new_tokens": 100})
@@ -254,6 +252,6 @@ async def test_those_who_come_later_join_a_running_group(
         *(answer(engine, prompt, long, after=n * 0.02) for n, prompt in enumerate(PROMPTS))
     )
     assert isinstance(engine._batch, GroupedBatch)
-    # Each prompt is read alone, and is in a row of the group after that.
+    # Each prompt is read alone, then joins the group as a row.
     assert max(rows) == len(PROMPTS)
     assert len(rows) < 2 * long.max_new_tokens

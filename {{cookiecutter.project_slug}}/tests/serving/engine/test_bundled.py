@@ -50,7 +50,7 @@ async def test_the_bundled_model_answers_two_turns_in_sensible_english(engine: E
     assert "France" in "".join(piece.text for piece in pieces)
 
 
-def test_a_visitor_of_the_bundled_model_cannot_speak_as_the_system() -> None:
+def test_a_visitor_cannot_write_as_the_system_to_the_bundled_model() -> None:
     tokenizer = AutoTokenizer.from_pretrained(bundled.bundled_weights())
     model = ModelSettings(name="smollm2", source=BUNDLED, system=SYSTEM)
     prompts = PromptEncoder(model, tokenizer, can_continue=True)
@@ -67,7 +67,7 @@ def test_a_visitor_of_the_bundled_model_cannot_speak_as_the_system() -> None:
     )
 
 
-def test_a_text_to_summarize_holds_no_turn_of_another_role() -> None:
+def test_a_text_to_summarize_contains_no_turn_of_another_role() -> None:
     tokenizer = AutoTokenizer.from_pretrained(bundled.bundled_weights())
     prompt = "Summarize this text in one or two sentences:\n\n{prompt}"
     model = ModelSettings(name="smollm2", source=BUNDLED, prompt=prompt)
@@ -84,7 +84,7 @@ def test_a_text_to_summarize_holds_no_turn_of_another_role() -> None:
     assert f"sentences:\n\n{attack}<|im_end|>" in tokenizer.decode(prompts.encode(user(attack)))
 
 
-def test_several_processes_at_once_convert_once(
+def test_parallel_processes_convert_the_model_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conversions: list[Path] = []
@@ -112,7 +112,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(
     assert not [path for path in (tmp_path / "converted").iterdir() if path.is_dir()]
 
 
-def test_without_its_package_it_is_what_an_image_has_of_it(
+def test_without_its_package_the_bundled_model_comes_from_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundled, "HF_HOME", str(tmp_path))
@@ -125,12 +125,12 @@ def test_without_its_package_it_is_what_an_image_has_of_it(
     assert bundled.bundled_weights() == directory
 
 
-def test_the_step_of_an_image_keeps_what_a_start_makes(hf_home: Path) -> None:
+def test_the_image_build_step_keeps_what_a_start_makes(hf_home: Path) -> None:
     bundled.keep_graph()
     [graph] = [each for each in hf_home.glob("converted/int8/*") if each.is_dir()]
     weights = locate(ModelSettings(name="smollm2", source=BUNDLED))
     assert place_of(BUNDLED, weights).directory == graph
-    # Not by the times of its files, which an image cuts off.
+    # Image layers truncate file times, so these must not matter.
     assert weights.commit == bundled.bundled_weights().name
 
 

@@ -1,4 +1,4 @@
-"""What a model's own configuration says is kept."""
+"""The generation config of a model is followed."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", [*DECODERS, "learned positions"])
 
 
 def save(kind: str, directory: Path, **said: Any) -> Path:
-    """Writes a model whose generation is configured."""
+    """Saves a model with a generation config."""
     model_type, _, fields = KINDS[kind]
     save_tiny(model_type, directory, **fields)
     config = GenerationConfig.from_pretrained(directory)
@@ -58,7 +58,7 @@ async def answer(
     ],
     ids=lambda said: next(iter(said)),
 )
-async def test_an_answer_keeps_to_it_as_generate_does(
+async def test_an_answer_follows_the_generation_config_as_generate_does(
     kind: str, said: dict[str, Any], tmp_path: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(save(kind, tmp_path, **said))
@@ -70,17 +70,17 @@ async def test_an_answer_keeps_to_it_as_generate_does(
 
 
 @EVERY_KIND
-async def test_a_model_that_says_nothing_pays_for_nothing(
+async def test_a_model_without_generation_rules_runs_none(
     kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(save(kind, tmp_path))
     assert plain(engine).configured.rules([5], [5], 9) is None
 
 
-async def test_a_padding_token_that_is_a_bad_word_is_not_written(
+async def test_a_padding_token_among_the_bad_words_is_not_written(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
-    # Marian's: its weights like the padding best.
+    # Marian models prefer the padding token.
     directory = save("learned positions", tmp_path, bad_words_ids=[[1]])
     engine = engine_of(directory)
     plain(engine).model.final_logits_bias[0, 1] = 1000.0
@@ -89,13 +89,13 @@ async def test_a_padding_token_that_is_a_bad_word_is_not_written(
 
 
 @EVERY_KIND
-async def test_the_tokenizers_end_ends_an_answer_too(
+async def test_the_end_token_of_the_tokenizer_also_ends_an_answer(
     kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     directory = save(kind, tmp_path)
     written = generated_tokens(directory, "The whale")
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    # A token that comes later in the text ends a turn of this fine-tune.
+    # This fine-tuned model ends its turns with a token that appears later in the text.
     last = next(number for number in written[3:] if number not in written[:3])
     tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(last)})
     tokenizer.save_pretrained(directory)
@@ -105,7 +105,7 @@ async def test_the_tokenizers_end_ends_an_answer_too(
 
 
 @EVERY_KIND
-async def test_the_configs_end_ends_an_answer_too(
+async def test_the_end_token_of_the_config_also_ends_an_answer(
     kind: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     directory = save(kind, tmp_path)
@@ -119,7 +119,7 @@ async def test_the_configs_end_ends_an_answer_too(
     assert end.reason == "stop"
 
 
-async def test_its_top_k_is_kept_where_nobody_asks_for_another(
+async def test_the_configured_top_k_applies_unless_a_request_sets_another(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
     directory = save("paged attention", tmp_path, top_k=1, do_sample=True)
@@ -131,7 +131,7 @@ async def test_its_top_k_is_kept_where_nobody_asks_for_another(
     assert (await answer(said, "The whale", options))[0] != greedy
 
 
-def test_what_is_not_kept_is_said_at_load(
+def test_unsupported_generation_settings_are_logged_at_load(
     tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -140,5 +140,5 @@ def test_what_is_not_kept_is_said_at_load(
     assert line.startswith("tiny: num_beams=4 of the model's configuration is left out: ")
 
 
-def test_nobody_is_made_to_write_more_than_a_model_wants() -> None:
+def test_no_minimum_length_is_set_by_default() -> None:
     assert GenerationOptions().min_new_tokens == 0

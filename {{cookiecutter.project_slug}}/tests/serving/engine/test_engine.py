@@ -73,12 +73,12 @@ def generated(directory: Path, prompt: str, *, decoder: bool) -> str:
     tokens = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=12)[0]
     new = tokens[inputs["input_ids"].shape[1] :] if decoder else tokens[1:]
     text: str = tokenizer.decode(new, skip_special_tokens=True)
-    # What is cut off in the middle of a character is never shown.
+    # An incomplete character at the end is never shown.
     return text.rstrip("�")
 
 
 @EVERY_KIND
-async def test_requests_that_run_together_each_get_the_text_of_generate(
+async def test_requests_in_one_batch_each_get_the_text_of_generate(
     kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
 ) -> None:
     directory: Path = request.getfixturevalue(kind)
@@ -86,16 +86,16 @@ async def test_requests_that_run_together_each_get_the_text_of_generate(
     texts = await asyncio.gather(*(answer(engine, prompt) for prompt in PROMPTS))
     expected = [generated(directory, p, decoder=kind == "tiny_decoder") for p in PROMPTS]
     assert texts == expected
-    # Else the rows could be mixed up and nobody would see it.
+    # Otherwise mixed-up rows would go unnoticed.
     assert len(set(expected)) >= len(PROMPTS) - 1
 
 
-async def test_a_prompt_that_takes_several_steps_is_read_alone_and_beside_others(
+async def test_a_prompt_of_several_steps_is_read_alone_and_beside_others(
     tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoders, "STEP_TOKENS", 16)
     engine = engine_of(tiny_decoder, Limits(update_seconds=0, running_requests=4))
-    # The check at load reads in steps as well; what fails it would run in another kind of batch.
+    # The load check also reads in steps; if it failed, another kind of batch would be used.
     assert isinstance(engine._batch, DecoderBatch)
     prompts = [f"{word} {CORPUS}" for word in ("Dawn", "Silver", "Lamp")]
     expected = [generated(tiny_decoder, prompt, decoder=True) for prompt in prompts]
@@ -118,7 +118,7 @@ async def test_a_request_joins_while_another_runs(
 
 
 @EVERY_KIND
-async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
+async def test_generation_ends_within_two_tokens_after_its_reader_disconnects(
     kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
 ) -> None:
     engine = engine_of(request.getfixturevalue(kind))
@@ -138,7 +138,7 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
     assert steps < LONG.max_new_tokens
 
 
-async def test_answers_that_were_stopped_leave_nothing_in_the_batch(
+async def test_stopped_answers_leave_nothing_in_the_batch(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(tiny_decoder)
@@ -151,7 +151,7 @@ async def test_answers_that_were_stopped_leave_nothing_in_the_batch(
     assert not batch._running
     scheduler = batch._manager.batch_processor.scheduler
     for _ in range(100):
-        # A request leaves with the next step.
+        # A request is removed at the next step.
         if not scheduler.has_pending_requests():
             break
         await asyncio.sleep(0.1)
@@ -166,7 +166,7 @@ async def test_answers_that_were_stopped_leave_nothing_in_the_batch(
         ("transformer.h.1.", r"transformer\.h\.1\.attn\.c_attn\.bias and 11 more\)"),
     ],
 )
-def test_a_model_that_lacks_weights_is_refused(
+def test_a_model_with_missing_weights_is_refused(
     left_out: str, named: str, tiny_decoder: Path, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     shutil.copytree(tiny_decoder, tmp_path, dirs_exist_ok=True)
@@ -178,7 +178,7 @@ def test_a_model_that_lacks_weights_is_refused(
         engine_of(tmp_path)
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row() -> None:
+def test_non_finite_numbers_stay_in_their_row() -> None:
     lengths = [3, 1, 2, 4]
     bounds = torch.tensor([0, *lengths]).cumsum(0)
     # [1, heads, tokens, size]
@@ -213,7 +213,7 @@ async def test_a_group_that_cannot_start_ends_its_requests(
         await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
 
 
-async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path) -> None:
+async def test_a_finished_row_is_removed_from_its_group(tiny_encoder_decoder: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_encoder_decoder)
     short, long = (Request([5, 6, 7], Sampling(0, 1, 1, count, count)) for count in (2, 5))
     group = Group(Reader(model, Joining.ANY), frozenset(), [short, long])
@@ -226,7 +226,7 @@ async def test_a_row_that_has_ended_leaves_its_group(tiny_encoder_decoder: Path)
 
 
 class Dictation:
-    """A batch that gives every request the tokens of a text, one at a time."""
+    """A batch that sends every request the tokens of one text."""
 
     def __init__(self, tokens: Sequence[int], *, ends: bool = True) -> None:
         self.tokens = tokens
@@ -252,7 +252,7 @@ class Dictation:
 
 
 class Dictated:
-    """An engine that writes a text, token by token."""
+    """An engine that writes a fixed text, token by token."""
 
     def __init__(self, engine: Engine, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens: list[int] = engine._tokenizer(text)["input_ids"]
@@ -287,12 +287,12 @@ async def test_pieces_are_whole_characters(
     ("stop", "shown"),
     [
         (["silver"], "the water turned to "),
-        # Over several tokens, in the middle of a word, and at the very start.
+        # Across several tokens, inside a word, and at the start.
         (["er turned"], "the wat"),
         (["the"], ""),
-        # What only begins like one is shown.
+        # Text that only starts like a stop text is shown.
         (["turned back", "silver and gold"], "the water turned to silver."),
-        # The one that is complete first.
+        # The first complete stop text wins.
         (["water turned", "ter"], "the wa"),
         (["silver", "turned"], "the water "),
         (["silver."], "the water turned to "),
@@ -313,7 +313,7 @@ async def test_an_answer_ends_before_a_stop_text(
     assert sum(piece.tokens for piece in pieces) <= len(dictated.tokens)
 
 
-async def test_what_may_begin_a_stop_text_is_held_back_until_it_is_decided(
+async def test_text_that_may_start_a_stop_text_is_held_back_until_decided(
     tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dictated = Dictated(engine_of(tiny_decoder), "a lamp, a lamb", monkeypatch)
@@ -324,14 +324,14 @@ async def test_what_may_begin_a_stop_text_is_held_back_until_it_is_decided(
     assert shown == "a lamp, a "
 
 
-async def test_a_stop_text_ends_the_generation_at_once_however_rare_the_updates_are(
+async def test_a_stop_text_ends_generation_at_once_even_with_rare_updates(
     tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(tiny_decoder, Limits(update_seconds=5))
     dictated = Dictated(engine, "the water turned to silver " * 20, monkeypatch)
     await dictated.answer("turned")
     assert dictated.batch.cancelled
-    # As many as make the text up to it, and two that were on their way.
+    # The tokens up to the stop text, and two that were in flight.
     assert dictated.batch.given <= len(engine._tokenizer("the water turned")["input_ids"]) + 2
 
 
@@ -361,7 +361,7 @@ async def test_a_stop_text_frees_the_batch(
     assert steps < LONG.max_new_tokens
 
 
-async def test_tokens_that_cannot_be_read_end_the_answer(
+async def test_tokens_that_cannot_be_decoded_end_the_answer(
     tiny_decoder: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> bool:
@@ -373,14 +373,14 @@ async def test_tokens_that_cannot_be_read_end_the_answer(
 
 
 @EVERY_KIND
-async def test_the_end_says_why_and_how_long_the_prompt_was(
+async def test_the_end_has_a_finish_reason_and_the_prompt_length(
     kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
 ) -> None:
     directory: Path = request.getfixturevalue(kind)
     engine = engine_of(directory)
     prompt = AutoTokenizer.from_pretrained(directory)("The whale")["input_ids"]
     assert await end_of(engine) == End("length", len(prompt))
-    # Every token ends the text, once it may end.
+    # Every token ends the text once the minimum is reached.
     engine._end = frozenset(range(len(engine._tokenizer)))
     assert (await end_of(engine)).reason == "stop"
 
@@ -400,7 +400,7 @@ async def test_a_seed_gives_the_same_text_alone_and_beside_others(
     assert len({alone, *rest}) == 5
 
 
-async def test_a_seeded_request_that_had_to_make_room_writes_the_same(
+async def test_a_seeded_request_writes_the_same_text_after_it_is_evicted(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(
@@ -413,7 +413,7 @@ async def test_a_seeded_request_that_had_to_make_room_writes_the_same(
 
 
 @EVERY_KIND
-async def test_one_of_so_many_tokens_is_drawn(
+async def test_a_token_is_drawn_from_the_top_k(
     kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
 ) -> None:
     engine = engine_of(request.getfixturevalue(kind), temperature=2, top_k=1)
@@ -423,7 +423,7 @@ async def test_one_of_so_many_tokens_is_drawn(
     assert len({await answer(engine, "The whale", wild) for _ in range(4)}) > 1
 
 
-async def test_a_model_without_a_template_continues_an_answer(
+async def test_a_model_without_a_chat_template_can_continue_an_answer(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(tiny_decoder, prompt="Q: {prompt} A:")
@@ -433,7 +433,7 @@ async def test_a_model_without_a_template_continues_an_answer(
     assert "".join(texts) == expected
 
 
-async def test_an_encoder_decoder_continues_no_answer(
+async def test_an_encoder_decoder_cannot_continue_an_answer(
     tiny_encoder_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(tiny_encoder_decoder)
@@ -442,7 +442,7 @@ async def test_an_encoder_decoder_continues_no_answer(
         await anext(engine.stream(messages, GREEDY))
 
 
-def test_settings_that_a_tokenizer_cannot_follow_are_refused_at_load(
+def test_settings_that_the_tokenizer_does_not_support_are_refused_at_load(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     with pytest.raises(ModelError, match="has no chat template to read system") as error:
@@ -450,7 +450,7 @@ def test_settings_that_a_tokenizer_cannot_follow_are_refused_at_load(
     assert "cannot be loaded" not in str(error.value)
 
 
-async def test_pieces_that_come_soon_after_one_another_are_one(
+async def test_pieces_that_arrive_in_quick_succession_are_merged(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(tiny_decoder, Limits(update_seconds=5))
@@ -459,7 +459,7 @@ async def test_pieces_that_come_soon_after_one_another_are_one(
 
 
 @EVERY_KIND
-async def test_the_settings_sample_unless_the_request_says_otherwise(
+async def test_the_sampling_settings_apply_unless_the_request_overrides_them(
     kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
 ) -> None:
     engine = engine_of(request.getfixturevalue(kind), temperature=2)
@@ -471,7 +471,7 @@ async def test_the_settings_sample_unless_the_request_says_otherwise(
     assert len(set(greedy)) == 1
 
 
-async def test_a_cache_for_one_request_serves_them_one_after_another(
+async def test_a_cache_with_room_for_one_request_serves_requests_in_turn(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(tiny_decoder, Limits(update_seconds=0, cache_tokens=64))
@@ -482,11 +482,11 @@ async def test_a_cache_for_one_request_serves_them_one_after_another(
 
 
 @pytest.mark.parametrize("cache_tokens", [128, 160, 256])
-async def test_requests_that_outgrow_the_cache_together_wait_and_go_on_where_they_were(
+async def test_requests_that_outgrow_the_cache_wait_and_resume_where_they_stopped(
     tiny_decoder: Path, engine_of: EngineOf, cache_tokens: int
 ) -> None:
     engine = engine_of(tiny_decoder, Limits(update_seconds=0, cache_tokens=cache_tokens))
-    # Sampled, so that a request which begins again has to know which token it is at.
+    # Sampling: a restarted request must know which token it has reached.
     options = GenerationOptions(temperature=1, seed=7, min_new_tokens=45, max_new_tokens=45)
     prompts = [f"The whale {number}" for number in range(8)]
     alone = [await answer(engine, prompt, options) for prompt in prompts]
@@ -502,7 +502,7 @@ async def test_a_prompt_longer_than_the_context_is_refused(
         await answer(engine_of(tiny_decoder), "whale " * 300)
 
 
-async def test_a_model_that_learned_its_positions_writes_no_further(
+async def test_a_model_with_learned_positions_stops_at_the_last_one(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(save_tiny_bart(tmp_path))
@@ -512,9 +512,7 @@ async def test_a_model_that_learned_its_positions_writes_no_further(
         await answer(engine, "The whale", LONG)
 
 
-async def test_more_requests_than_the_limits_allow_are_refused(
-    tiny_decoder: Path, engine_of: EngineOf
-) -> None:
+async def test_requests_over_the_limit_are_refused(tiny_decoder: Path, engine_of: EngineOf) -> None:
     engine = engine_of(tiny_decoder, Limits(running_requests=1, waiting_requests=1))
     first, second = engine.stream(user("The whale"), LONG), engine.stream(user("A lamp"), LONG)
     await anext(first)
@@ -530,7 +528,7 @@ async def test_more_requests_than_the_limits_allow_are_refused(
 
 @EVERY_KIND
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_generation_that_fails_ends_its_streams_and_is_not_healthy(
+async def test_a_failed_generation_ends_its_streams_and_fails_the_health_check(
     kind: str, engine_of: EngineOf, request: pytest.FixtureRequest
 ) -> None:
     engine = engine_of(request.getfixturevalue(kind))
@@ -549,7 +547,7 @@ async def test_a_generation_that_fails_ends_its_streams_and_is_not_healthy(
         await asyncio.wait_for(answer(engine, "The whale"), timeout=60)
 
 
-def test_damaged_weights_are_named_in_one_line(
+def test_damaged_weights_are_reported_in_one_line(
     tiny_decoder: Path, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     for file in tiny_decoder.iterdir():

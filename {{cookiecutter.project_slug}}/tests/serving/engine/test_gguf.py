@@ -1,4 +1,4 @@
-"""A model in one file, as llama.cpp keeps it."""
+"""Models in GGUF files, the format of llama.cpp."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ locate(EngineSettings(name="model", source=sys.argv[1]))
 
 
 def save_tiny_gguf(file: Path) -> LlamaForCausalLM:
-    """Writes a Llama as llama.cpp keeps it, and returns the one that is in it."""
+    """Saves a Llama as a GGUF file, and returns the same model."""
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -93,7 +93,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerFast) 
 
 
 def _interleaved(weights: torch.Tensor, heads: int) -> torch.Tensor:
-    """Llama.cpp pairs neighbours to rotate, and transformers the halves."""
+    """For rotation, llama.cpp pairs neighbors and transformers pairs halves."""
     rows, columns = weights.shape
     halves = weights.reshape(heads, 2, rows // heads // 2, columns)
     return halves.transpose(1, 2).reshape(rows, columns).contiguous()
@@ -103,7 +103,7 @@ def _interleaved(weights: torch.Tensor, heads: int) -> torch.Tensor:
 class Kept:
     file: Path
     model: LlamaForCausalLM
-    """The one that was written into it."""
+    """The model that was written to the file."""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def engine(kept: Kept) -> Iterator[Engine]:
     engine.stop()
 
 
-async def test_a_file_is_a_model_like_any_other(engine: Engine, kept: Kept) -> None:
+async def test_a_gguf_file_works_like_any_other_model(engine: Engine, kept: Kept) -> None:
     inputs = engine._tokenizer(PROMPT, return_tensors="pt")
     with torch.inference_mode():
         tokens = kept.model.generate(
@@ -133,7 +133,7 @@ async def test_a_file_is_a_model_like_any_other(engine: Engine, kept: Kept) -> N
     assert "".join(piece.text for piece in pieces) == expected.rstrip("�")
 
 
-def test_a_file_of_the_hub_is_named_with_its_model_and_comes_alone(
+def test_a_hub_file_is_named_with_its_model_and_downloaded_alone(
     kept: Kept, tmp_path: Path
 ) -> None:
     hub = kept.file.parents[3]
@@ -147,7 +147,9 @@ def test_a_file_of_the_hub_is_named_with_its_model_and_comes_alone(
     assert in_own_process(source, endpoint, tmp_path) == str(found)
 
 
-def test_a_hub_model_of_files_alone_is_refused_with_one_of_them(kept: Kept, tmp_path: Path) -> None:
+def test_a_hub_model_with_only_gguf_files_is_refused_with_one_as_an_example(
+    kept: Kept, tmp_path: Path
+) -> None:
     with loopback_hub(kept.file.parents[3]) as endpoint:
         line = refused(in_own_process("org/small-GGUF", endpoint, tmp_path))
     assert "name one, as in source: org/small-GGUF/Q8/small.gguf" in line
@@ -160,7 +162,7 @@ def test_a_hub_model_of_files_alone_is_refused_with_one_of_them(kept: Kept, tmp_
         ("small-00001-of-00003.gguf", "is a part of a model. Join the parts"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=reason):
         locate(EngineSettings(name="model", source=str(tmp_path / name)))
 
@@ -174,7 +176,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_package_is_named(kept: Kept) -> None:
+def test_a_missing_package_is_named_in_the_error(kept: Kept) -> None:
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(kept.file)],
         capture_output=True,

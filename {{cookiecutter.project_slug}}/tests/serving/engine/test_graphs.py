@@ -1,4 +1,4 @@
-"""Weights as files of 4 bits have them: taken as they are where nothing is lost, else in 8 bits."""
+"""4-bit weights of files: kept unchanged if nothing is lost, converted to 8 bits otherwise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,30 +23,30 @@ PROMPT = [5, 9, 60, 31, 7, 44, 12]
 
 
 def steps(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns codes of 4 bits, all of which each group has, and a scale for each group."""
+    """Returns groups that use all 4-bit codes, and a scale for each group."""
     codes = torch.randint(0, 16, (rows, columns // GROUP, GROUP)).float()
     codes[..., :2] = torch.tensor([0.0, 15.0])
-    # As a file has it, in 16 bits.
+    # In 16 bits, as in a file.
     scales = (torch.rand(rows, columns // GROUP, 1) + 0.5).half().float() / 16
     return codes, scales
 
 
 def as_q4_0(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
-    """The zero is one of the codes, and the scale may be negative."""
+    """Zero is one of the codes, and the scale may be negative."""
     codes, scales = steps(rows, columns)
     signs = torch.where(torch.rand_like(scales) < 0.5, -1, 1)
     return ((codes - 8) * scales * signs).reshape(rows, columns)
 
 
 def as_q4_1(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:
-    """The zero lies anywhere between the codes."""
+    """Zero may lie between two codes."""
     codes, scales = steps(rows, columns)
     least = -(torch.rand_like(scales).half().float() * 15 * scales).half().float()
     return (codes * scales + least).reshape(rows, columns)
 
 
 class Multiplied:
-    """A linear layer as the graph multiplies with it."""
+    """A linear layer as the graph computes it."""
 
     def __init__(self, weights: torch.Tensor) -> None:
         self.linear = torch.nn.Linear(weights.shape[1], weights.shape[0], bias=False)
@@ -66,7 +66,7 @@ class Multiplied:
 
 
 def kinds_of(graph: ov.Model) -> set[ov.Type]:
-    """Returns in which types of small integers it has its weights."""
+    """Returns the small integer types of its weights."""
     kinds = {
         node.get_element_type() for node in graph.get_ops() if node.get_type_name() == "Constant"
     }
@@ -79,9 +79,7 @@ def the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize(("made", "kind"), [(as_q4_0, ov.Type.u4), (as_q4_1, ov.Type.i4)])
-def test_weights_of_a_file_of_4_bits_stay_what_they_are(
-    made: Callable[[], torch.Tensor], kind: ov.Type
-) -> None:
+def test_4_bit_weights_are_kept_unchanged(made: Callable[[], torch.Tensor], kind: ov.Type) -> None:
     weights = made()
     multiplied = Multiplied(weights)
     assert multiplied.kinds == {kind}
@@ -90,7 +88,7 @@ def test_weights_of_a_file_of_4_bits_stay_what_they_are(
     assert torch.allclose(multiplied(states), states @ weights.T, rtol=0, atol=1e-4)
 
 
-def test_a_group_need_not_use_all_codes() -> None:
+def test_a_group_may_use_only_some_codes() -> None:
     weights = as_q4_1()
     weights[:, :GROUP] = torch.arange(GROUP).remainder(12) * 0.25 - 1
     weights[:, GROUP : 2 * GROUP] = 0.5
@@ -99,7 +97,7 @@ def test_a_group_need_not_use_all_codes() -> None:
     assert torch.allclose(multiplied.linear.weight, weights, rtol=0, atol=1e-6)
 
 
-def test_weights_of_which_one_lies_between_two_codes_take_8_bits() -> None:
+def test_weights_that_do_not_match_4_bit_codes_take_8_bits() -> None:
     weights = as_q4_1(rows=400)
     codes_apart = (weights[-1, -GROUP:].max() - weights[-1, -GROUP:].min()) / 15
     between = weights[-1, -GROUP:].argsort()[GROUP // 2]
@@ -107,11 +105,11 @@ def test_weights_of_which_one_lies_between_two_codes_take_8_bits() -> None:
     assert Multiplied(weights).kinds == {ov.Type.u8}
 
 
-def test_a_width_of_no_whole_groups_takes_8_bits() -> None:
+def test_a_width_that_is_no_multiple_of_the_group_takes_8_bits() -> None:
     assert Multiplied(as_q4_0()[:, : COLUMNS - 8]).kinds == {ov.Type.u8}
 
 
-def test_a_model_of_both_scores_as_the_plain_one(
+def test_a_model_with_4_and_8_bit_weights_scores_as_the_plain_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute_exactly(monkeypatch)

@@ -33,7 +33,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama that reads conversations."""
+    """A tiny Llama with a chat template."""
     directory = save_tiny(
         "llama",
         tmp_path_factory.mktemp("talker"),
@@ -45,7 +45,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=256,
     )
     (directory / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    # With random weights it would write half characters.
+    # With random weights it would write incomplete characters.
     tokenizer = tiny_tokenizer()
     unread = [n for n in range(len(tokenizer)) if not tokenizer.decode([n]).isalpha()]
     GenerationConfig(suppress_tokens=unread, eos_token_id=0).save_pretrained(directory)
@@ -53,7 +53,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(*texts: str) -> list[Message]:
-    """A conversation that begins with a question."""
+    """A conversation that starts with a question."""
     return [Message("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
 
 
@@ -84,7 +84,7 @@ class Reads:
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-async def test_a_turn_computes_no_more_than_what_is_new(
+async def test_a_turn_computes_only_its_new_tokens(
     options: GenerationOptions, talker: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(talker, Limits(update_seconds=0, cache_tokens=2048))
@@ -94,7 +94,7 @@ async def test_a_turn_computes_no_more_than_what_is_new(
         text, end = await answer(engine, talk, options)
         assert end.prompt_tokens is not None
         assert not end.dropped_messages
-        # What a page of the cache does not hold as a whole is computed again.
+        # Tokens of an incomplete cache page are computed again.
         most = end.prompt_tokens - before + options.max_new_tokens + PAGE
         assert reads.since() <= most
         before = end.prompt_tokens + options.max_new_tokens
@@ -102,7 +102,7 @@ async def test_a_turn_computes_no_more_than_what_is_new(
     assert before > 100
 
 
-async def test_conversations_at_once_go_on_from_where_each_was(
+async def test_parallel_conversations_each_reuse_their_own_cache(
     talker: Path, engine_of: EngineOf
 ) -> None:
     limits = Limits(update_seconds=0, cache_tokens=2048)
@@ -116,13 +116,13 @@ async def test_conversations_at_once_go_on_from_where_each_was(
     prompts = sum(end.prompt_tokens or 0 for _, end in ended)
     computed = reads.since()
     assert computed - len(talks) * GREEDY.max_new_tokens < prompts / 3
-    # An engine that has computed nothing before says the same to the same tokens.
+    # A fresh engine gives the same answer to the same tokens.
     fresh = engine_of(talker, limits)
     fresh._written = engine._written
     assert [text for text, _ in ended] == [(await answer(fresh, talk))[0] for talk in talks]
 
 
-async def test_an_answer_that_goes_on_is_read_as_it_was_written(
+async def test_a_continued_answer_keeps_its_original_tokens(
     talker: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(talker, Limits(update_seconds=0, cache_tokens=2048))
@@ -136,7 +136,7 @@ async def test_an_answer_that_goes_on_is_read_as_it_was_written(
     assert reads.since() <= new + PAGE + DRAWN.max_new_tokens
 
 
-async def test_an_answer_is_kept_only_where_its_tokens_say_what_was_shown(
+async def test_tokens_of_an_answer_are_kept_only_if_they_match_the_shown_text(
     talker: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(talker)
@@ -146,13 +146,15 @@ async def test_an_answer_is_kept_only_where_its_tokens_say_what_was_shown(
     assert len(cut) < len(whole)
     assert engine._written.tokens_of(whole)
     assert engine._written.tokens_of(cut) is None
-    # What somebody else says the model said is read as usual.
+    # Answers that did not come from this engine are read as usual.
     assert engine._prompts.encode(said("A", "Never said.", "B"), engine._written) == (
         engine._prompts.encode(said("A", "Never said.", "B"))
     )
 
 
-async def test_the_oldest_computed_is_given_up_first(talker: Path, engine_of: EngineOf) -> None:
+async def test_the_oldest_cached_conversation_is_evicted_first(
+    talker: Path, engine_of: EngineOf
+) -> None:
     engine = engine_of(talker, Limits(update_seconds=0, cache_tokens=1024, running_requests=2))
     reads = Reads(engine)
     talks = [said(f"{n} {CORPUS[:150]}") for n in range(8)]
@@ -166,7 +168,7 @@ async def test_the_oldest_computed_is_given_up_first(talker: Path, engine_of: En
     assert reads.since() == pytest.approx(fresh, abs=PAGE)
 
 
-async def test_a_conversation_that_outgrows_the_context_goes_on_without_its_oldest_turns(
+async def test_a_conversation_longer_than_the_context_drops_its_oldest_turns(
     talker: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(talker)
@@ -181,7 +183,7 @@ async def test_a_conversation_that_outgrows_the_context_goes_on_without_its_olde
     assert end.prompt_tokens == len(engine._prompts.encode(kept))
 
 
-async def test_a_last_question_that_is_too_long_is_refused_by_its_own_length(
+async def test_a_last_question_that_is_too_long_is_refused_with_its_own_length(
     talker: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(talker)
@@ -202,13 +204,13 @@ def count(text: str) -> int:
     return len(text.split())
 
 
-def test_what_is_dropped_stays_the_same_for_several_turns() -> None:
+def test_the_same_turns_are_dropped_for_several_turns_in_a_row() -> None:
     talk, dropped = [SYSTEM], []
     for _ in range(100):
         talk += said("one two", "three four five")
         tokens, without = fitting([*talk, *said("what now")], 100, words, count)
         assert len(tokens) <= 100
-        # No more than a part of the room stays empty, and a turn.
+        # At most a fraction of the context and one turn stay unused.
         assert not without or len(tokens) > 100 - 25 - 5
         dropped.append(without)
     assert dropped == sorted(dropped)
@@ -226,7 +228,7 @@ def test_what_is_dropped_stays_the_same_for_several_turns() -> None:
     ],
     ids=["turns", "a part of an answer", "one question", "unanswered", "a later system prompt"],
 )
-def test_the_last_question_and_what_the_system_says_stay(
+def test_the_last_question_and_the_system_prompt_are_never_dropped(
     messages: list[Message], kept: list[Message]
 ) -> None:
     seen: list[Sequence[Message]] = []
@@ -240,7 +242,7 @@ def test_the_last_question_and_what_the_system_says_stay(
     assert (len(tokens), dropped) == (len(words(kept)), len(messages) - len(kept))
 
 
-def test_ten_thousand_turns_are_encoded_a_few_times() -> None:
+def test_encoding_ten_thousand_turns_takes_only_a_few_calls() -> None:
     lengths: list[int] = []
 
     def encode(messages: Sequence[Message]) -> list[int]:
@@ -254,7 +256,7 @@ def test_ten_thousand_turns_are_encoded_a_few_times() -> None:
     assert sum(lengths[1:]) < 4000
 
 
-def test_tokens_of_answers_take_no_more_than_their_room() -> None:
+def test_kept_answer_tokens_stay_within_their_limit() -> None:
     written = Written(10)
     written.keep("one", [1] * 4)
     written.keep("two", [2] * 4)

@@ -1,4 +1,4 @@
-"""Graphs that stay on disk: the second start takes what the first one made and checked."""
+"""Graphs on disk: a second start reuses what the first one built and checked."""
 
 import errno
 import logging
@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(model: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture) -> Start:
-    """Starts the model, and returns it with what the log says."""
+    """Starts the model, and returns it with its log lines."""
 
     def start() -> tuple[Engine, list[str]]:
         caplog.clear()
@@ -72,7 +72,7 @@ def start(model: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture) ->
 
 @pytest.fixture
 def above(hf_home: Path) -> Path:
-    """Where graphs are kept."""
+    """The folder of the graphs."""
     return hf_home / "converted" / "int8"
 
 
@@ -95,7 +95,7 @@ def change(model: Path) -> None:
     changed.save_pretrained(model)
 
 
-async def test_a_second_start_writes_the_same_without_the_plain_model(
+async def test_a_second_start_writes_the_same_text_without_the_plain_model(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, said = start()
@@ -147,14 +147,12 @@ def said_without_pytorch(model: Path, hf_home: Path) -> str:
     return result.stdout
 
 
-async def test_a_second_start_does_without_pytorch(
-    start: Start, model: Path, hf_home: Path
-) -> None:
+async def test_a_second_start_imports_no_pytorch(start: Start, model: Path, hf_home: Path) -> None:
     first, _ = start()
     assert said_without_pytorch(model, hf_home) == f"{await texts(first)}\n"
 
 
-async def test_without_pytorch_a_graph_of_another_cpu_is_taken(
+async def test_without_pytorch_a_graph_of_another_cpu_is_used(
     start: Start, model: Path, hf_home: Path, above: Path
 ) -> None:
     first, _ = start()
@@ -167,7 +165,7 @@ def settings_of(model: Path, **settings: str) -> EngineSettings:
     return EngineSettings.model_validate({"name": "tiny", "source": str(model), **settings})
 
 
-def test_a_model_that_needs_pytorch_says_so_before_ray_starts(
+def test_a_model_that_needs_pytorch_is_refused_before_ray_starts(
     start: Start, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -178,7 +176,7 @@ def test_a_model_that_needs_pytorch_says_so_before_ray_starts(
     with pytest.raises(StartError, match=lacking):
         check_model(settings_of(model))
     monkeypatch.undo()
-    # Its graph does not.
+    # Its graph does not need PyTorch.
     start()
     monkeypatch.setitem(sys.modules, "torch", None)
     check_model(settings_of(model))
@@ -186,7 +184,7 @@ def test_a_model_that_needs_pytorch_says_so_before_ray_starts(
         check_model(settings_of(model, dtype="float32"))
 
 
-def test_a_damaged_graph_without_pytorch_says_what_is_damaged(
+def test_without_pytorch_a_damaged_graph_is_reported(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
@@ -206,7 +204,7 @@ def test_a_damaged_graph_without_pytorch_says_what_is_damaged(
         ("2.13.0", False, False),
     ],
 )
-def test_pytorch_is_asked_for_a_gpu_unless_it_is_built_for_cpus(
+def test_the_gpu_check_asks_pytorch_unless_it_is_a_cpu_build(
     build: str, sees: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
@@ -215,7 +213,7 @@ def test_pytorch_is_asked_for_a_gpu_unless_it_is_built_for_cpus(
     assert may_have_gpu() is expected
 
 
-async def test_the_rules_of_a_models_configuration_hold_after_a_second_start(
+async def test_generation_rules_of_a_model_still_apply_after_a_second_start(
     start: Start, model: Path
 ) -> None:
     plain = AutoModelForCausalLM.from_pretrained(model)
@@ -239,7 +237,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", ["cut off", "changed", "missing"])
-async def test_a_damaged_graph_is_made_anew(
+async def test_a_damaged_graph_is_rebuilt(
     name: str, damage: str, start: Start, above: Path
 ) -> None:
     first, _ = start()
@@ -250,7 +248,7 @@ async def test_a_damaged_graph_is_made_anew(
         file.unlink()
     else:
         content[len(content) // 2] ^= 255
-        # Another file, since this one is in the first engine's memory.
+        # Write a new file, since the first engine has mapped this one.
         file.unlink()
         file.write_bytes(content if damage == "changed" else content[: len(content) // 2])
     second, said = start()
@@ -261,7 +259,7 @@ async def test_a_damaged_graph_is_made_anew(
     assert ROUNDING not in said
 
 
-async def test_a_graph_that_the_runtime_cannot_read_is_made_anew(
+async def test_a_graph_that_the_runtime_cannot_read_is_rebuilt(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = start()
@@ -273,13 +271,13 @@ async def test_a_graph_that_the_runtime_cannot_read_is_made_anew(
 
         patched.setattr(kept, "read_graph", fail)
         second, said = start()
-    # The next attempt, under the lock, reads it.
+    # The next attempt, which holds the lock, reads it.
     assert ROUNDING not in said
     assert await texts(second) == await texts(first)
     assert len(graphs(above)) == 1
 
 
-async def test_changed_weights_take_the_place_of_those_before(
+async def test_a_graph_of_changed_weights_replaces_the_old_one(
     start: Start, model: Path, above: Path
 ) -> None:
     first, _ = start()
@@ -289,12 +287,12 @@ async def test_changed_weights_take_the_place_of_those_before(
     assert ROUNDING in said
     assert len(graphs(above)) == 1
     assert graphs(above) != before
-    # The first one still has its own, which is no longer there.
+    # The first engine still uses its deleted graph.
     assert await texts(first) != await texts(second)
 
 
 @pytest.mark.parametrize("what", ["a package", "the project"])
-def test_another_version_takes_the_place_of_the_one_before(
+def test_a_graph_of_another_version_replaces_the_old_one(
     what: str, start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
@@ -309,7 +307,7 @@ def test_another_version_takes_the_place_of_the_one_before(
     assert graphs(above) != before
 
 
-def test_each_kind_of_cpu_has_its_own(
+def test_each_kind_of_cpu_has_its_own_graph(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
@@ -324,7 +322,7 @@ def test_each_kind_of_cpu_has_its_own(
     assert ROUNDING not in said
 
 
-def test_what_is_left_of_models_that_are_gone_goes(
+def test_graphs_of_removed_models_are_deleted(
     start: Start, above: Path, engine_of: EngineOf, tmp_path: Path
 ) -> None:
     other = save_tiny("llama", tmp_path / "other", **LLAMA)
@@ -339,7 +337,7 @@ def test_what_is_left_of_models_that_are_gone_goes(
     assert not gone.exists()
 
 
-def test_what_a_killed_process_left_goes(start: Start, above: Path) -> None:
+def test_files_left_by_a_killed_process_are_deleted(start: Start, above: Path) -> None:
     start()
     [graph] = graphs(above)
     left = above / f"{graph.name.split('.')[0]}.unfinished-x"
@@ -348,13 +346,13 @@ def test_what_a_killed_process_left_goes(start: Start, above: Path) -> None:
     assert graphs(above) == [graph]
 
 
-def test_others_may_not_read_it(start: Start, above: Path) -> None:
+def test_other_users_cannot_read_a_graph(start: Start, above: Path) -> None:
     start()
     [graph] = graphs(above)
     assert graph.stat().st_mode & 0o077 == 0
 
 
-def test_what_another_user_wrote_is_not_read(
+def test_a_graph_written_by_another_user_is_not_read(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
@@ -366,7 +364,7 @@ def test_what_another_user_wrote_is_not_read(
     assert any("made anew: another user wrote it" in line for line in said)
 
 
-def test_several_processes_at_once_make_one(model: Path, above: Path, hf_home: Path) -> None:
+def test_parallel_processes_build_one_graph(model: Path, above: Path, hf_home: Path) -> None:
     variables = os.environ | {"HF_HOME": str(hf_home)}
     command = [sys.executable, "-c", ENGINES, str(model)]
     processes = [
@@ -383,7 +381,7 @@ def test_several_processes_at_once_make_one(model: Path, above: Path, hf_home: P
     assert len(graphs(above)) == 1
 
 
-def test_who_waits_for_another_process_says_so_and_waits_for_a_time(
+def test_waiting_for_another_process_is_logged_and_bounded(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start()
@@ -398,7 +396,7 @@ def test_who_waits_for_another_process_says_so_and_waits_for_a_time(
 
 
 @pytest.mark.parametrize("why", ["no directory", "a full disk", "a disk that cuts off"])
-async def test_without_a_place_each_start_makes_it_in_memory(
+async def test_without_a_writable_directory_each_start_builds_the_graph_in_memory(
     why: str, start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, _ = start()
@@ -426,7 +424,7 @@ async def test_without_a_place_each_start_makes_it_in_memory(
     assert not graphs(above)
 
 
-def test_what_fails_its_check_is_not_kept(
+def test_a_graph_that_fails_its_check_is_not_kept(
     start: Start, above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = Decoder.scores
@@ -445,7 +443,7 @@ def mapped(tmp_path: Path) -> Iterator[tuple[Path, mmap.mmap]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
-def test_a_file_that_was_read_leaves_memory_and_comes_back(
+def test_a_graph_file_is_dropped_from_memory_and_read_again(
     mapped: tuple[Path, mmap.mmap],
 ) -> None:
     path, read = mapped

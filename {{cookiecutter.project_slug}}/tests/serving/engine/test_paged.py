@@ -1,4 +1,4 @@
-"""Weights in 8 bits: held to the plain model with the same weights."""
+"""8-bit weights, compared with the plain model with the same weights."""
 
 import asyncio
 import logging
@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def compute_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computes and keeps in float32, so that the text is the plain model's to the token."""
+    """Uses float32 throughout, so that texts match the plain model exactly."""
     usual = runtime.properties
 
     def properties() -> dict[str, Any]:
@@ -110,7 +110,7 @@ def compute_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reference:
-    """The plain model, with the weights that the graph has."""
+    """The plain model with the weights of the graph."""
 
     def __init__(self, directory: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -132,12 +132,12 @@ class Reference:
     def text(self, prompt: str, count: int = 12) -> str:
         tokens = self.tokens(self.tokenizer(prompt)["input_ids"], count)
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        # What is cut off in the middle of a character is never shown.
+        # An incomplete character at the end is never shown.
         return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 class Asked(Request):
-    """A request whose end can be waited for."""
+    """A request that a test can wait for."""
 
     def __init__(self, prompt: Sequence[int], count: int, seed: int | None = None) -> None:
         drawn = Sampling(1, 1, 50, count, count, seed)
@@ -160,7 +160,7 @@ class Asked(Request):
 
 @dataclass
 class Watched:
-    """A batch, and what each of its steps read."""
+    """A batch that records what each step reads."""
 
     batch: PagedBatch
     reference: Reference
@@ -172,7 +172,7 @@ class Watched:
         return [request.wait() for request in requests]
 
     def idle(self) -> None:
-        """Waits until nothing runs, which a cancelled request does until the next step."""
+        """Waits until nothing runs; a cancelled request runs until the next step."""
         for _ in range(600):
             if not (self.batch._running or self.batch._waiting or self.batch._arrived):
                 return
@@ -219,7 +219,7 @@ async def answer(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_model_writes_what_the_plain_one_does_with_these_weights(
+async def test_a_model_writes_the_text_of_the_plain_model_with_the_same_weights(
     kind: str,
     tmp_path: Path,
     engine_of: EngineOf,
@@ -237,7 +237,7 @@ async def test_a_model_writes_what_the_plain_one_does_with_these_weights(
     assert len(set(expected.values())) >= 4
     for prompt in PROMPTS[:2]:
         assert await answer(engine, prompt) == expected[prompt]
-    # Those who come at once, and later ones in another order.
+    # Requests that start together, and later ones in another order.
     for prompts, pause in [(PROMPTS, 0.0), (PROMPTS[::-1], 0.005)]:
         texts = await asyncio.gather(
             *(answer(engine, prompt, after=n * pause) for n, prompt in enumerate(prompts))
@@ -246,7 +246,7 @@ async def test_a_model_writes_what_the_plain_one_does_with_these_weights(
     engine.check_health()
 
 
-def test_weights_lie_within_half_a_step_of_what_they_were(tmp_path: Path) -> None:
+def test_weights_differ_by_at_most_half_a_quantization_step(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path, **LLAMA)
     before, after = (AutoModelForCausalLM.from_pretrained(tmp_path) for _ in range(2))
     graph_of(after)
@@ -257,25 +257,23 @@ def test_weights_lie_within_half_a_step_of_what_they_were(tmp_path: Path) -> Non
             continue
         groups = weights.unflatten(-1, (-1, 64))
         step = (groups.amax(-1) - groups.amin(-1)) / 255
-        # The zero point is a whole number too.
+        # The zero point is an integer too.
         assert (apart.unflatten(-1, (-1, 64)).amax(-1) <= 1.01 * step).all()
         assert apart.any()
 
 
-def test_the_plain_weights_are_given_up_once_they_are_compared(
+def test_the_plain_weights_are_freed_after_the_comparison(
     tmp_path: Path, engine_of: EngineOf
 ) -> None:
     engine = engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
     assert sum(weights.numel() for weights in plain(engine).model.parameters()) == 0
 
 
-def test_the_cache_holds_tokens_of_a_byte_for_each_number(
-    tmp_path: Path, engine_of: EngineOf
-) -> None:
+def test_the_cache_stores_each_number_in_one_byte(tmp_path: Path, engine_of: EngineOf) -> None:
     engine = engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
     assert isinstance(engine._batch, PagedBatch)
     numbers = 2 * 2 * 2 * 16
-    # Beside them, a scale and a zero point of each head and channel.
+    # Plus a scale and a zero point for each head and channel.
     assert numbers < engine._batch._decoder.token_bytes <= 2 * numbers
 
 
@@ -297,7 +295,7 @@ def test_the_cache_holds_tokens_of_a_byte_for_each_number(
         ("llama", LLAMA | {"hidden_act": "gelu"}, "its activation is gelu"),
     ],
 )
-def test_a_model_that_has_no_graph_is_refused_with_the_reason(
+def test_a_model_without_a_graph_is_refused_with_the_reason(
     model_type: str, fields: dict[str, Any], reason: str, tmp_path: Path, engine_of: EngineOf
 ) -> None:
     save_tiny(model_type, tmp_path, **fields)
@@ -308,7 +306,7 @@ def test_a_model_that_has_no_graph_is_refused_with_the_reason(
     assert "\n" not in str(error.value)
 
 
-async def test_a_model_is_left_to_run_in_int8_where_it_can(
+async def test_auto_chooses_int8_if_the_model_supports_it(
     tmp_path: Path, engine_of: EngineOf, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -319,7 +317,7 @@ async def test_a_model_is_left_to_run_in_int8_where_it_can(
 
 
 @pytest.mark.parametrize("why", ["its architecture", "its scores", "its steps", "the runtime"])
-async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_none(
+async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
     why: str,
     tmp_path: Path,
     engine_of: EngineOf,
@@ -354,7 +352,7 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
     assert "The generation ended" not in caplog.messages
     assert f"tiny runs {CONTINUOUS}." in caplog.messages
     assert isinstance(engine._batch, DecoderBatch)
-    # The weights are those that were saved, and not what 8 bits made of them.
+    # The weights are the original ones, not the 8-bit ones.
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=plain(engine).model.dtype)
     for name, weights in saved.named_parameters():
         assert torch.equal(weights, plain(engine).model.get_parameter(name))
@@ -365,7 +363,7 @@ async def test_a_model_that_is_left_to_choose_goes_the_plain_way_where_int8_is_n
     ("together", "reason"),
     [(False, "its scores are not those of the plain model"), (True, "depend on who else asks")],
 )
-def test_a_graph_that_scores_otherwise_is_refused(
+def test_a_graph_with_different_scores_is_refused(
     together: bool,
     reason: str,
     tmp_path: Path,
@@ -383,7 +381,7 @@ def test_a_graph_that_scores_otherwise_is_refused(
         engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
 
 
-def test_a_long_prompt_is_read_in_parts_while_others_write(
+def test_a_long_prompt_is_read_in_chunks_while_others_write(
     watched_of: WatchedOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paged, "STEP_TOKENS", 48)
@@ -399,11 +397,11 @@ def test_a_long_prompt_is_read_in_parts_while_others_write(
     assert max(sum(len(part.tokens) for part in step) for step in watched.steps) <= 48
     parts = [step for step in watched.steps if any(len(part.tokens) > 3 for part in step)]
     assert len(parts) == 4
-    # Nobody is held up by it.
+    # It delays no other request.
     assert all(len(step) == 2 for step in parts)
 
 
-def test_a_long_prompt_is_read_in_parts_of_which_none_but_the_last_is_scored(
+def test_only_the_last_chunk_of_a_long_prompt_is_scored(
     watched_of: WatchedOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paged, "STEP_TOKENS", 48)
@@ -414,7 +412,7 @@ def test_a_long_prompt_is_read_in_parts_of_which_none_but_the_last_is_scored(
     assert lasts == [False, False, False, True, *[True] * 4]
 
 
-def test_a_runtime_that_does_not_compile_is_told(
+def test_a_graph_that_does_not_compile_is_reported(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "properties", lambda: {"NO_SUCH_PROPERTY": 1})
@@ -422,7 +420,7 @@ def test_a_runtime_that_does_not_compile_is_told(
         engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
 
 
-def test_those_who_come_later_join_and_those_who_leave_free_their_pages_within_a_step(
+def test_requests_join_and_free_their_pages_within_one_step(
     watched_of: WatchedOf,
 ) -> None:
     watched = watched_of()
@@ -441,7 +439,7 @@ def test_those_who_come_later_join_and_those_who_leave_free_their_pages_within_a
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_requests_that_outgrow_the_pages_wait_and_go_on_where_they_were(
+def test_requests_that_run_out_of_pages_wait_and_resume_where_they_stopped(
     seed: int | None, watched_of: WatchedOf
 ) -> None:
     watched = watched_of(cache_tokens=256)
@@ -451,16 +449,16 @@ def test_requests_that_outgrow_the_pages_wait_and_go_on_where_they_were(
         assert alone == [watched.reference.tokens(prompt, 90) for prompt in prompts]
     watched.steps.clear()
     assert watched.all([Asked(prompt, 90, seed) for prompt in prompts]) == alone
-    # Some had to begin again, with the text that they had.
+    # Some were restarted with the text that they had.
     begun = [part for step in watched.steps for part in step if len(part.tokens) > 3]
     assert begun
-    # The oldest never does.
+    # The oldest is never restarted.
     assert not any(part.tokens[0] == 10 and len(part.tokens) > 3 for part in begun)
     watched.idle()
     assert watched.batch._pages.available == watched.batch._pages.count
 
 
-def test_no_more_run_than_the_limit_says(watched_of: WatchedOf) -> None:
+def test_no_more_requests_run_than_the_limit_allows(watched_of: WatchedOf) -> None:
     watched = watched_of(running_requests=3)
     prompts = [[10 + number, 20] for number in range(7)]
     texts = watched.all([Asked(prompt, 6) for prompt in prompts])
@@ -468,7 +466,7 @@ def test_no_more_run_than_the_limit_says(watched_of: WatchedOf) -> None:
     assert max(map(len, watched.steps)) == 3
 
 
-def test_a_turn_that_begins_as_an_ended_one_reads_only_what_is_new(watched_of: WatchedOf) -> None:
+def test_a_turn_that_shares_a_prefix_reads_only_the_new_tokens(watched_of: WatchedOf) -> None:
     watched = watched_of()
     size = watched.batch._decoder.page_tokens
     first = [7 + number % 90 for number in range(2 * size)]
@@ -480,7 +478,7 @@ def test_a_turn_that_begins_as_an_ended_one_reads_only_what_is_new(watched_of: W
     assert watched.steps[0][0].tokens == second[2 * size :]
 
 
-def test_a_prompt_of_whole_pages_that_is_known_is_read_at_its_last_page(
+def test_a_fully_cached_prompt_recomputes_only_its_last_page(
     watched_of: WatchedOf,
 ) -> None:
     watched = watched_of()
@@ -492,17 +490,17 @@ def test_a_prompt_of_whole_pages_that_is_known_is_read_at_its_last_page(
     assert begins == [0, size]
 
 
-def test_another_text_before_it_makes_a_page_another(watched_of: WatchedOf) -> None:
+def test_a_page_is_reused_only_after_the_same_prefix(watched_of: WatchedOf) -> None:
     watched = watched_of()
     size = watched.batch._decoder.page_tokens
     same, other = ([first + number % 50 for number in range(size + 3)] for first in (7, 8))
-    # The last begins as the second does, and goes on as the first.
+    # The last prompt starts like the second and continues like the first.
     prompts = [[90] * size + same, [91] * size + other, [91] * size + same]
     texts = [watched.all([Asked(prompt, 8)])[0] for prompt in prompts]
     assert texts == [watched.reference.tokens(prompt, 8) for prompt in prompts]
 
 
-def test_a_failure_reaches_all_and_ends_the_generation(
+def test_a_failure_reaches_all_requests_and_ends_generation(
     watched_of: WatchedOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = watched_of(running_requests=1)
@@ -522,7 +520,7 @@ def test_a_failure_reaches_all_and_ends_the_generation(
     assert late.failure == "the generation thread has ended"
 
 
-def test_stopping_ends_what_runs(watched_of: WatchedOf) -> None:
+def test_stopping_ends_running_requests(watched_of: WatchedOf) -> None:
     watched = watched_of()
     request = Asked([5, 6], 900)
     watched.batch.start(request)
@@ -532,7 +530,7 @@ def test_stopping_ends_what_runs(watched_of: WatchedOf) -> None:
     assert request.failure == "the generation was stopped"
 
 
-async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
+async def test_a_request_with_non_finite_scores_fails_alone(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
@@ -551,7 +549,7 @@ async def test_a_request_whose_scores_are_not_finite_fails_and_the_others_go_on(
     engine.check_health()
 
 
-async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
+async def test_generation_ends_within_two_tokens_after_its_reader_disconnects(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_of(
@@ -576,14 +574,14 @@ async def test_generation_ends_within_two_tokens_when_its_reader_leaves(
     assert steps < LONG.max_new_tokens
 
 
-def test_nobody_is_told_that_the_runtime_is_imported(tmp_path: Path) -> None:
+def test_importing_the_runtime_logs_nothing(tmp_path: Path) -> None:
     (tmp_path / "openvino_telemetry.py").write_text("raise SystemExit('it is told')", "utf-8")
     code = f"import {runtime.__name__}"
     variables = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=variables)
 
 
-def test_pages_that_nobody_uses_are_given_up_one_by_one_the_oldest_first() -> None:
+def test_unused_pages_are_evicted_one_at_a_time_oldest_first() -> None:
     pages = Pages(4)
     first, second = (pages.take() for _ in range(2))
     assert first is not None
@@ -593,7 +591,7 @@ def test_pages_that_nobody_uses_are_given_up_one_by_one_the_oldest_first() -> No
     pages.release([first])
     pages.release([second])
     assert pages.available == 4
-    # Those that hold nothing go first.
+    # Empty pages are used first.
     taken = [pages.take(), pages.take(), pages.take()]
     assert pages.find(b"first") is None
     assert pages.find(b"second") == second
@@ -602,7 +600,7 @@ def test_pages_that_nobody_uses_are_given_up_one_by_one_the_oldest_first() -> No
     assert pages.available == 3
 
 
-def test_the_end_of_a_text_is_given_up_before_what_it_begins_with() -> None:
+def test_the_end_of_a_text_is_evicted_before_its_start() -> None:
     pages = Pages(2)
     text = [page for _ in range(2) if (page := pages.take()) is not None]
     for page, name in zip(text, (b"begin", b"end"), strict=True):
@@ -613,7 +611,7 @@ def test_the_end_of_a_text_is_given_up_before_what_it_begins_with() -> None:
     assert pages.find(b"begin") == text[0]
 
 
-def test_a_page_is_used_until_the_last_leaves_it() -> None:
+def test_a_page_stays_in_use_until_its_last_request_ends() -> None:
     pages = Pages(1)
     page = pages.take()
     assert page is not None
@@ -628,7 +626,7 @@ def test_a_page_is_used_until_the_last_leaves_it() -> None:
 @pytest.mark.parametrize(
     ("told", "expected"), [("1", 1), ("3", 3), ("4,1", 4), ("", None), (None, None)]
 )
-def test_a_graph_runs_on_as_many_threads_as_ray_gives_the_replica_cpus(
+def test_a_graph_runs_one_thread_for_each_cpu_of_its_replica(
     told: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -639,7 +637,7 @@ def test_a_graph_runs_on_as_many_threads_as_ray_gives_the_replica_cpus(
 
 
 @pytest.mark.parametrize(("flags", "precision"), [("avx2 amx_bf16", "bf16"), ("avx2", "f32")])
-def test_a_graph_computes_in_16_bits_where_the_cpu_multiplies_tiles(
+def test_a_graph_computes_in_16_bits_on_cpus_with_amx(
     flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n\n")

@@ -1,4 +1,4 @@
-"""How long texts may be: by the model, by the limits, by the memory of the machine."""
+"""The maximum length of texts, by model, limits and memory."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ from {{ cookiecutter.__package }}.serving.protocol import ModelError, PromptErro
 
 GIB = 2**30
 NO_LENGTH = 10**30
-"""What a tokenizer says that knows none."""
+"""The maximum length of a tokenizer that has none."""
 LLAMA_2_7B = LlamaConfig(max_position_embeddings=4096)
 QWEN_2_7B = LlamaConfig(
     hidden_size=3584,
@@ -76,7 +76,7 @@ print((peak - before) / encoder_bytes(model, tokens))
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Has the machine so many GiB free."""
+    """Pretends that the machine has the given GiB free."""
 
     def have(gib: float) -> None:
         monkeypatch.setattr(room, "free_memory", lambda _: int(gib * GIB))
@@ -85,7 +85,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def decoder(config: PreTrainedConfig) -> DecoderSize:
-    """Of a model without its weights, which take no memory here."""
+    """The size of a model whose weights are on the meta device and take no memory."""
     with torch.device("meta"):
         return decoder_size(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16))
 
@@ -101,7 +101,7 @@ def encoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Pre
     [(LLAMA_2_7B, 17.0), (QWEN_2_7B, 16.0), (SMOLLM_2_2B, 8.0)],
     ids=["Llama 2 7B, 32 GB", "Qwen 2 7B, 32 GB", "SmolLM2 1.7B, 8 GiB free"],
 )
-def test_a_common_model_has_its_whole_context(
+def test_common_models_get_their_whole_context(
     config: LlamaConfig, free: float, memory: Callable[[float], None]
 ) -> None:
     memory(free)
@@ -110,7 +110,7 @@ def test_a_common_model_has_its_whole_context(
     assert cache >= config.max_position_embeddings
 
 
-def test_what_the_memory_does_not_hold_is_said(memory: Callable[[float], None]) -> None:
+def test_a_context_limited_by_memory_is_logged(memory: Callable[[float], None]) -> None:
     memory(1)
     found, cache = decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
     assert found == Room(cache, "cache_tokens")
@@ -120,13 +120,13 @@ def test_what_the_memory_does_not_hold_is_said(memory: Callable[[float], None]) 
     )
 
 
-def test_a_model_for_which_no_memory_is_left_is_refused(memory: Callable[[float], None]) -> None:
+def test_a_model_that_does_not_fit_in_memory_is_refused(memory: Callable[[float], None]) -> None:
     memory(0.05)
     with pytest.raises(ModelError, match=r"^Model 'tiny': no memory is left for its cache: 51 MB"):
         decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
 
 
-def test_the_limits_and_the_tokenizer_bound_the_context(memory: Callable[[float], None]) -> None:
+def test_the_limits_and_the_tokenizer_cap_the_context(memory: Callable[[float], None]) -> None:
     memory(16)
     model = decoder(SMOLLM_2_2B)
     found, cache = decoder_room("tiny", model, ModelLimits(cache_tokens=500), NO_LENGTH)
@@ -137,7 +137,7 @@ def test_the_limits_and_the_tokenizer_bound_the_context(memory: Callable[[float]
     assert (found, cache) == (Room(8192), 90_000)
 
 
-def test_a_model_without_attention_has_room_as_well(memory: Callable[[float], None]) -> None:
+def test_a_model_without_attention_gets_room_too(memory: Callable[[float], None]) -> None:
     memory(1)
     mamba = decoder(MambaConfig(hidden_size=64, num_hidden_layers=2))
     found, cache = decoder_room("tiny", mamba, ModelLimits(), NO_LENGTH)
@@ -181,25 +181,25 @@ def test_a_model_without_attention_has_room_as_well(memory: Callable[[float], No
         ),
     ],
 )
-def test_what_binds_is_named_and_what_helps(found: Room, line: str) -> None:
+def test_the_refusal_names_the_limit_and_how_to_raise_it(found: Room, line: str) -> None:
     with pytest.raises(PromptError) as error:
         found.check("tiny", 300, 100)
     assert str(error.value) == line
 
 
-def test_a_text_that_just_fits_is_taken() -> None:
+def test_a_text_that_just_fits_is_accepted() -> None:
     Room(256).check("tiny", 156, 100)
     Room(256, writes_into_it=False).check("tiny", 256, 100)
     with pytest.raises(PromptError):
         Room(256).check("tiny", 157, 100)
 
 
-def test_an_encoder_without_an_end_to_its_positions_reads_what_the_memory_allows(
+def test_an_encoder_with_unlimited_positions_reads_as_much_as_memory_allows(
     memory: Callable[[float], None],
 ) -> None:
     memory(16)
     for config in (T5Config(), MT5Config()):
-        # T5's tokenizer says 512, mT5's nothing.
+        # T5's tokenizer sets 512, and mT5's sets no limit.
         found = encoder_room(encoder(config), ModelLimits(), 512)
         assert found == encoder_room(encoder(config), ModelLimits(), NO_LENGTH)
         assert found.limit == "prompt_tokens"
@@ -209,7 +209,7 @@ def test_an_encoder_without_an_end_to_its_positions_reads_what_the_memory_allows
     assert allowed == Room(20_000, "prompt_tokens", writes_into_it=False)
 
 
-def test_an_encoder_that_learned_its_positions_reads_no_further(
+def test_an_encoder_with_learned_positions_stops_at_the_last_one(
     memory: Callable[[float], None],
 ) -> None:
     memory(16)
@@ -224,7 +224,7 @@ def test_an_encoder_that_learned_its_positions_reads_no_further(
 
 
 @pytest.mark.parametrize(("heads", "tokens"), [(2, 2500), (12, 2000)])
-def test_a_long_prompt_takes_no_more_memory_than_is_reckoned(heads: int, tokens: int) -> None:
+def test_a_long_prompt_takes_no_more_memory_than_estimated(heads: int, tokens: int) -> None:
     result = subprocess.run(
         [sys.executable, "-c", MEASURED, str(heads), str(tokens)],
         capture_output=True,
@@ -235,14 +235,16 @@ def test_a_long_prompt_takes_no_more_memory_than_is_reckoned(heads: int, tokens:
     assert 0.2 < float(result.stdout) <= 1
 
 
-def test_a_container_bounds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_of_a_container_applies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "CGROUP", tmp_path)
     machine = free_memory(on_gpu=False)
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(on_gpu=False) == pytest.approx(machine, rel=0.2)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")
-    # What it only keeps of files it gives up.
+    # Memory of the page cache can be reclaimed.
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000\nactive_file 7\n")
     assert free_memory(on_gpu=False) == 400_000
     (tmp_path / "memory.current").write_text("1100000\n")

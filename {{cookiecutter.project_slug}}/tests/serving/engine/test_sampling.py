@@ -23,7 +23,7 @@ from {{ cookiecutter.__package }}.serving.protocol import MOST_TOP_K
 Array = NDArray[np.float32]
 ScoresOf = Callable[[Array], Scores]
 
-# The softmax of these is 0.5, 0.3, 0.15 and 0.05.
+# Their softmax is 0.5, 0.3, 0.15 and 0.05.
 SCORES = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
 SORTED = -np.sort(-SCORES)
 HIGHEST = 1 - 1 / (1 << UNIFORM_BITS)
@@ -63,7 +63,7 @@ def all_of(number: float, rows: int) -> Array:
 
 
 def drawn(top_p: float) -> list[int]:
-    """Returns how often each position is drawn by numbers that are evenly spread."""
+    """Returns how often each position is drawn by evenly spaced random numbers."""
     uniform = np.array([*np.arange(100) / 100, HIGHEST], np.float32)
     positions = draw(repeated(SORTED, 101), all_of(top_p, 101), uniform)
     counted: list[int] = np.bincount(positions, minlength=4).tolist()
@@ -75,17 +75,17 @@ def test_top_k_keeps_the_best_of_each_row() -> None:
     assert np.isfinite(kept).tolist() == [[True, False, False, False], [True, True, True, False]]
 
 
-def test_top_p_draws_from_the_best_that_together_have_the_probability() -> None:
+def test_top_p_draws_from_the_smallest_set_with_that_probability() -> None:
     assert drawn(0.1) == [101, 0, 0, 0]
     assert drawn(0.7) == pytest.approx([62.5, 38.5, 0, 0], abs=1.5)
     assert drawn(0.7)[2:] == [0, 0]
 
 
-def test_a_token_is_drawn_as_often_as_it_is_likely() -> None:
+def test_tokens_are_drawn_in_proportion_to_their_probability() -> None:
     assert drawn(1) == pytest.approx([50, 30, 15, 6], abs=1.5)
 
 
-def test_the_highest_number_draws_no_token_that_is_excluded() -> None:
+def test_the_highest_random_number_draws_no_excluded_token() -> None:
     scores = keep_top_k(-np.sort(-random_scores(2000, 50)), all_of(20, 2000))
     top_p = np.random.default_rng(8).random(2000, np.float32)
     positions = draw(scores, top_p, all_of(HIGHEST, 2000))
@@ -96,7 +96,7 @@ def test_the_highest_number_draws_no_token_that_is_excluded() -> None:
     assert ((before < top_p) | (positions == 0)).all()
 
 
-def test_a_seed_gives_the_same_numbers_and_each_token_another() -> None:
+def test_a_seed_gives_the_same_numbers_and_a_new_one_for_each_token() -> None:
     numbers = [sampling(seed=7).uniform(generated) for generated in range(1000)]
     assert numbers == [sampling(seed=7).uniform(generated) for generated in range(1000)]
     assert len(set(numbers)) > 990
@@ -116,7 +116,7 @@ def test_rows_with_the_same_seed_draw_the_same_token(scores_of: ScoresOf) -> Non
     assert len(set(chosen(scores, [sampling()] * 20, 3))) > 5
 
 
-def test_a_forbidden_token_is_forbidden_in_its_rows_alone(scores_of: ScoresOf) -> None:
+def test_a_token_is_forbidden_only_in_the_rows_that_forbid_it(scores_of: ScoresOf) -> None:
     array = repeated(SCORES, 3)
     scores = scores_of(array)
     scores.forbid([1, 3, 4], [0, 2])
@@ -128,7 +128,7 @@ def test_a_forbidden_token_is_forbidden_in_its_rows_alone(scores_of: ScoresOf) -
     assert chosen(scores, [sampling(temperature=0)] * 3, 0) == [2, 1, 2]
 
 
-def test_what_is_written_into_the_scores_of_a_row_holds(scores_of: ScoresOf) -> None:
+def test_changes_to_the_scores_of_a_row_take_effect(scores_of: ScoresOf) -> None:
     scores = scores_of(repeated(SCORES, 2))
     scores.tensor(1).mul_(-1)
     assert chosen(scores, [sampling(temperature=0)] * 2, 0) == [1, 0]
@@ -150,7 +150,7 @@ def test_each_row_is_sampled_with_its_own_options(scores_of: ScoresOf) -> None:
         [0.5, np.inf, 0.1, 0.2],
     ],
 )
-def test_a_row_whose_scores_are_not_finite_gets_no_token_and_the_others_do(
+def test_only_a_row_with_non_finite_scores_gets_no_token(
     broken: list[float], scores_of: ScoresOf
 ) -> None:
     scores = scores_of(np.concatenate([SCORES, np.array([broken], np.float32), SCORES]))
@@ -161,14 +161,14 @@ def test_a_row_whose_scores_are_not_finite_gets_no_token_and_the_others_do(
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1e-40, 1), (0.009, 1), (1, 1e-50)])
-def test_options_that_are_almost_0_take_the_likeliest_token(
+def test_options_close_to_0_choose_the_most_likely_token(
     temperature: float, top_p: float, scores_of: ScoresOf
 ) -> None:
     rows = [sampling(temperature, top_p)] * 20
     assert set(chosen(scores_of(100 * repeated(SCORES, 20)), rows, 3)) == {1}
 
 
-def test_a_vocabulary_smaller_than_top_k_is_whole() -> None:
+def test_top_k_larger_than_the_vocabulary_keeps_every_token() -> None:
     assert np.isfinite(keep_top_k(SORTED, all_of(50, 1))).all()
 
 
@@ -176,9 +176,9 @@ def test_a_vocabulary_smaller_than_top_k_is_whole() -> None:
     "vocabulary",
     [1, MOST_TOP_K - 1, MOST_TOP_K, BLOCK, MOST_TOP_K * BLOCK - 1, MOST_TOP_K * BLOCK + 1, 49152],
 )
-def test_the_likeliest_are_those_of_the_whole_row(vocabulary: int, scores_of: ScoresOf) -> None:
+def test_the_top_tokens_come_from_the_whole_row(vocabulary: int, scores_of: ScoresOf) -> None:
     array = random_scores(3, vocabulary)
-    # The largest side by side, and at the end, as a block's rest.
+    # The largest next to each other, and in the last, partial block.
     array[1] = np.arange(vocabulary)
     array[2, vocabulary // 2 :] = -np.inf
     array[2, 0] = 0

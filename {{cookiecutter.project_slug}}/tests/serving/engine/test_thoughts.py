@@ -1,4 +1,4 @@
-"""Thoughts of reasoning models, whatever pieces they come in."""
+"""Thoughts of reasoning models, in pieces of any size."""
 
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,7 @@ TEMPLATE = "Answer the question. <think>\n"
 
 
 def told(text: str, part: Part, size: int) -> list[tuple[bool, str]]:
-    """Returns the text by thoughts and answer, when it comes in pieces of so many characters."""
+    """Splits a text into thoughts and answer, in pieces of the given size."""
     thoughts = Thoughts(part)
     pieces: list[Piece] = []
     for start in range(0, len(text), size):
@@ -49,13 +49,13 @@ def told(text: str, part: Part, size: int) -> list[tuple[bool, str]]:
         ("<think>x</think>y</think>z", Part.START, [(True, "x"), (False, "y</think>z")]),
     ],
 )
-def test_thoughts_are_told_from_the_answer(
+def test_thoughts_are_separated_from_the_answer(
     text: str, part: Part, expected: list[tuple[bool, str]], size: int
 ) -> None:
     assert told(text, part, size) == expected
 
 
-def test_what_is_certain_is_told_at_once() -> None:
+def test_text_that_is_certain_is_passed_on_at_once() -> None:
     thoughts = Thoughts(Part.START)
     assert list(thoughts.tell(Piece("<think>One", 2))) == [Piece("One", 2, thought=True)]
     assert list(thoughts.tell(Piece(" two </", 2))) == [Piece(" two ", 2, thought=True)]
@@ -65,7 +65,7 @@ def test_what_is_certain_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("thinks", [True, False])
-async def test_a_model_whose_prompt_opens_the_thoughts_begins_with_them(
+async def test_an_answer_starts_with_thoughts_if_the_prompt_opens_them(
     tiny_decoder: Path, tmp_path: Path, engine_of: EngineOf, *, thinks: bool
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_decoder)

@@ -43,7 +43,7 @@ def in_own_process(
     code: str = LOCATE,
     variables: Mapping[str, str] | None = None,
 ) -> str:
-    """Returns what it prints: huggingface_hub reads its environment once, when imported."""
+    """Returns the output of a new process: huggingface_hub reads its environment on import."""
     own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), **(variables or {})}
     result = subprocess.run(
         [sys.executable, "-c", code, source, revision],
@@ -57,17 +57,17 @@ def in_own_process(
 
 
 def with_a_model(hub: Path, name: str = "org/model") -> Path:
-    """Puts a tiny model on a hub."""
+    """A hub with a tiny model."""
     return save_tiny_decoder(hub / name)
 
 
 def refused(line: str) -> str:
-    """Returns what a refusal says of the model."""
+    """Returns the error message for the model."""
     assert "ModelError: Model 'model': " in line
     return line.partition("ModelError: ")[2]
 
 
-def test_a_directory_is_taken_as_it_is(tiny_decoder: Path) -> None:
+def test_a_local_directory_is_used_as_is(tiny_decoder: Path) -> None:
     found = locate(ModelSettings(name="model", source=str(tiny_decoder)))
     assert found == Weights(tiny_decoder)
 
@@ -97,7 +97,7 @@ def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         locate(ModelSettings(name="model", source=str(tmp_path / "nowhere")))
 
 
-def test_an_adapter_is_refused_with_its_base_and_the_way_to_merge_it(tmp_path: Path) -> None:
+def test_an_adapter_is_refused_with_its_base_model_and_how_to_merge_it(tmp_path: Path) -> None:
     base = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
     hub = tmp_path / "hub" / "org" / "adapter"
     hub.mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_an_adapter_is_refused_with_its_base_and_the_way_to_merge_it(tmp_path: P
     assert "from_pretrained('org/adapter').merge_and_unload()" in line
 
 
-def test_a_model_id_is_downloaded_once_and_then_found_without_the_hub(tmp_path: Path) -> None:
+def test_a_model_is_downloaded_once_and_then_found_without_the_hub(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     with loopback_hub(tmp_path / "hub") as endpoint:
         downloaded = in_own_process("org/model", endpoint, tmp_path / "cache")
@@ -121,7 +121,7 @@ def test_a_model_id_is_downloaded_once_and_then_found_without_the_hub(tmp_path: 
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
-def test_a_model_in_the_cache_starts_whatever_the_hub_answers(status: int, tmp_path: Path) -> None:
+def test_a_cached_model_starts_whatever_the_hub_answers(status: int, tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     with loopback_hub(tmp_path / "hub") as endpoint:
         downloaded = in_own_process("org/model", endpoint, tmp_path / "cache")
@@ -132,7 +132,7 @@ def test_a_model_in_the_cache_starts_whatever_the_hub_answers(status: int, tmp_p
     assert known == COMMIT
 
 
-def test_a_model_in_the_cache_starts_while_the_hub_is_silent(tmp_path: Path) -> None:
+def test_a_cached_model_starts_while_the_hub_does_not_answer(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     with loopback_hub(tmp_path / "hub") as endpoint:
         downloaded = in_own_process("org/model", endpoint, tmp_path / "cache")
@@ -141,14 +141,14 @@ def test_a_model_in_the_cache_starts_while_the_hub_is_silent(tmp_path: Path) -> 
         assert in_own_process("org/model", endpoint, tmp_path / "cache") == downloaded
 
 
-def test_a_model_that_came_as_a_commit_is_found_without_the_hub(tmp_path: Path) -> None:
+def test_a_model_pinned_to_a_commit_is_found_without_the_hub(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     with loopback_hub(tmp_path / "hub") as endpoint:
         downloaded = in_own_process("org/model", endpoint, tmp_path / "cache", COMMIT)
     assert in_own_process("org/model", endpoint, tmp_path / "cache") == downloaded
 
 
-def test_a_commit_stays_when_the_branch_goes_on(tmp_path: Path) -> None:
+def test_a_pinned_commit_stays_when_the_branch_moves(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     cache = tmp_path / "cache"
     with loopback_hub(tmp_path / "hub") as endpoint:
@@ -168,13 +168,15 @@ def test_a_commit_stays_when_the_branch_goes_on(tmp_path: Path) -> None:
         (503, "the hub answers 503. Start later"),
     ],
 )
-def test_a_hub_that_refuses_is_named_in_one_line(status: int, reason: str, tmp_path: Path) -> None:
+def test_a_refusal_by_the_hub_is_reported_in_one_line(
+    status: int, reason: str, tmp_path: Path
+) -> None:
     with loopback_hub(tmp_path / "hub", refusing=HTTPStatus(status)) as endpoint:
         line = refused(in_own_process("org/model", endpoint, tmp_path / "cache"))
     assert reason in line
 
 
-def test_a_download_that_was_cut_off_is_not_taken_for_a_model(tmp_path: Path) -> None:
+def test_an_incomplete_download_is_not_used_as_a_model(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     with loopback_hub(tmp_path / "hub") as endpoint:
         downloaded = Path(in_own_process("org/model", endpoint, tmp_path / "cache"))
@@ -206,7 +208,7 @@ def test_only_files_that_transformers_loads_are_downloaded(tmp_path: Path) -> No
     }
 
 
-def test_weights_in_parts_are_downloaded_whole(tmp_path: Path) -> None:
+def test_all_shards_of_split_weights_are_downloaded(tmp_path: Path) -> None:
     model = with_a_model(tmp_path / "hub")
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     for name in names:
@@ -233,7 +235,7 @@ def test_weights_in_parts_are_downloaded_whole(tmp_path: Path) -> None:
         ("org/model/c-00001-of-00002.gguf", "", "is a part of a model. Join the parts"),
     ],
 )
-def test_what_the_hub_does_not_have_is_refused_in_one_line(
+def test_a_model_missing_on_the_hub_is_refused_in_one_line(
     source: str, revision: str, reason: str, tmp_path: Path
 ) -> None:
     (with_a_model(tmp_path / "hub") / "a.gguf").write_bytes(b"weights")
@@ -242,27 +244,27 @@ def test_what_the_hub_does_not_have_is_refused_in_one_line(
     assert reason in line
 
 
-def test_a_hub_that_refuses_connections_is_named_in_one_line(tmp_path: Path) -> None:
+def test_a_hub_that_refuses_connections_is_reported_in_one_line(tmp_path: Path) -> None:
     with create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     line = refused(in_own_process("org/model", f"http://127.0.0.1:{port}", tmp_path))
     assert "the hub cannot be reached" in line
 
 
-def test_a_hub_that_never_answers_is_given_up(tmp_path: Path) -> None:
+def test_a_hub_that_never_answers_times_out(tmp_path: Path) -> None:
     with create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         line = refused(in_own_process("org/model", f"http://127.0.0.1:{port}", tmp_path))
     assert "the hub cannot be reached" in line
 
 
-def test_a_hub_that_is_off_by_choice_is_named_in_one_line(tmp_path: Path) -> None:
+def test_offline_mode_is_reported_in_one_line(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1"}
     line = in_own_process("org/model", "http://127.0.0.1:9", tmp_path, variables=offline)
     assert "HF_HUB_OFFLINE keeps it from being downloaded" in refused(line)
 
 
-def test_a_certificate_of_a_companys_network_is_named_and_can_be_trusted(tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_reported_and_can_be_trusted(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     company, pem, trusted = trustme.CA(), tmp_path / "hub.pem", tmp_path / "company.pem"
     company.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
@@ -281,7 +283,7 @@ def test_a_certificate_of_a_companys_network_is_named_and_can_be_trusted(tmp_pat
         assert "Correct SSL_CERT_FILE, or unset it." in refused(line)
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
     with_a_model(tmp_path / "hub")
     (tmp_path / "cache").write_text("no directory")
     with loopback_hub(tmp_path / "hub") as endpoint:

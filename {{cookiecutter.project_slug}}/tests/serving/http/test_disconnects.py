@@ -1,4 +1,4 @@
-"""Streams whose readers leave, in the middle of this or that."""
+"""Streams whose readers disconnect at different moments."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class Reader:
-    """Receives what an app sends, and leaves when it is told to."""
+    """Receives what an app sends, and disconnects on demand."""
 
     def __init__(self) -> None:
         self.received: list[Message] = []
@@ -68,7 +68,7 @@ class Reader:
         await asyncio.wait_for(LeftStreams(with_scope)(scope, self.receive, self.send), 10)
 
 
-async def test_a_stream_that_is_read_to_its_end_is_whole() -> None:
+async def test_a_stream_read_to_its_end_is_complete() -> None:
     reader = Reader()
 
     async def app(_receive: Receive, send: Send) -> None:
@@ -79,7 +79,7 @@ async def test_a_stream_that_is_read_to_its_end_is_whole() -> None:
     assert [message["body"] for message in reader.received] == [b"0", b"1", b"2"]
 
 
-async def test_a_request_with_a_body_is_left_alone() -> None:
+async def test_a_request_with_a_body_is_left_unchanged() -> None:
     async def app(scope: Scope, receive: Receive, _send: Send) -> None:
         assert scope == call
         assert await receive() == {"type": "http.request", "body": b"{}"}
@@ -99,7 +99,7 @@ async def test_a_stream_that_fails_fails_its_request() -> None:
         await Reader().read(app)
 
 
-async def test_a_stream_that_waits_is_cancelled_once_and_cleans_up_in_peace() -> None:
+async def test_a_waiting_stream_is_cancelled_once_and_may_clean_up() -> None:
     reader = Reader()
     cleaned = asyncio.Event()
 
@@ -116,7 +116,7 @@ async def test_a_stream_that_waits_is_cancelled_once_and_cleans_up_in_peace() ->
     await asyncio.wait_for(cleaned.wait(), 10)
 
 
-async def test_a_stream_that_sends_is_not_cancelled_and_then_finds_its_reader_gone() -> None:
+async def test_a_sending_stream_is_not_cancelled_and_then_sees_the_disconnect() -> None:
     reader = Reader()
     heard = asyncio.get_running_loop().create_future()
 
@@ -131,7 +131,7 @@ async def test_a_stream_that_sends_is_not_cancelled_and_then_finds_its_reader_go
     assert await asyncio.wait_for(heard, 10) == DISCONNECT
 
 
-async def test_a_request_that_is_cancelled_ends_as_one_whose_reader_left() -> None:
+async def test_a_cancelled_request_ends_like_one_whose_reader_disconnected() -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
     async def app(_receive: Receive, _send: Send) -> None:
@@ -151,7 +151,7 @@ TAB = {**SCOPE, "path": "/behind/gradio_api/heartbeat/whale"}
 
 
 class Tab:
-    """What Gradio streams to an open tab: it runs a function when the stream is cancelled."""
+    """Gradio's heartbeat of an open tab, which runs a function when it is cancelled."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -179,20 +179,20 @@ class Tab:
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_a_tab_that_is_closed_while_it_waits_is_noticed_once(cancelled: bool) -> None:
+async def test_a_tab_closed_while_it_waits_is_noticed_once(cancelled: bool) -> None:
     tab, reader = Tab(), Reader()
     request = asyncio.create_task(reader.read(tab, TAB))
     await tab.waits.wait()
     reader.leaves.set()
     if cancelled:
-        # Serve may do both.
+        # Serve may do either.
         request.cancel()
     await asyncio.wait([request])
     await asyncio.sleep(0.1)
     assert tab.closed == 1
 
 
-async def test_a_tab_that_is_closed_while_it_is_sent_to_is_noticed_once() -> None:
+async def test_a_tab_closed_while_it_receives_is_noticed_once() -> None:
     tab, reader = Tab(), Reader()
     request = asyncio.create_task(reader.read(tab, TAB))
     reader.takes.clear()
@@ -204,7 +204,7 @@ async def test_a_tab_that_is_closed_while_it_is_sent_to_is_noticed_once() -> Non
     assert tab.closed == 1
 
 
-async def test_a_request_of_a_dead_proxy_ends_as_if_its_client_had_left() -> None:
+async def test_a_request_of_a_dead_proxy_ends_like_a_disconnect() -> None:
     heard: list[Message] = []
     sent: list[Message] = []
 
@@ -225,14 +225,14 @@ async def test_a_request_of_a_dead_proxy_ends_as_if_its_client_had_left() -> Non
     assert sent == [{"type": "http.response.start"}]
 
 
-# Where a request may last for a time alone, and its reader asks again.
+# Requests of limited length, whose readers reconnect.
 
 NEW = [(STREAM.encode(), b"new")]
 EVENTS = [(b"content-type", b"text/event-stream"), (b"set-cookie", b"replica=a; Path=/")]
 
 
 class Numbers:
-    """Streams numbers with a pause before each, or after another waits for its reader."""
+    """Streams numbers after a pause, or when its reader waits."""
 
     def __init__(self, count: int, pause: float = 0.03) -> None:
         self.streams = self.cancelled = self.left = 0
@@ -256,7 +256,7 @@ class Numbers:
 
 
 async def asked(app: ASGIApp, reader: Reader, name: str, scope: Scope = SCOPE) -> str | None:
-    """Reads until the request ends, and returns what it is to ask for next, if it goes on."""
+    """Reads until the request ends, and returns the position to reconnect at, if any."""
     before = len(reader.received)
     headers = [(STREAM.encode(), name.encode())]
     async with asyncio.timeout(10):
@@ -273,14 +273,14 @@ def numbers_in(reader: Reader) -> list[int]:
     return [int(event.removeprefix(b"data: ")) for event in events]
 
 
-async def test_a_reader_who_asks_again_misses_nothing_and_gets_nothing_twice() -> None:
+async def test_a_reader_who_reconnects_misses_nothing_and_gets_nothing_twice() -> None:
     numbers, reader = Numbers(20), Reader()
     app = LeftStreams(numbers, seconds=0.1)
     name: str | None = "new"
     names = set[str]()
     while name is not None:
         names.add(name)
-        # Between two requests it makes one number.
+        # Between two requests it produces one number.
         await asyncio.sleep(0.04)
         name = await asked(app, reader, name)
     assert numbers_in(reader) == list(range(20))
@@ -291,7 +291,7 @@ async def test_a_reader_who_asks_again_misses_nothing_and_gets_nothing_twice() -
     assert [bool(each.get("set-cookie")) for each in starts] == [True] + [False] * (len(names) - 1)
 
 
-async def test_a_request_ends_after_what_is_being_sent() -> None:
+async def test_a_request_ends_only_after_the_current_message() -> None:
     numbers, reader = Numbers(2, pause=0), Reader()
     app = LeftStreams(numbers, seconds=0.05)
     reader.takes.clear()
@@ -306,7 +306,7 @@ async def test_a_request_ends_after_what_is_being_sent() -> None:
 
 
 @pytest.mark.parametrize(("headers", "seconds"), [([], 0.05), (NEW, None)])
-async def test_others_read_a_stream_in_one_request(
+async def test_clients_without_the_header_read_a_stream_in_one_request(
     headers: list[tuple[bytes, bytes]], seconds: float | None
 ) -> None:
     numbers, reader = Numbers(6), Reader()
@@ -317,8 +317,8 @@ async def test_others_read_a_stream_in_one_request(
 
 
 @pytest.mark.parametrize("pause", [0.03, 60])
-async def test_who_does_not_ask_again_has_left(pause: float) -> None:
-    """It waits for its reader, or for something to send."""
+async def test_a_reader_who_does_not_reconnect_counts_as_disconnected(pause: float) -> None:
+    """The stream waits for its reader, or for data."""
     numbers, reader = Numbers(1, pause), Reader()
     app = LeftStreams(numbers, seconds=0.01, return_seconds=0.1)
     name = await asked(app, reader, "new")
@@ -332,7 +332,7 @@ async def test_who_does_not_ask_again_has_left(pause: float) -> None:
     assert numbers.streams == 1
 
 
-async def test_who_leaves_while_reading_is_not_waited_for() -> None:
+async def test_a_reader_who_disconnects_while_reading_is_not_waited_for() -> None:
     numbers, reader = Numbers(1, 60), Reader()
     app = LeftStreams(numbers, seconds=0.05)
     name = await asked(app, reader, "new")
@@ -346,7 +346,7 @@ async def test_who_leaves_while_reading_is_not_waited_for() -> None:
     assert reader.received[-1]["type"] == "http.response.start"
 
 
-async def test_a_stream_that_fails_while_nobody_reads_fails_the_next_request() -> None:
+async def test_a_stream_that_fails_between_requests_fails_the_next_one() -> None:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
         await asyncio.sleep(0.1)
@@ -361,7 +361,7 @@ async def test_a_stream_that_fails_while_nobody_reads_fails_the_next_request() -
 
 
 @pytest.mark.parametrize("beats", [0.03, 60])
-async def test_a_tab_is_closed_once_when_it_does_not_ask_again(beats: float) -> None:
+async def test_a_tab_that_does_not_reconnect_is_closed_once(beats: float) -> None:
     closed = 0
 
     async def tab(_scope: Scope, receive: Receive, send: Send) -> None:
@@ -392,12 +392,12 @@ async def test_a_tab_is_closed_once_when_it_does_not_ask_again(beats: float) -> 
     assert closed == 0
     await asyncio.sleep(0.2)
     assert closed == 1
-    # Of a replica that is gone, say: the tab goes on with this one.
+    # For example, of a stopped replica: the tab continues with this one.
     assert await asked(app, reader, name or "", TAB)
 
 
 @pytest.mark.parametrize("seconds", [None, 25.0])
-async def test_the_page_asks_again_where_it_is_to(seconds: float | None) -> None:
+async def test_the_page_reconnects_only_if_the_setting_is_on(seconds: float | None) -> None:
     page = b"<title>Whales</title>" + CONFIG + b" = {}</script>"
     reader = Reader()
     scope = {**SCOPE, "path": "/", "headers": []}
@@ -408,7 +408,7 @@ async def test_the_page_asks_again_where_it_is_to(seconds: float | None) -> None
 
 
 class Sessions:
-    """Streams to each session what it is told, and refuses who is not known."""
+    """Streams messages to each session, and refuses unknown users."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -443,7 +443,7 @@ STREAMS = [
 
 @pytest.mark.parametrize("scope", STREAMS)
 @pytest.mark.parametrize("seconds", [None, 0.05])
-async def test_who_asks_for_a_stream_that_goes_on_takes_it_over(
+async def test_a_second_request_takes_over_a_running_stream(
     scope: Scope, seconds: float | None
 ) -> None:
     sessions, old, new = Sessions(), Reader(), Reader()
@@ -452,7 +452,7 @@ async def test_who_asks_for_a_stream_that_goes_on_takes_it_over(
     before = asyncio.create_task(app(known, old.receive, old.send))
     sessions.told.put_nowait(b"old")
     await asyncio.sleep(0.1)
-    # From another network, and the end of the old connection is not noticed yet.
+    # From another network, before the old connection is known to be closed.
     again = {**known, "headers": known["headers"][:1]}
     after = asyncio.create_task(app(again, new.receive, new.send))
     await asyncio.wait_for(before, 10)
@@ -465,7 +465,7 @@ async def test_who_asks_for_a_stream_that_goes_on_takes_it_over(
     assert new.received[0]["status"] == 200
     assert Headers(scope=new.received[0]).get("content-type") == "text/event-stream"
     assert [each["body"] for each in new.received[1:]] == [b"new"]
-    # Its end is that of the one who reads now.
+    # The stream ends with its current reader.
     new.leaves.set()
     await asyncio.wait_for(after, 10)
     await asyncio.sleep(0.01)
@@ -473,7 +473,7 @@ async def test_who_asks_for_a_stream_that_goes_on_takes_it_over(
 
 
 @pytest.mark.parametrize("scope", STREAMS)
-async def test_nobody_takes_over_a_stream_of_another_or_without_a_login(scope: Scope) -> None:
+async def test_a_stream_is_taken_over_only_by_its_own_logged_in_session(scope: Scope) -> None:
     sessions, ada, stranger = Sessions(), Reader(), Reader()
     app = LeftStreams(sessions)
     known = {**scope, "headers": [(b"cookie", b"ada")]}
@@ -494,7 +494,7 @@ async def test_nobody_takes_over_a_stream_of_another_or_without_a_login(scope: S
     await asyncio.wait({request, other})
 
 
-async def test_who_comes_back_waits_no_longer_than_a_bound_for_a_page_that_says_nothing() -> None:
+async def test_a_reconnecting_reader_waits_a_bounded_time_for_a_silent_page() -> None:
     sessions = Sessions()
 
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -514,7 +514,7 @@ async def test_who_comes_back_waits_no_longer_than_a_bound_for_a_page_that_says_
     await asyncio.wait({before, after})
 
 
-def test_a_client_that_is_back_before_its_old_stream_ends_gets_its_answers() -> None:
+def test_a_client_that_reconnects_before_its_old_stream_ends_gets_its_answers() -> None:
     ends = threading.Event()
     with gr.Blocks() as blocks:
         asked = gr.Textbox()
@@ -555,7 +555,7 @@ def test_a_client_that_is_back_before_its_old_stream_ends_gets_its_answers() -> 
 
 
 class Platform:
-    """Ends each request after some seconds, as some do, and keeps how many."""
+    """Ends each request after some seconds, as some platforms do, and counts requests."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
@@ -601,7 +601,7 @@ def page_that_takes_its_time(closed: list[int], stopped: list[float]) -> gr.Bloc
     return blocks
 
 
-def test_a_program_may_ask_again_too() -> None:
+def test_a_program_may_reconnect_too() -> None:
     stopped: list[float] = []
     web = mount(page_that_takes_its_time([], stopped), HttpSettings())
     streams = LeftStreams(web, seconds=0.8, return_seconds=0.5)
@@ -618,7 +618,7 @@ def test_a_program_may_ask_again_too() -> None:
         texts = [" ".join(map(str, range(count + 1))) for count in range(PIECES)]
         assert values == [[None, f"1: {each} "] for each in [*texts, texts[-1]]]
         assert "event: complete" in text
-        # One that does not is stopped.
+        # Without reconnecting, the call is cancelled.
         stopped.clear()
         event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
         begun = time.monotonic()
@@ -630,7 +630,7 @@ def test_a_program_may_ask_again_too() -> None:
 
 @pytest.mark.parametrize("path", ["queue/data?session_hash=whale", "heartbeat/whale"])
 @pytest.mark.parametrize("name", ["new", "0" * 32])
-def test_who_is_not_logged_in_gets_no_stream_by_its_header(
+def test_the_reconnect_header_gives_no_stream_without_a_login(
     path: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", "whales")
@@ -641,12 +641,12 @@ def test_who_is_not_logged_in_gets_no_stream_by_its_header(
         assert STREAM not in answer.headers
 
 
-def test_in_the_browser_an_answer_may_take_longer_than_the_platform_lets_a_request(
+def test_in_the_browser_an_answer_may_outlast_the_request_limit_of_the_platform(
     browser: Browser,
 ) -> None:
     closed: list[int] = []
     web = mount(page_that_takes_its_time(closed, []), HttpSettings())
-    # On a busy machine a stream is asked for again much later than 0.8 seconds.
+    # On a busy machine a client reconnects much later than after 0.8 seconds.
     platform = Platform(LeftStreams(web, seconds=0.8), seconds=PIECES * PAUSE - 0.5)
     with in_thread(platform) as url:
         with browser.new_page() as page:

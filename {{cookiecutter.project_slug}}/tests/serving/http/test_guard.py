@@ -1,4 +1,4 @@
-"""What a request passes before the page, before a page of a few lines."""
+"""The checks that a request passes before it reaches the page."""
 
 import asyncio
 import base64
@@ -71,7 +71,7 @@ def login(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     return page_behind(HttpSettings(login_user="ada"))
 
 
-def test_without_a_login_everybody_may_come() -> None:
+def test_without_a_login_everybody_is_let_in() -> None:
     assert page_behind(HttpSettings()).post("/echo", content=b"abc").json() == 3
 
 
@@ -87,13 +87,13 @@ def test_without_a_login_everybody_may_come() -> None:
         {"authorization": basic("ada", PASSWORD)["authorization"].replace("Basic", "Bearer")},
     ],
 )
-def test_a_login_keeps_out_who_does_not_know_it(login: TestClient, headers: dict[str, str]) -> None:
+def test_a_login_refuses_wrong_credentials(login: TestClient, headers: dict[str, str]) -> None:
     answer = login.post("/echo", headers=Headers(headers, encoding="latin-1"))
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
-def test_a_login_lets_in_who_knows_it(login: TestClient) -> None:
+def test_a_login_accepts_right_credentials(login: TestClient) -> None:
     assert login.post("/echo", headers=basic("ada", PASSWORD)).status_code == 200
 
 
@@ -104,7 +104,7 @@ def _trusts_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def named_to(address: str, headers: list[tuple[str, str]]) -> Answer:
-    """Returns what the page answers to a request from an address, as one that logs in there."""
+    """Returns the page's answer to a request with these headers from this address."""
     proxies = ["10.0.0.7", "192.168.0.0/24", "fd00::/8"]
     settings = HttpSettings.model_validate({"login_header": "X-User", "proxies": proxies})
     web = FastAPI()
@@ -120,7 +120,7 @@ def named_to(address: str, headers: list[tuple[str, str]]) -> Answer:
 
 @pytest.mark.usefixtures("_trusts_no_header")
 @pytest.mark.parametrize("address", ["10.0.0.7", "192.168.0.99", "fd00::1", "::ffff:10.0.0.7"])
-def test_a_proxy_that_is_named_says_who_somebody_is(address: str) -> None:
+def test_a_trusted_proxy_sets_the_user_name(address: str) -> None:
     assert named_to(address, [("x-user", "ada")]).json() == "ada"
     assert named_to(address, [("X-User", " Zoë ")]).json() == "Zoë"
 
@@ -140,12 +140,14 @@ def test_a_proxy_that_is_named_says_who_somebody_is(address: str) -> None:
         ("10.0.0.7", [("authorization", "Basic YWRhOg==")]),
     ],
 )
-def test_nobody_else_does(address: str, headers: list[tuple[str, str]]) -> None:
+def test_other_requests_cannot_set_the_user_name(
+    address: str, headers: list[tuple[str, str]]
+) -> None:
     assert named_to(address, headers).status_code == 401
 
 
 @pytest.mark.usefixtures("_trusts_no_header")
-def test_a_start_refuses_a_header_that_anybody_may_send(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_refuses_an_unprotected_user_header(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = HttpSettings.model_validate({"login_header": "X-User", "proxies": ["10.0.0.7"]})
     [check] = settings.start_checks()
     check()
@@ -166,7 +168,7 @@ def who(request: gr.Request) -> str:
 
 
 @pytest.mark.parametrize("kind", ["form", "header", "keyword"])
-def test_a_function_knows_who_logged_in(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_function_gets_the_name_of_the_user(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
     with gr.Blocks() as blocks:
         name = gr.Textbox()
@@ -194,7 +196,7 @@ def whose_tools(page: TestClient, path: str, headers: dict[str, str]) -> object:
 
 
 @pytest.mark.parametrize("root", ["", "/chat"])
-def test_with_a_login_tools_take_keys_alone_and_a_key_opens_nothing_else(
+def test_with_a_login_tools_accept_only_keys_and_keys_open_only_tools(
     monkeypatch: pytest.MonkeyPatch, root: str
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
@@ -218,7 +220,7 @@ def test_with_a_login_tools_take_keys_alone_and_a_key_opens_nothing_else(
         assert whose_tools(page, f"{root}{path}", basic("ada", PASSWORD)) == "ada"
 
 
-def test_with_a_login_tools_are_not_offered_without_keys(
+def test_with_a_login_but_no_keys_tools_are_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
@@ -242,7 +244,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(
     file.write_text("ada:one\nbob:two\n", "utf-8")
     keys = read_keys("the test asks for keys")
     assert (keys.name_of("Bearer one"), keys.name_of("bearer two")) == ("ada", "bob")
-    # As Kubernetes does it, where a new file takes the place of the old one.
+    # Like Kubernetes, which replaces the old file with a new one.
     new = tmp_path / "new"
     new.write_text("bob:two, cleo:three", "utf-8")
     new.replace(file)
@@ -257,7 +259,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(
     assert keys.name_of("Bearer two") is None
 
 
-def test_no_key_is_kept_or_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_neither_stored_nor_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "ada:secret-whale")
     assert "secret" not in str(vars(read_keys("the test asks for keys")))
     monkeypatch.setenv("API_KEYS_FILE", "/keys")
@@ -266,7 +268,7 @@ def test_no_key_is_kept_or_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("root", ["", "/chat"])
-def test_a_login_by_form_holds_where_the_page_is(login: TestClient, root: str) -> None:
+def test_a_form_login_works_at_the_path_of_the_page(login: TestClient, root: str) -> None:
     page = TestClient(login.app, base_url=HERE, root_path=root)
     form = {"username": "ada", "password": PASSWORD}
     for url in ("https://localhost", "http://localhost"):
@@ -297,7 +299,7 @@ def test_a_login_without_a_password_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize("sender", ["cross-site", "same-site"])
-def test_another_site_can_send_nothing(sender: str) -> None:
+def test_another_site_cannot_send_requests(sender: str) -> None:
     page = page_behind(HttpSettings())
     files = {"files": ("a.txt", b"abc")}
     assert page.post("/echo", files=files, headers={"sec-fetch-site": sender}).status_code == 403
@@ -350,13 +352,13 @@ UPLOADING = "element.onchange = async () => { props.value = (await upload(elemen
         "hidden",
     ],
 )
-def test_a_page_takes_files_only_where_it_has_a_place_for_them(
+def test_a_page_accepts_files_only_if_it_has_a_component_for_them(
     blocks: gr.Blocks, status: int
 ) -> None:
     assert status_of_upload(blocks) == status
 
 
-def test_a_script_of_the_page_is_a_place_for_files_too() -> None:
+def test_a_page_with_a_script_may_accept_files_too() -> None:
     script = "() => fetch('/gradio_api/upload', {method: 'POST', body: new FormData(form)})"
     for launch in (Launch(js=script), Launch(head=f"<script>({script})()</script>")):
         assert status_of_upload(page_with(gr.Textbox), launch=launch) == 200
@@ -368,7 +370,7 @@ def many(number: int, size: int) -> list[tuple[str, tuple[str | None, bytes]]]:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_file_has_a_limit_of_its_own(
+def test_files_have_their_own_size_limit(
     announced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -384,7 +386,7 @@ def test_a_file_has_a_limit_of_its_own(
             return page.post(request.url, content=parts, headers=kind)
 
         assert upload(many(1, 5000)).status_code == 200
-        # More than a request without files may have.
+        # Larger than the limit of a request without files.
         assert upload(many(8, 5000)).status_code == 200
         there = kept_in(tmp_path)
         for files in (many(1, 5001), many(11, 5000), [*many(10, 5000), ("a", (None, b"b" * 9999))]):
@@ -392,20 +394,20 @@ def test_a_file_has_a_limit_of_its_own(
             assert answer.status_code == 413
             assert "5,000" in answer.text or "5000" in answer.text
         assert kept_in(tmp_path) == there
-        # What is no file is none by its address.
+        # A request without files stays limited, even at the URLs for files.
         call = {"data": ["x" * 3000], "fn_index": 0, "session_hash": "me"}
         for path in ("queue/join", "upload", "component_server"):
             assert page.post(f"/gradio_api/{path}", json=call).status_code == 413
 
 
-def test_a_page_without_a_place_for_files_gives_them_no_room() -> None:
+def test_the_file_limit_does_not_apply_to_a_page_without_files() -> None:
     with TestClient(mount(page_with(gr.Textbox), HttpSettings(limits=SMALL)), HERE) as page:
         for path in ("upload", "component_server"):
             answer = page.post(f"/gradio_api/{path}", files=many(1, 4000))
             assert answer.status_code == 413
 
 
-def test_a_text_beside_a_file_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_fields_beside_a_file_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files_module, "FIELD_BYTES", 100)
     with TestClient(mount(page_with(gr.File), HttpSettings()), base_url=HERE) as page:
         for query in ("", "?upload_id=1"):
@@ -419,7 +421,7 @@ def kept_in(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(
+async def test_an_interrupted_upload_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -458,7 +460,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(
         assert kept_in(tmp_path) == set()
 
 
-async def test_who_is_slow_may_send_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_client_may_upload_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.5)
 
     async def receive() -> Message:
@@ -476,17 +478,17 @@ async def test_who_is_slow_may_send_a_file(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("component", [gr.Textbox, gr.File])
-def test_a_page_takes_no_recording(component: Callable[[], object]) -> None:
+def test_uploads_of_recordings_are_refused(component: Callable[[], object]) -> None:
     assert status_of_upload(page_with(component), "process_recording", "video") == 404
 
 
 def in_parts(number: int) -> Iterator[bytes]:
-    """A body whose length is not announced."""
+    """A body without a Content-Length header."""
     for _ in range(number):
         yield bytes(1000)
 
 
-def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
+def test_a_body_over_the_limit_is_refused_with_or_without_a_length() -> None:
     page = page_behind(HttpSettings(limits=SMALL))
     assert page.post("/echo", content=in_parts(3)).json() == 3000
     assert page.post("/echo", content=bytes(3000)).json() == 3000
@@ -496,7 +498,7 @@ def test_a_body_over_the_limit_is_refused_however_it_comes() -> None:
         assert "3,000 bytes" in answer.json()["detail"]
 
 
-async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_body_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.1)
     parts = iter([{"type": "http.request", "body": b"ab", "more_body": True}])
 
@@ -515,7 +517,7 @@ async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.Monk
     await asyncio.wait_for(limited(scope, receive, AsyncMock()), 10)
 
 
-async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_broke_off(
+async def test_a_client_that_stays_connected_after_its_body_is_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guard_module, "BODY_SECONDS", 0.1)
@@ -536,7 +538,7 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
     await asyncio.wait_for(limited(scope, messages.get, AsyncMock()), 10)
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
+def test_a_full_queue_says_when_to_retry() -> None:
     refused = threading.Event()
     with gr.Blocks() as blocks:
         gr.Button("Wait").click(lambda: refused.wait(60), api_name="wait")
@@ -553,7 +555,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
 @pytest.fixture
 def small_page() -> Iterator[TestClient]:
-    """A page with functions that divide, choose and fail."""
+    """A page with functions that divide, choose or fail."""
     with gr.Blocks() as blocks:
         number = gr.Number()
         gr.Button("Divide").click(lambda number: 1 / number, number, number, api_name="divide")
@@ -592,7 +594,7 @@ async def later(name: str = "bob") -> int:
 
 
 @pytest.mark.parametrize("function", ["look_up", "steps", "too_few", "later", "refuse"])
-def test_a_function_that_fails_is_no_fault_of_its_caller(
+def test_a_failing_function_is_not_reported_as_a_bad_request(
     small_page: TestClient, function: str
 ) -> None:
     assert small_page.post(f"/gradio_api/run/{function}", json={"data": []}).status_code == 500
@@ -600,7 +602,7 @@ def test_a_function_that_fails_is_no_fault_of_its_caller(
     assert small_page.post("/gradio_api/run/choose", json={"data": ["three"]}).status_code == 422
 
 
-def test_a_function_that_a_component_calls_is_told_from_a_call_without_sense(
+def test_errors_of_component_functions_are_distinguished_from_bad_requests(
     small_page: TestClient,
 ) -> None:
     kinds = {each["type"]: each["id"] for each in small_page.get("/config").json()["components"]}
@@ -629,7 +631,7 @@ def test_a_function_that_a_component_calls_is_told_from_a_call_without_sense(
         ("queue/join", {"data": [1], "fn_index": -1, "session_hash": "me"}),
     ],
 )
-def test_a_request_that_makes_no_sense_is_told_so(
+def test_an_invalid_request_is_refused_with_a_reason(
     small_page: TestClient, path: str, body: dict[str, object]
 ) -> None:
     assert small_page.post(f"/gradio_api/{path}", json=body).status_code == 422
@@ -644,20 +646,20 @@ def test_a_request_that_makes_no_sense_is_told_so(
         ("run/divide", {"data": "secret-whale"}),
     ],
 )
-def test_the_log_repeats_nothing_of_a_request_that_makes_no_sense(
+def test_the_log_repeats_nothing_of_an_invalid_request(
     small_page: TestClient, path: str, body: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert small_page.post(f"/gradio_api/{path}", json=body).status_code == 422
     assert "secret-whale" not in caplog.text
 
 
-def test_a_reason_of_the_page_is_told_and_one_of_python_is_not(small_page: TestClient) -> None:
+def test_errors_of_the_page_are_shown_and_python_errors_are_not(small_page: TestClient) -> None:
     answer = small_page.post("/gradio_api/run/refuse", json={"data": []})
     assert answer.json()["error"] == "Not on Sundays."
     assert "division" not in small_page.post("/gradio_api/run/divide", json={"data": [0]}).text
 
 
-def test_an_error_of_the_server_stays_one() -> None:
+def test_a_server_error_stays_a_server_error() -> None:
     web, mounted = FastAPI(), FastAPI()
 
     @mounted.get("/")
@@ -671,7 +673,7 @@ def test_an_error_of_the_server_stays_one() -> None:
 
 
 @pytest.mark.parametrize("root_path", ["", "/behind/a/prefix"])
-def test_a_route_and_a_middleware_of_your_own_answer_as_they_do(root_path: str) -> None:
+def test_responses_of_custom_routes_and_middleware_are_unchanged(root_path: str) -> None:
     def broken(_: Request) -> Response:
         raise LookupError
 
@@ -701,12 +703,12 @@ def test_a_route_and_a_middleware_of_your_own_answer_as_they_do(root_path: str) 
         assert page.get(f"{root_path}/broken").status_code == 500
         answer = page.get(f"{root_path}/config", headers={"closed": "yes"})
         assert (answer.status_code, answer.text) == (503, "closed")
-        # Of Gradio's, what makes no sense is still told so.
+        # Invalid requests to Gradio's own routes are still refused.
         nothing = page.post(f"{root_path}/gradio_api/call/nothing", json={"data": []})
         assert nothing.status_code == 422
 
 
-def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
+def test_other_sites_can_neither_call_nor_embed_the_page() -> None:
     page = page_behind(HttpSettings())
     answer = page.post("/echo", headers={"origin": "https://elsewhere.example"})
     assert not [name for name in answer.headers if name.startswith("access-control-allow-origin")]
@@ -721,13 +723,13 @@ def test_other_sites_may_neither_call_the_page_nor_frame_it() -> None:
     assert preflight.status_code == 403
 
 
-def test_a_site_that_the_settings_name_may_frame_the_page() -> None:
+def test_a_site_in_the_settings_may_embed_the_page() -> None:
     page = page_behind(HttpSettings(embedded_in=("https://wiki.example.org",)))
     policy = page.post("/echo").headers["content-security-policy"]
     assert policy == "frame-ancestors 'self' https://wiki.example.org"
 
 
-def test_what_a_page_may_load_is_a_setting() -> None:
+def test_the_sources_that_a_page_may_load_are_a_setting() -> None:
     page = page_behind(HttpSettings(content_policy="object-src 'none'"))
     policy = page.post("/echo").headers["content-security-policy"]
     assert policy == "frame-ancestors 'self'; object-src 'none'"
@@ -735,7 +737,7 @@ def test_what_a_page_may_load_is_a_setting() -> None:
         HttpSettings(content_policy="object-src 'none'\r\nset-cookie: a=b")
 
 
-def test_a_stream_is_passed_on_at_once() -> None:
+def test_a_stream_is_not_buffered() -> None:
     def stream(_: Request) -> Response:
         return Response("data: 1\n\n", media_type="text/event-stream")
 

@@ -1,4 +1,4 @@
-"""HAProxy keeps sessions with replicas by the rules that it is given, in Serve's own config."""
+"""HAProxy keeps sessions on their replicas with the project's rules in Serve's config."""
 
 import subprocess
 from collections import Counter
@@ -44,7 +44,7 @@ serves_name: Any = HAProxyManager.__ray_metadata__.modified_class.get_safe_name
 
 class Replica(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # One packet: who checks its health hangs up after the first.
+    # Send one packet, since health checks disconnect after the first.
     wbufsize = -1
 
     def __init__(self, name: str, *arguments: Any) -> None:
@@ -52,7 +52,7 @@ class Replica(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        """Says who it is, or for whom it is asked."""
+        """Answers with its own name, or with the forwarded addresses."""
         visitors = ", ".join(self.headers.get_all("x-forwarded-for", []))
         said = visitors.encode() if self.path.endswith("/visitors") else self._name
         self.send_response(200)
@@ -80,7 +80,7 @@ class Proxy:
     client: httpx2.Client
 
     def ask(self, path: str, **cookies: str) -> str:
-        """Returns who answers."""
+        """Returns the name of the replica that answers."""
         header = "; ".join(f"{name}={value}" for name, value in cookies.items())
         answer = self.client.get(f"{self.url}{path}", headers={"cookie": header} if header else {})
         return answer.raise_for_status().text
@@ -142,10 +142,8 @@ def wait_for(url: str, client: httpx2.Client, process: subprocess.Popen[bytes]) 
 
 
 @pytest.mark.parametrize("application", PREFIXES)
-def test_a_session_goes_to_the_replica_that_its_cookie_names(
-    proxy: Proxy, application: str
-) -> None:
-    # Who visits both pages sends both cookies to the one below the other.
+def test_a_session_goes_to_the_replica_in_its_cookie(proxy: Proxy, application: str) -> None:
+    # A visitor of both pages sends both cookies to the nested one.
     cookies = dict.fromkeys(COOKIES.values(), "third.1a")
     for name in REPLICAS:
         cookies[COOKIES[application]] = f"{name}.1a"
@@ -154,13 +152,13 @@ def test_a_session_goes_to_the_replica_that_its_cookie_names(
 
 
 @pytest.mark.parametrize("path", ["/chat/~second.2b", "/chat/~second.2b/gradio_api/queue/join"])
-def test_a_session_goes_to_the_replica_that_its_address_names(proxy: Proxy, path: str) -> None:
+def test_a_session_goes_to_the_replica_in_its_url(proxy: Proxy, path: str) -> None:
     for cookies in ({}, {COOKIES[CHAT]: "first.1a"}):
         assert {proxy.ask(path, **cookies) for _ in range(4)} == {f"second of {CHAT}"}
 
 
 @pytest.mark.parametrize("path", ["/chat", "/chat/~gone.{}/config"])
-def test_a_session_whose_replica_is_gone_has_another_for_all_its_requests(
+def test_a_session_whose_replica_is_gone_moves_to_one_other_replica(
     proxy: Proxy, path: str
 ) -> None:
     found = set[str]()
@@ -179,23 +177,23 @@ def one_each(said: list[str]) -> bool:
 @pytest.mark.parametrize(
     "cookie", ["", "second", "second.", ".1a", "second.x", "../second.1a", "second.1a.1a"]
 )
-def test_who_has_no_session_meets_the_replicas_in_turns(proxy: Proxy, cookie: str) -> None:
+def test_requests_without_a_session_go_to_the_replicas_in_turn(proxy: Proxy, cookie: str) -> None:
     cookies = {COOKIES[CHAT]: cookie} if cookie else {}
     assert one_each([proxy.ask("/chat", **cookies) for _ in REPLICAS])
 
 
 @pytest.mark.parametrize("path", ["/chat/v1/models", "/chat/v1/chat/completions"])
-def test_what_needs_no_session_meets_the_replicas_in_turns(proxy: Proxy, path: str) -> None:
+def test_api_requests_go_to_the_replicas_in_turn(proxy: Proxy, path: str) -> None:
     assert one_each([proxy.ask(path, **{COOKIES[CHAT]: "second.2b"}) for _ in REPLICAS])
 
 
-def test_a_replica_hears_last_who_really_asks(proxy: Proxy) -> None:
+def test_the_last_forwarded_address_is_that_of_the_real_client(proxy: Proxy) -> None:
     claimed = {"x-forwarded-for": "203.0.113.7"}
     answer = proxy.client.get(f"{proxy.url}/visitors", headers=claimed)
     assert answer.text == "203.0.113.7, 127.0.0.1"
 
 
-def test_a_page_of_which_haproxy_was_told_nothing_does_not_start(
+def test_a_page_without_rules_in_haproxy_does_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(RULES, raising=False)

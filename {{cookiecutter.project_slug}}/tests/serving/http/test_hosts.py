@@ -1,4 +1,4 @@
-"""Which names the page answers to, and which sites may send it something."""
+"""The hostnames that the page answers to, and the sites that may call it."""
 
 import pytest
 from fastapi import FastAPI, Request, WebSocket
@@ -61,7 +61,7 @@ def page(*hosts: str) -> TestClient:
         ("l\xf6calhost", 400),
     ],
 )
-def test_the_page_answers_to_its_own_names_alone(method: str, host: str, status: int) -> None:
+def test_the_page_answers_only_to_its_own_hostnames(method: str, host: str, status: int) -> None:
     headers = [(b"host", host.encode("latin-1")), (b"sec-fetch-site", b"same-origin")]
     answer = page(*NAMED).request(method, "/mcp", headers=headers)
     assert answer.status_code == status
@@ -69,13 +69,13 @@ def test_the_page_answers_to_its_own_names_alone(method: str, host: str, status:
         assert "add it to `hosts`" in answer.json()["detail"]
 
 
-def test_without_a_name_in_the_settings_every_name_but_localhost_is_wrong() -> None:
+def test_without_configured_hostnames_only_localhost_is_accepted() -> None:
     assert page().get("http://page.example.org/mcp").status_code == 421
     assert page().get("http://localhost/mcp").status_code == 200
     assert page().get("http://192.0.2.1/mcp").status_code == 200
 
 
-def test_names_in_the_environment_are_right_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostnames_from_the_environment_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGE_HOSTS", "staging.example.org, *.test.example.org")
     client = page(*NAMED)
     for host in ("page.example.org", "staging.example.org", "a.test.example.org"):
@@ -83,7 +83,7 @@ def test_names_in_the_environment_are_right_too(monkeypatch: pytest.MonkeyPatch)
     assert client.get("http://evil.example/mcp").status_code == 421
 
 
-def test_of_two_names_in_a_request_both_have_to_be_right() -> None:
+def test_if_a_request_has_two_hostnames_both_must_be_valid() -> None:
     headers = [(b"host", b"localhost"), (b"host", b"evil.example")]
     assert page().get("/mcp", headers=headers).status_code == 421
 
@@ -97,7 +97,7 @@ def test_of_two_names_in_a_request_both_have_to_be_right() -> None:
         ("10.1.2.3", "http://10.1.2.3", 200),
         ("page.example.org", "https://page.example.org", 200),
         ("page.example.org:443", "https://page.example.org", 200),
-        # Proxies that send a name of their own, or no port.
+        # Proxies that send their own hostname, or no port.
         ("10.1.2.3:8000", "https://page.example.org", 200),
         ("page.example.org", "https://page.example.org:8443", 200),
         ("localhost:8000", "http://evil.example", 403),
@@ -111,11 +111,11 @@ def test_of_two_names_in_a_request_both_have_to_be_right() -> None:
         ("localhost", "http://localhost http://evil.example", 403),
     ],
 )
-def test_another_site_can_send_nothing(host: str, origin: str, status: int) -> None:
+def test_another_site_cannot_send_requests(host: str, origin: str, status: int) -> None:
     headers = {"host": host, "origin": origin}
     for method in ("POST", "PUT", "OPTIONS"):
         assert page(*NAMED).request(method, "/mcp", headers=headers).status_code == status
-    # What another site may show is in frame-ancestors, and no CORS header lets it read.
+    # frame-ancestors decides what may embed the page, and no CORS header allows reading.
     assert page(*NAMED).get("/mcp", headers=headers).status_code == 200
 
 
@@ -134,9 +134,7 @@ def test_another_site_can_send_nothing(host: str, origin: str, status: int) -> N
         ("none", None, 200),
     ],
 )
-def test_the_origin_decides_where_there_is_one(
-    sender: str, origin: str | None, status: int
-) -> None:
+def test_the_origin_header_decides_if_present(sender: str, origin: str | None, status: int) -> None:
     headers = {"host": "page.example.org", "sec-fetch-site": sender}
     headers |= {"origin": origin} if origin else {}
     assert page(*NAMED).post("/mcp", headers=headers).status_code == status
@@ -160,7 +158,7 @@ def test_the_origin_decides_where_there_is_one(
         ("http://127.0.0.1/evil", 400),
     ],
 )
-def test_the_name_that_a_proxy_forwards_is_one_of_the_page(
+def test_a_hostname_forwarded_by_a_proxy_is_accepted(
     method: str, forwarded: str, status: int
 ) -> None:
     headers = {"host": "127.0.0.1:8000", "x-forwarded-host": forwarded}
@@ -173,7 +171,7 @@ Seen = tuple[str, str]
 def seen(
     headers: dict[str, str], path: str = "/x", root_path: str = "", public_url: str | None = None
 ) -> Seen:
-    """The address that the page sees of a request, and where it is mounted."""
+    """The URL of a request as the page sees it, and its root path."""
     web = FastAPI()
 
     @web.get("/{rest:path}")
@@ -186,7 +184,7 @@ def seen(
     return url, root
 
 
-async def test_bytes_in_a_query_that_are_no_text_are_written_as_browsers_do() -> None:
+async def test_invalid_bytes_in_a_query_are_percent_encoded() -> None:
     asked: list[str] = []
 
     async def page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,7 +240,7 @@ async def test_bytes_in_a_query_that_are_no_text_are_written_as_browsers_do() ->
     ],
 )
 @pytest.mark.parametrize("root_path", ["", "/chat"])
-def test_a_request_has_the_address_that_proxies_tell(
+def test_a_request_has_the_url_that_proxies_forward(
     headers: dict[str, str], origin: str, root_path: str
 ) -> None:
     assert seen(headers, root_path=root_path) == (f"{origin}{root_path}/x", root_path)
@@ -252,7 +250,7 @@ def test_a_request_has_the_address_that_proxies_tell(
 @pytest.mark.parametrize(
     "headers", [{}, {"x-forwarded-host": "10.1.2.3:9", "x-forwarded-proto": "http"}]
 )
-def test_the_public_url_of_the_settings_comes_before_what_proxies_tell(
+def test_the_public_url_in_the_settings_overrides_forwarded_headers(
     headers: dict[str, str], root_path: str
 ) -> None:
     for public_url in ("https://b.example.org/chat", "https://b.example.org/chat/"):
@@ -270,13 +268,13 @@ def test_the_public_url_of_the_settings_comes_before_what_proxies_tell(
 @pytest.mark.parametrize(
     "path", ["//evil.example/x", "/..//x", "/%2e%2e/%2f%2fevil.example", "/chat/x", "/chatty"]
 )
-def test_a_path_leads_nowhere_else(path: str) -> None:
+def test_no_path_changes_the_host_or_prefix_of_the_url(path: str) -> None:
     url, root = seen({}, path, public_url="https://b.example.org/chat")
     assert url.startswith("https://b.example.org/chat/")
     assert root == "/chat"
 
 
-def test_the_host_of_the_public_url_needs_no_further_setting() -> None:
+def test_the_host_of_the_public_url_is_accepted_without_further_settings() -> None:
     web = FastAPI()
     web.post("/x")(lambda: 1)
     guard(web, HttpSettings(public_url="https://b.example.org:8443/chat"))
@@ -296,7 +294,7 @@ def test_the_host_of_the_public_url_needs_no_further_setting() -> None:
         *("ftp://b.example.org", "https://", "https:///chat", "https://a@b.example.org/chat"),
     ],
 )
-def test_what_is_no_address_of_a_page_is_refused_in_the_settings(url: str) -> None:
+def test_an_invalid_public_url_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="public_url"):
         HttpSettings(public_url=url)
 
@@ -304,7 +302,7 @@ def test_what_is_no_address_of_a_page_is_refused_in_the_settings(url: str) -> No
 WIKI = "https://wiki.example.org"
 
 
-def test_a_site_in_the_settings_may_call_the_page_and_others_may_not() -> None:
+def test_only_sites_in_the_settings_may_call_the_page() -> None:
     web = FastAPI()
     web.post("/x")(lambda: 1)
     guard(web, HttpSettings(origins=(WIKI,)))
@@ -329,7 +327,7 @@ def test_a_site_in_the_settings_may_call_the_page_and_others_may_not() -> None:
         assert found == allowed
 
 
-def test_a_site_that_may_call_the_page_has_to_log_in_and_reads_why_it_is_refused(
+def test_an_allowed_site_must_log_in_and_can_read_the_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", "a wet whale")
@@ -344,14 +342,14 @@ def test_a_site_that_may_call_the_page_has_to_log_in_and_reads_why_it_is_refused
 
 
 @pytest.mark.parametrize("origin", ["*", "null", "wiki.example.org", "https://a.org/", "file://a"])
-def test_what_is_no_origin_is_refused_in_the_settings(origin: str) -> None:
+def test_an_invalid_origin_is_refused_in_the_settings(origin: str) -> None:
     with pytest.raises(ValidationError, match="origins"):
         HttpSettings(origins=(origin,))
 
 
 @pytest.mark.parametrize("port", [80, 443])
 @pytest.mark.parametrize("name", ["usual.example.org", "*.example.org"])
-def test_a_browser_leaves_out_a_usual_port(name: str, port: int) -> None:
+def test_default_ports_are_optional(name: str, port: int) -> None:
     client = page(f"{name}:{port}")
     for host, status in (
         ("usual.example.org", 200),
@@ -363,7 +361,7 @@ def test_a_browser_leaves_out_a_usual_port(name: str, port: int) -> None:
     assert client.post("/mcp", headers=headers).status_code == 200
 
 
-def test_a_websocket_is_opened_by_the_page_itself_alone() -> None:
+def test_only_the_page_itself_may_open_a_websocket() -> None:
     client = page()
     with client.websocket_connect("ws://localhost/talk", headers={"origin": "http://localhost"}):
         pass
@@ -377,6 +375,6 @@ def test_a_websocket_is_opened_by_the_page_itself_alone() -> None:
 
 
 @pytest.mark.parametrize("host", ["http://a.org", "a.org/", "*", "a.*.org", "", ".org", "a b"])
-def test_what_is_no_name_of_a_host_is_refused_in_the_settings(host: str) -> None:
+def test_an_invalid_hostname_is_refused_in_the_settings(host: str) -> None:
     with pytest.raises(ValidationError, match="hosts"):
         HttpSettings(hosts=(host,))

@@ -1,4 +1,4 @@
-"""What `launch()` and `Blocks()` are given, and every kind of page, without Ray."""
+"""Arguments of `launch()` and `Blocks()`, and every kind of page, without Ray."""
 
 import inspect
 import json
@@ -43,7 +43,7 @@ HERE = "http://localhost"
 PACKAGE = "{{ cookiecutter.__package }}"
 SECRET = "the whales sing in the deep blue sea"  # noqa: S105
 LAUNCH_ONLY_INSIDE = {"app", "blocks", "self", "_app", "_frontend"}
-"""Of `mount_gradio_app`, what is mounted where, and of `launch()`, what only Gradio gives."""
+"""Parameters that say what `mount_gradio_app` mounts where, and internal ones of `launch()`."""
 
 
 def visitor(page: Any, launch: Launch = Launch(), **settings: Any) -> TestClient:  # noqa: B008
@@ -56,30 +56,30 @@ def plain() -> gr.Interface:
 
 
 @pytest.mark.parametrize("function", [gr.Blocks.launch, gr.Server.launch, gr.mount_gradio_app])
-def test_each_parameter_of_gradio_is_taken_or_refused(function: Callable[..., object]) -> None:
+def test_each_parameter_of_gradio_is_accepted_or_refused(function: Callable[..., object]) -> None:
     given = set(inspect.signature(function).parameters) - LAUNCH_ONLY_INSIDE
     taken = {each.name for each in fields(Launch)}
     assert given - taken - set(REFUSED) == set()
     assert taken & set(REFUSED) == set()
 
 
-def test_there_is_nothing_that_gradio_does_not_have() -> None:
+def test_launch_has_no_parameter_that_gradio_lacks() -> None:
     known = set(inspect.signature(gr.Blocks.launch).parameters)
     known |= set(inspect.signature(gr.mount_gradio_app).parameters)
     assert {*(each.name for each in fields(Launch)), *REFUSED} <= known
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_makes_no_sense_behind_serve_is_refused_with_what_does(name: str) -> None:
+def test_parameters_that_serve_replaces_are_refused_with_the_alternative(name: str) -> None:
     given: dict[str, Any] = {name: None}
     with pytest.raises(StartError, match=f"Launch takes no {name}: [^\n]+[.]$"):
         Launch(**given)
 
 
-def test_a_default_is_that_of_gradio() -> None:
+def test_defaults_are_those_of_gradio() -> None:
     gradios = inspect.signature(gr.Blocks.launch).parameters
     for each in fields(Launch):
-        # Of paths, none.
+        # Except for paths.
         assert each.default == gradios[each.name].default or each.default == (), each.name
 
 
@@ -87,7 +87,7 @@ def test_a_default_is_that_of_gradio() -> None:
     "name", ["css_paths", "head_paths", "favicon_path", "allowed_paths", "blocked_paths"]
 )
 @pytest.mark.parametrize("make", [str, Path])
-def test_a_path_that_is_given_is_absolute(name: str, make: Callable[[str], str | Path]) -> None:
+def test_relative_paths_are_refused(name: str, make: Callable[[str], str | Path]) -> None:
     reason = re.escape("'models' is not absolute; write it from / on, or as Path(__file__).parent")
     given: dict[str, Any] = {name: make("models")}
     if name != "favicon_path":
@@ -96,7 +96,7 @@ def test_a_path_that_is_given_is_absolute(name: str, make: Callable[[str], str |
         Launch(**given)
 
 
-def test_it_reaches_a_replica_as_it_is() -> None:
+def test_launch_reaches_a_replica_unchanged() -> None:
     given = Launch(theme=gr.themes.Soft(), i18n=gr.I18n(en={"a": "b"}), allowed_paths=["/srv"])
     sent = pickle.loads(cloudpickle.dumps(given))  # noqa: S301
     assert sent.theme.name == "soft"
@@ -112,13 +112,13 @@ LOOKS = {
 
 
 def made_with(**looks: Any) -> gr.Blocks:
-    """A page made as before Gradio 6, which `launch()` still honours."""
+    """A page with the arguments of Gradio 5, which `launch()` still accepts."""
     with pytest.warns(UserWarning, match="moved from the Blocks constructor"):
         return gr.Blocks(**looks)
 
 
 @pytest.mark.parametrize(("name", "value", "shown"), [(n, *v) for n, v in LOOKS.items()])
-def test_looks_count_where_gradio_took_them(name: str, value: str, shown: str) -> None:
+def test_looks_apply_wherever_gradio_accepted_them(name: str, value: str, shown: str) -> None:
     looks: dict[str, Any] = {name: value}
     others: dict[str, Any] = {name: value.replace("mine", "ours").replace("3px", "9px")}
     assert shown in _looks(made_with(**looks))
@@ -131,7 +131,7 @@ def _looks(page: gr.Blocks, launch: Launch = Launch()) -> str:  # noqa: B008
     return "".join(str(config[name]) for name in LOOKS)
 
 
-def test_a_theme_counts_where_gradio_took_it() -> None:
+def test_a_theme_applies_wherever_gradio_accepted_it() -> None:
     monochrome, soft = gr.themes.Monochrome(), gr.themes.Soft()
     of_blocks = visitor(made_with(theme=monochrome))
     assert of_blocks.get("/theme.css").text == monochrome._get_theme_css()
@@ -139,7 +139,7 @@ def test_a_theme_counts_where_gradio_took_it() -> None:
     assert of_launch.get("/theme.css").text == soft._get_theme_css()
 
 
-def test_files_of_looks_are_read(tmp_path: Path) -> None:
+def test_css_and_head_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "mine.css").write_text("#mine { color: teal }")
     (tmp_path / "mine.html").write_text("<meta name='mine'>")
     (tmp_path / "mine.ico").write_bytes(b"an icon")
@@ -154,7 +154,7 @@ def test_files_of_looks_are_read(tmp_path: Path) -> None:
     assert page.get("/favicon.ico").content == b"an icon"
 
 
-def test_a_page_without_looks_has_those_of_gradio() -> None:
+def test_a_page_without_looks_has_the_default_looks() -> None:
     own, gradios = visitor(plain()), gr.themes.Default()
     assert own.get("/theme.css").text == gradios._get_theme_css()
     config = own.get("/config").json()
@@ -162,7 +162,7 @@ def test_a_page_without_looks_has_those_of_gradio() -> None:
     assert config["footer_links"] == ["api", "gradio", "settings", "runs"]
 
 
-def test_words_footer_and_the_rest_of_launch_reach_the_page(tmp_path: Path) -> None:
+def test_other_launch_parameters_reach_the_page(tmp_path: Path) -> None:
     i18n = gr.I18n(en={"greeting": "Hello, whale"})
     with gr.Blocks(title="Whales") as page:
         gr.Markdown(i18n("greeting"))
@@ -187,7 +187,7 @@ def test_words_footer_and_the_rest_of_launch_reach_the_page(tmp_path: Path) -> N
     assert page.state_holder.capacity == 9
 
 
-def test_a_queue_that_waits_leaves_the_processor_to_others(
+def test_an_idle_queue_uses_little_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     page, looks = plain(), 0
@@ -206,7 +206,7 @@ def test_a_queue_that_waits_leaves_the_processor_to_others(
         assert 0 < looks - before < 300
 
 
-def test_a_call_does_not_look_on_the_disk_for_a_library_that_is_not_there(
+def test_a_call_does_not_search_the_disk_for_missing_libraries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked_for: list[str] = []
@@ -217,7 +217,7 @@ def test_a_call_does_not_look_on_the_disk_for_a_library_that_is_not_there(
             looked_for.append(name)
 
     with visitor(plain()) as web:
-        # What a first call imports stays.
+        # Imports of the first call are cached.
         for _ in range(2):
             looked_for.clear()
             with monkeypatch.context() as patched:
@@ -227,7 +227,7 @@ def test_a_call_does_not_look_on_the_disk_for_a_library_that_is_not_there(
     assert looked_for == []
 
 
-def test_paths_of_the_environment_count_as_with_launch(
+def test_allowed_paths_in_the_environment_apply_as_with_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "song.txt").write_text("whales sing")
@@ -236,7 +236,7 @@ def test_paths_of_the_environment_count_as_with_launch(
 
 
 @pytest.mark.parametrize(("shown", "said"), [(True, "a wet whale"), (False, None)])
-def test_an_error_is_shown_where_launch_says_so_and_its_traceback_is_in_the_log(
+def test_show_error_shows_an_error_and_the_log_always_has_its_traceback(
     shown: bool, said: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: str) -> str:
@@ -252,7 +252,9 @@ def test_an_error_is_shown_where_launch_says_so_and_its_traceback_is_in_the_log(
     assert "ValueError: a wet whale" in caplog.text
 
 
-def test_what_a_page_says_itself_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gradio_error_of_the_page_is_not_logged_as_a_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def refuse(_: str) -> str:
         raise gr.Error("Not today", print_exception=False)
 
@@ -261,7 +263,7 @@ def test_what_a_page_says_itself_is_no_failure(caplog: pytest.LogCaptureFixture)
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
-def test_the_size_of_an_upload_is_bounded_by_launch_too() -> None:
+def test_max_file_size_of_launch_limits_uploads() -> None:
     page = gr.Interface(lambda file: file, gr.File(), gr.File())
     with visitor(page, Launch(max_file_size="2kb")) as web:
         sizes = {
@@ -271,7 +273,7 @@ def test_the_size_of_an_upload_is_bounded_by_launch_too() -> None:
     assert sizes == {1000: 200, 3000: 413}
 
 
-def test_a_replica_shows_how_its_calls_went_where_launch_says_so() -> None:
+def test_enable_monitoring_turns_on_the_monitoring_page() -> None:
     assert visitor(plain()).get("/monitoring").status_code == 403
     assert visitor(plain(), Launch(enable_monitoring=True)).get("/monitoring").status_code == 200
     hidden = visitor(plain(), Launch(enable_monitoring=False))
@@ -279,7 +281,7 @@ def test_a_replica_shows_how_its_calls_went_where_launch_says_so() -> None:
 
 
 def _called(web: httpx2.Client, function: str, *values: object) -> Any:
-    """Returns what the last message of the call holds: the values, or what went wrong."""
+    """Returns the last message of the call: the values or the error."""
     event = web.post(f"/gradio_api/call/{function}", json={"data": values}).json()["event_id"]
     *_, last = web.get(f"/gradio_api/call/{function}/{event}").text.strip().split("\n\n")
     return json.loads(last.partition("data: ")[2])
@@ -309,9 +311,9 @@ async def knows(user: str, password: str) -> bool:
 
 @pytest.mark.usefixtures("secret")
 @pytest.mark.parametrize("auth", [("ada", "pw"), [("ada", "pw"), ("bob", "b")], knows])
-def test_a_login_counts_on_each_replica(auth: Any) -> None:
+def test_a_login_is_valid_on_each_replica(auth: Any) -> None:
     launch = Launch(auth=auth, auth_message="Whales only")
-    # Two processes have two pages.
+    # Each process has its own page.
     one, other = (visitor(greeting(), launch) for _ in range(2))
     with one, other:
         assert "Whales only" in one.get("/").text
@@ -344,7 +346,7 @@ def test_gradios_client_logs_in() -> None:
             Client(url, verbose=False)
 
 
-async def test_a_token_is_worth_nothing_that_is_old_changed_or_of_another_page(
+async def test_expired_changed_and_foreign_tokens_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logins = Logins({"ada": "pw", "bob": "b"}, "key")
@@ -375,7 +377,7 @@ async def test_a_token_is_worth_nothing_that_is_old_changed_or_of_another_page(
 @pytest.mark.parametrize(
     ("value", "reason"), [(None, "PAGE_SECRET is not set"), ("short", "fewer than 32 characters")]
 )
-def test_a_login_without_a_secret_is_refused_with_what_to_do(
+def test_a_login_without_a_secret_is_refused_with_instructions(
     value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PAGE_SECRET", raising=False)
@@ -385,7 +387,7 @@ def test_a_login_without_a_secret_is_refused_with_what_to_do(
         visitor(greeting(), Launch(auth=("ada", "pw")))
 
 
-def test_a_dependency_says_from_the_request_who_asks() -> None:
+def test_an_auth_dependency_gets_the_user_from_the_request() -> None:
     async def user(request: Request) -> str | None:
         return request.headers.get("x-user")
 
@@ -399,12 +401,12 @@ def test_a_dependency_says_from_the_request_who_asks() -> None:
         assert page.post("/mcp", json=listing, headers=accept).status_code == 200
 
 
-def test_a_page_asks_for_one_kind_of_login() -> None:
+def test_a_page_may_have_only_one_kind_of_login() -> None:
     with pytest.raises(StartError, match="auth or auth_dependency, not both"):
         Launch(auth=("ada", "pw"), auth_dependency=lambda _: "ada")
 
 
-# What a browser keeps.
+# Browser state.
 
 
 def _states(page: gr.Blocks, name: str = "page", **settings: Any) -> list[tuple[str, str]]:
@@ -423,7 +425,7 @@ def test_a_saved_history_is_the_same_on_each_replica_and_after_a_deploy(
     monkeypatch.delenv("PAGE_SECRET", raising=False)
     [(key, secret)] = _states(chat())
     assert [(key, secret)] == _states(chat())
-    # Pages of one host share what their browser keeps.
+    # Pages on one host share the browser's storage.
     [(other_key, other_secret)] = _states(chat(), "other")
     assert key != other_key
     assert secret != other_secret
@@ -433,18 +435,18 @@ def test_a_saved_history_is_the_same_on_each_replica_and_after_a_deploy(
     assert better != secret
 
 
-def test_the_password_keeps_out_of_a_browser_who_may_not_load_the_page(
+def test_without_a_login_browser_state_does_not_depend_on_the_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", "of another page")
     open_to_all = _states(chat())
     monkeypatch.setenv("PAGE_PASSWORD", "pw")
-    # A page without a login would tell it to everybody.
+    # A page without a login would send it to everybody.
     assert _states(chat()) == open_to_all
     assert _states(chat(), login_user="ada") != open_to_all
 
 
-def test_a_key_and_a_secret_of_your_own_stay() -> None:
+def test_custom_storage_keys_and_secrets_are_kept() -> None:
     with gr.Blocks() as page:
         gr.BrowserState(1, storage_key="mine", secret="a whale of a tale")  # noqa: S106
         gr.BrowserState(2)
@@ -480,7 +482,7 @@ def failing() -> gr.Blocks:
         (str, "str returns a str. Let it return the page"),
     ],
 )
-def test_a_builder_that_returns_no_page_is_told_what_to_do(
+def test_a_builder_that_returns_no_page_gets_instructions(
     builder: Callable[..., Any], reason: str
 ) -> None:
     with pytest.raises(StartError, match=reason) as caught:
@@ -488,7 +490,7 @@ def test_a_builder_that_returns_no_page_is_told_what_to_do(
     assert "\n" not in str(caught.value)
 
 
-def test_a_builder_that_fails_says_where_in_one_line() -> None:
+def test_a_failing_builder_is_reported_with_its_line() -> None:
     with pytest.raises(
         StartError, match=r"failing fails with KeyError: .*, at .*test_launch"
     ) as caught:
@@ -497,7 +499,7 @@ def test_a_builder_that_fails_says_where_in_one_line() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_launch_works_again_afterwards() -> None:
+def test_launch_works_again_after_a_refusal() -> None:
     own = gr.Blocks.launch
     with pytest.raises(StartError):
         built(lambda: plain().launch())
@@ -506,7 +508,7 @@ def test_launch_works_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize("kind", [gr.Blocks, gr.Server])
-def test_a_page_that_is_bound_itself_or_held_is_told_to_be_imported(
+def test_a_page_that_cannot_be_pickled_is_refused_with_instructions(
     kind: Callable[[], gr.Blocks | gr.Server],
 ) -> None:
     page = kind()
@@ -535,7 +537,7 @@ def build(settings: HttpSettings):
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a module of a team's, and returns the import path of what it builds."""
+    """Writes an app module, and returns its import path."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def write(page: str = "return demo()", bound: str = "", top: str = "") -> str:
@@ -556,7 +558,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         ({"top": "LAUNCH = Launch(css_paths='a.css')"}, "'a.css' is not absolute"),
     ],
 )
-def test_the_preview_says_in_one_line_what_to_do(
+def test_the_preview_gives_instructions_in_one_line(
     app: Callable[..., str], parts: dict[str, str], reason: str
 ) -> None:
     with pytest.raises(StartError, match=reason) as caught:
@@ -564,7 +566,7 @@ def test_the_preview_says_in_one_line_what_to_do(
     assert "\n" not in str(caught.value)
 
 
-def test_the_start_refuses_what_launches_where_it_is_imported(
+def test_the_start_refuses_a_module_that_launches_on_import(
     app: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["app"])
@@ -577,10 +579,8 @@ def test_the_start_refuses_what_launches_where_it_is_imported(
 
 
 @pytest.mark.parametrize("before", ["", "import gradio"])
-def test_below_serve_run_launch_fails_where_a_module_is_imported(
-    before: str, tmp_path: Path
-) -> None:
-    """Serve's own command imports the application, and would wait for what it launches."""
+def test_under_serve_run_launch_fails_on_import(before: str, tmp_path: Path) -> None:
+    """`serve run` imports the application and would block in `launch()`."""
     top = "import gradio as gr\nwith gr.Blocks() as demo:\n    gr.Textbox()\n"
     (tmp_path / "my_demo.py").write_text(f"{top}demo.launch()\n")
     run = python(
@@ -593,7 +593,7 @@ from {PACKAGE}.my_demo import demo
     assert run.returncode == 1
     [*_, line] = run.stderr.splitlines()
     assert f": {PACKAGE}.my_demo calls launch() when it is imported, and Serve does that." in line
-    # What is run itself may launch.
+    # A script may call launch() itself.
     run = python(f"import {PACKAGE}\n{top}demo.launch(prevent_thread_lock=True)\ndemo.close()\n")
     assert run.returncode == 0, run.stderr
     assert "Running on local URL" in run.stdout
@@ -605,7 +605,7 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_call_of_launch_is_let_be_where_the_module_is_run_itself(app: Callable[..., str]) -> None:
+def test_launch_in_the_main_block_of_a_module_is_allowed(app: Callable[..., str]) -> None:
     path = app(top='if __name__ == "__main__":\n    demo().launch()')
     assert TestClient(load_page(path, engine=False, version="1")).get(HERE).status_code == 200
 
@@ -697,13 +697,13 @@ def test_every_kind_of_page_is_served(
         assert web.get("/").status_code == 200
 
 
-def test_a_page_of_several_has_an_address_for_each() -> None:
+def test_each_page_of_a_multipage_app_has_a_url() -> None:
     with visitor(pages()) as web:
         assert web.get("/second").status_code == 200
         assert web.get("/config?page=second").status_code == 200
 
 
-def test_a_server_keeps_its_routes_and_is_reached_by_gradios_client() -> None:
+def test_a_server_keeps_its_routes_and_works_with_gradios_client() -> None:
     with in_thread(mount(server(), HttpSettings(), Launch(show_error=True))) as url:
         assert httpx2.get(f"{url}/hello").json() == {"hello": "whale"}
         assert httpx2.get(f"{url}/openapi.json").status_code == 200

@@ -1,4 +1,4 @@
-"""Tabs that are closed, and a login of Gradio's, on a page of two replicas."""
+"""Closed tabs and Gradio's login, on a page with two replicas."""
 
 import secrets
 import time
@@ -21,7 +21,7 @@ TABS = 4
 
 @pytest.fixture
 def logged_in(leaving: str) -> Iterator[list[httpx2.Client]]:
-    """Visitors who have logged in, each with a session of its own."""
+    """Visitors who have logged in, each with a separate session."""
     with ExitStack() as stack:
         visitors = [
             stack.enter_context(httpx2.Client(base_url=leaving, timeout=60)) for _ in range(TABS)
@@ -33,7 +33,7 @@ def logged_in(leaving: str) -> Iterator[list[httpx2.Client]]:
 
 
 def remember(visitor: httpx2.Client, session: str) -> tuple[int, str]:
-    """Returns which process answers, and whom it knows."""
+    """Returns the process that answers, and the user that it sees."""
     functions = [each["api_name"] for each in visitor.get("/config").json()["dependencies"]]
     body = {"data": [session], "session_hash": session, "fn_index": functions.index("remember")}
     visitor.post("/gradio_api/queue/join", json=body).raise_for_status()
@@ -45,7 +45,7 @@ def remember(visitor: httpx2.Client, session: str) -> tuple[int, str]:
     return process, user
 
 
-def test_each_tab_that_is_closed_is_noticed_once(
+def test_each_closed_tab_is_noticed_once(
     logged_in: list[httpx2.Client], leaving_notes: Path
 ) -> None:
     sessions = [secrets.token_hex(5) for _ in logged_in]
@@ -53,7 +53,7 @@ def test_each_tab_that_is_closed_is_noticed_once(
         beats = []
         for visitor, session in zip(logged_in, sessions, strict=True):
             tab = tabs.enter_context(visitor.stream("GET", f"/gradio_api/heartbeat/{session}"))
-            # One that nobody holds would close its tab.
+            # Without a held connection, the tab would count as closed.
             beats.append(tab.iter_text())
             assert "ALIVE" in next(beats[-1])
         processes = {
@@ -77,31 +77,31 @@ def test_each_tab_that_is_closed_is_noticed_once(
     assert Counter(line for line in lines if line.split()[1] in sessions) == expected
 
 
-def test_a_login_of_gradios_counts_on_each_replica(logged_in: list[httpx2.Client]) -> None:
+def test_a_gradio_login_is_valid_on_each_replica(logged_in: list[httpx2.Client]) -> None:
     first, *others = logged_in
     answers = {remember(visitor, secrets.token_hex(5)) for visitor in logged_in}
     assert {user for _, user in answers} == {USER}
     assert len({process for process, _ in answers}) == 2
-    # The login of one with the session of another.
+    # The login of one visitor with the session of another.
     logins = {name: value for name, value in first.cookies.items() if name.startswith("access")}
     for visitor in others:
         visitor.cookies.update(logins)
         assert remember(visitor, secrets.token_hex(5))[1] == USER
 
 
-def test_who_has_not_logged_in_is_refused_on_each_replica(leaving: str) -> None:
+def test_visitors_without_a_login_are_refused_on_each_replica(leaving: str) -> None:
     for _ in range(TABS):
         body = {"data": ["ada"], "session_hash": "x", "fn_index": 0}
         assert httpx2.post(f"{leaving}/gradio_api/queue/join", json=body).status_code == 401
 
 
-def test_gradios_client_logs_in_and_stays_with_its_replica(leaving: str) -> None:
+def test_gradios_client_logs_in_and_stays_on_its_replica(leaving: str) -> None:
     client = Client(leaving, auth=(USER, PASSWORD), verbose=False)
     answers = {client.predict("ada", api_name="/remember") for _ in range(4)}
     assert len(answers) == 1
 
 
-def test_what_a_browser_keeps_is_the_same_on_each_replica(
+def test_browser_state_is_the_same_on_each_replica(
     logged_in: list[httpx2.Client],
 ) -> None:
     kept = set()
@@ -112,7 +112,7 @@ def test_what_a_browser_keeps_is_the_same_on_each_replica(
     assert len(kept) == 1
 
 
-def test_the_traceback_of_a_function_that_fails_is_in_serves_log(
+def test_the_traceback_of_a_failing_function_is_in_serves_log(
     logged_in: list[httpx2.Client], served_pages: Served
 ) -> None:
     logged_in[0].post("/gradio_api/run/fail", json={"data": []})

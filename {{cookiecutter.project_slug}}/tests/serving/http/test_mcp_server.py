@@ -1,4 +1,4 @@
-"""The page's function as a tool, asked by the protocol's own client."""
+"""The functions of a page as MCP tools, called by the official client."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ from ...support.stand_ins import StandIn, broken, fast, in_thread, settings_of, 
 
 @contextmanager
 def tools_of(*models: StandIn) -> Iterator[str]:
-    """Yields the address of the tools of a page before these models."""
+    """Yields the MCP URL of a page with these models."""
     settings = settings_of().model_copy(update={"mcp": True})
     with in_thread(mount(build_page(settings, models), settings)) as url:
         yield f"{url}/mcp"
@@ -42,7 +42,7 @@ def texts(result: CallToolResult) -> list[str]:
     return [part.text for part in result.content if isinstance(part, TextContent)]
 
 
-async def test_a_client_finds_the_function_and_what_it_takes() -> None:
+async def test_a_client_finds_the_function_and_its_arguments() -> None:
     with tools_of(fast(), slow()) as url:
         async with Client(url) as client:
             [tool] = (await client.list_tools()).tools
@@ -97,7 +97,7 @@ async def test_bad_input_is_refused_with_the_reason(
     assert model.asked == []
 
 
-async def test_a_tool_that_there_is_not_is_an_error_that_names_those_there_are() -> None:
+async def test_the_error_for_an_unknown_tool_names_the_known_ones() -> None:
     with tools_of(fast()) as url:
         async with Client(url) as client:
             result = await client.call_tool("summon", {})
@@ -105,7 +105,7 @@ async def test_a_tool_that_there_is_not_is_an_error_that_names_those_there_are()
     assert texts(result) == ["There is no tool summon. There are: generate."]
 
 
-async def test_a_model_that_fails_is_an_error_that_tells_no_path() -> None:
+async def test_the_error_of_a_failing_model_contains_no_path() -> None:
     with tools_of(broken()) as url:
         async with Client(url) as client:
             result = await client.call_tool("generate", {"prompt": "Hi"})
@@ -114,7 +114,7 @@ async def test_a_model_that_fails_is_an_error_that_tells_no_path() -> None:
     assert "/srv" not in "".join(texts(result))
 
 
-async def test_who_leaves_stops_the_models() -> None:
+async def test_a_disconnect_stops_the_models() -> None:
     model = slow()
     with tools_of(model) as url:
         async with Client(url) as client:
@@ -215,7 +215,7 @@ FUNCTIONS: dict[Callable[..., object], tuple[list[Any], list[Any]]] = {
 
 @pytest.fixture(scope="module")
 def tools() -> Iterator[str]:
-    """Address of the tools of a page with functions of every kind."""
+    """MCP URL of a page with functions of every kind."""
     with gr.Blocks() as page:
         for function, (inputs, outputs) in FUNCTIONS.items():
             made = [_component(kind) for kind in inputs]
@@ -235,7 +235,7 @@ def tools() -> Iterator[str]:
         )
         for function in (song, every_song, ask_whale, whisper):
             gr.api(function, api_name=f"api_{function.__name__}")
-        # No client can call these.
+        # Clients cannot call these.
         audio = gr.Audio(streaming=True)
         audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
         gr.Button().click(shout, gr.Textbox(), gr.Textbox(), api_visibility="private")
@@ -329,13 +329,13 @@ async def test_a_component_of_every_shape_is_an_argument(
     assert texts(result) == [said]
 
 
-async def test_a_state_begins_anew_with_each_call(tools: str) -> None:
+async def test_state_is_reset_for_each_call(tools: str) -> None:
     async with connect(tools) as client:
         for _ in range(2):
             assert texts(await client.call_tool("count", {"text": "call"})) == ["call 1"]
 
 
-async def test_what_no_client_can_call_is_left_out(tools: str) -> None:
+async def test_functions_that_no_client_can_call_are_left_out(tools: str) -> None:
     async with connect(tools) as client:
         offered = {tool.name: tool for tool in (await client.list_tools()).tools}
     own = {function.__name__ for function in FUNCTIONS} - {"tagged"}
@@ -346,7 +346,9 @@ async def test_what_no_client_can_call_is_left_out(tools: str) -> None:
     assert offered["count"].input_schema["required"] == ["text"]
 
 
-def test_what_is_left_out_is_said_and_the_page_is_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_left_out_functions_are_logged_and_the_page_still_starts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with gr.Blocks() as page:
         audio = gr.Audio(streaming=True)
         audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
@@ -356,7 +358,7 @@ def test_what_is_left_out_is_said_and_the_page_is_up(caplog: pytest.LogCaptureFi
     assert TestClient(web, base_url="http://localhost").get("/").status_code == 200
 
 
-async def test_a_picture_is_one_beside_its_address(tools: str) -> None:
+async def test_a_picture_is_returned_as_an_image_and_a_url(tools: str) -> None:
     async with connect(tools) as client:
         result = await client.call_tool("picture", {"size": 3})
     [shown, address] = result.content
@@ -368,7 +370,7 @@ async def test_a_picture_is_one_beside_its_address(tools: str) -> None:
     assert httpx2.get(url).headers["content-type"] == shown.mime_type
 
 
-async def test_a_file_of_the_server_is_no_argument(tools: str) -> None:
+async def test_a_server_file_is_not_accepted_as_an_argument(tools: str) -> None:
     async with connect(tools) as client:
         for path in ("/etc/passwd", "file:///etc/passwd", __file__):
             result = await client.call_tool("length_of", {"path": path})
@@ -378,7 +380,7 @@ async def test_a_file_of_the_server_is_no_argument(tools: str) -> None:
             ]
 
 
-async def test_progress_is_told_in_words(tools: str) -> None:
+async def test_progress_is_reported_with_its_text(tools: str) -> None:
     told: list[str | None] = []
 
     async def tell(_progress: float, _total: float | None, message: str | None) -> None:
@@ -389,7 +391,7 @@ async def test_progress_is_told_in_words(tools: str) -> None:
     assert "Swimming: 1 of 2" in told
 
 
-async def test_a_function_that_fails_says_as_much_as_the_page_would(tools: str) -> None:
+async def test_a_failing_tool_reports_the_same_error_as_the_page(tools: str) -> None:
     async with connect(tools) as client:
         failed = await client.call_tool("fail", {"_text": "whale"})
         refused = await client.call_tool("refuse", {"_text": "whale"})
@@ -399,13 +401,13 @@ async def test_a_function_that_fails_says_as_much_as_the_page_would(tools: str) 
     assert texts(refused) == ["Not today"]
 
 
-async def test_a_tool_may_return_what_has_a_structure(tools: str) -> None:
+async def test_a_tool_may_return_structured_data(tools: str) -> None:
     async with connect(tools) as client:
         result = await client.call_tool("renamed", {"text": "whale"})
     assert result.structured_content == {"result": "whale"}
 
 
-async def test_resources_and_prompts_are_offered_as_such(tools: str) -> None:
+async def test_resources_and_prompts_are_offered(tools: str) -> None:
     async with connect(tools) as client:
         [resource] = (await client.list_resources()).resources
         [template] = (await client.list_resource_templates()).resource_templates
@@ -426,12 +428,12 @@ async def test_resources_and_prompts_are_offered_as_such(tools: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["gradio_api/mcp", "gradio_api/mcp/", "gradio_api/mcp/http/"])
-async def test_the_tools_are_where_gradio_has_its_own_too(tools: str, path: str) -> None:
+async def test_the_tools_are_at_the_url_that_gradio_uses(tools: str, path: str) -> None:
     async with connect(tools.removesuffix("mcp") + path) as client:
         assert texts(await client.call_tool("shout", {"text": "whale"})) == ["WHALE"]
 
 
-def test_the_page_tells_of_its_tools(tools: str) -> None:
+def test_the_page_shows_its_tools(tools: str) -> None:
     address = tools.removesuffix("/mcp")
     assert httpx2.get(f"{address}/config").json()["mcp_server"] is True
     schema = httpx2.get(f"{address}/gradio_api/mcp/schema").json()
@@ -440,13 +442,13 @@ def test_the_page_tells_of_its_tools(tools: str) -> None:
     assert (kinds["shout"], kinds["ask"]) == ("tool", "prompt")
 
 
-def test_a_page_without_tools_tells_of_none() -> None:
+def test_a_page_without_tools_shows_none() -> None:
     web = TestClient(mount(gr.Interface(shout, "text", "text"), HttpSettings()))
     assert web.get("http://localhost/config").json()["mcp_server"] is False
     assert web.post("http://localhost/mcp", json={}).status_code in (404, 405)
 
 
-async def test_tools_are_for_who_has_logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tools_require_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGE_SECRET", "the whales sing in the deep blue sea")
     page = gr.Interface(greet, "text", "text", api_name="greet")
     launch = Launch(auth=("ada", "pw"), mcp_server=True)
@@ -486,7 +488,7 @@ async def repeat(values: object) -> AsyncGenerator[object, None]:
         ),
     ],
 )
-def test_a_dropdown_is_described_by_what_it_takes(
+def test_a_dropdown_is_described_with_its_choices(
     multiselect: bool, custom: bool, schema: dict[str, object]
 ) -> None:
     box = gr.Dropdown(["a", "b"], multiselect=multiselect, allow_custom_value=custom)
@@ -499,7 +501,7 @@ def test_a_dropdown_is_described_by_what_it_takes(
 
 
 @pytest.mark.parametrize("several", [("one", "two"), ["one", "two"]])
-async def test_each_of_several_values_is_a_text_of_its_own(several: object) -> None:
+async def test_each_of_several_return_values_is_a_separate_text(several: object) -> None:
     async def count(_: str) -> AsyncGenerator[object, None]:
         yield several
 
@@ -510,7 +512,7 @@ async def test_each_of_several_values_is_a_text_of_its_own(several: object) -> N
     assert texts(result) == ["one", "two"]
 
 
-async def test_calls_take_turns_as_those_of_the_page_do() -> None:
+async def test_calls_share_the_queue_limits_of_the_page() -> None:
     running, most = 0, 0
     released = threading.Event()
 

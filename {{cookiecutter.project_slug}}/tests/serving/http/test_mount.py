@@ -1,4 +1,4 @@
-"""What a caller can read by naming files and addresses, over HTTP, without Ray and on it."""
+"""The files and URLs that a caller can read through the page, with and without Ray."""
 
 import contextlib
 import hashlib
@@ -68,7 +68,7 @@ SONG = b"whales sing"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds what Gradio keeps, a folder that the settings allow, and what is nobody's business."""
+    """Has Gradio's cache, an allowed folder, and private files."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "allowed" / "private").mkdir(parents=True)
     for place in (folder, folder / "allowed", folder / "allowed" / "private"):
@@ -103,7 +103,7 @@ def kept(uploads: Path) -> set[Path]:
         ("file://{folder}/picture.png", Way.DIRECT),
     ],
 )
-def test_a_path_in_the_place_of_a_file_brings_nothing(
+def test_a_path_instead_of_a_file_returns_nothing(
     page: TestClient, folder: Path, path: str, way: Way
 ) -> None:
     path = path.format(folder=folder)
@@ -115,7 +115,7 @@ def test_a_path_in_the_place_of_a_file_brings_nothing(
     assert download(page, path).status_code == 403
 
 
-def test_the_refusal_says_what_to_do_and_tells_no_path(
+def test_the_refusal_gives_instructions_and_contains_no_path(
     page: TestClient, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events = ask(page, Way.QUEUED, "file", named("/proc/self/environ"))
@@ -126,7 +126,7 @@ def test_the_refusal_says_what_to_do_and_tells_no_path(
 
 @pytest.fixture
 def opened() -> Iterator[set[str]]:
-    """The files that Python opened meanwhile."""
+    """Records the files that Python opens."""
     names: set[str] = set()
     watching = True
 
@@ -134,14 +134,14 @@ def opened() -> Iterator[set[str]]:
         if watching and event == "open":
             names.add(str(details[0]))
 
-    # There is no way to remove it.
+    # Audit hooks cannot be removed.
     sys.addaudithook(watch)
     yield names
     watching = False
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_the_arguments_of_a_component_in_a_message_open_nothing(
+def test_component_arguments_in_a_message_open_no_file(
     page: TestClient, folder: Path, opened: set[str], kind: str
 ) -> None:
     picture = (folder / "picture.png").read_bytes()
@@ -151,13 +151,13 @@ def test_the_arguments_of_a_component_in_a_message_open_nothing(
     for path in (str(folder / "picture.png"), str(folder / "song.txt")):
         message = {**shown(kind, value), "constructor_args": {"watermark": path}}
         [said_back] = result(page, "chatbot", said(message))
-        # The function gets what was sent, and only the component is made without it.
+        # The function gets the message, but the component is built without the file.
         assert said_back["content"][0]["constructor_args"] == {"watermark": path}
     assert {path for path in opened if path.startswith(str(folder))}
     assert not opened & {str(folder / "picture.png"), str(folder / "song.txt")}
 
 
-def test_a_label_in_a_message_opens_nothing(
+def test_a_label_in_a_message_opens_no_file(
     page: TestClient, folder: Path, opened: set[str]
 ) -> None:
     figures = folder / "figures.json"
@@ -170,7 +170,7 @@ def test_a_label_in_a_message_opens_nothing(
     assert result(page, "chatbot", said(shown("label", {"label": "whale"})))
 
 
-def test_a_text_that_has_paths_in_it_is_none_of_a_file(page: TestClient) -> None:
+def test_text_that_contains_paths_stays_text(page: TestClient) -> None:
     tree = {"path": "/", "children": [{"path": "/etc"}]}
     assert result(page, "json", tree) == tree
     assert result(page, "api", tree) == tree
@@ -178,7 +178,7 @@ def test_a_text_that_has_paths_in_it_is_none_of_a_file(page: TestClient) -> None
 
 
 @pytest.mark.parametrize("way", Way)
-def test_what_was_uploaded_is_taken_and_given_back(page: TestClient, way: Way) -> None:
+def test_an_uploaded_file_is_accepted_and_returned(page: TestClient, way: Way) -> None:
     path = upload(page, "song.txt", SONG)
     assert download(page, path).content == SONG
     for function, value in (
@@ -190,14 +190,14 @@ def test_what_was_uploaded_is_taken_and_given_back(page: TestClient, way: Way) -
         assert path in ask(page, way, function, value), function
 
 
-def test_a_picture_that_was_uploaded_is_taken(page: TestClient, folder: Path) -> None:
+def test_an_uploaded_picture_is_accepted(page: TestClient, folder: Path) -> None:
     path = upload(page, "picture.png", (folder / "picture.png").read_bytes())
     assert result(page, "image", named(path))["path"]
     gallery = [{"image": named(path), "caption": None}]
     assert result(page, "gallery", gallery)[0]["image"]["path"]
 
 
-def test_what_a_function_returns_can_be_downloaded_from_where_it_is_allowed(
+def test_files_that_a_function_returns_can_be_downloaded_from_allowed_folders(
     page: TestClient, folder: Path
 ) -> None:
     assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
@@ -213,7 +213,9 @@ def test_what_a_function_returns_can_be_downloaded_from_where_it_is_allowed(
 
 @pytest.mark.parametrize("blocked", ["private", "Private"])
 @pytest.mark.parametrize("link", ["link", "Link"])
-def test_what_is_blocked_is_so_through_a_link_too(tmp_path: Path, blocked: str, link: str) -> None:
+def test_blocked_paths_are_blocked_through_links_too(
+    tmp_path: Path, blocked: str, link: str
+) -> None:
     for name in (blocked, "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "song.txt").write_bytes(SONG)
@@ -255,7 +257,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def launched(folder: Path) -> Iterator[list[httpx2.Client]]:
-    """What plain Gradio makes of the apps, in a process that the project has no part in."""
+    """The apps on plain Gradio, in a process without the project."""
     ports = [free_port(), free_port()]
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCH_APPS, *map(str, ports)],
@@ -274,14 +276,14 @@ def launched(folder: Path) -> Iterator[list[httpx2.Client]]:
 
 
 def readable(pages: Sequence[httpx2.Client], paths: dict[str, str]) -> set[str]:
-    """Which of the files a visitor gets by naming them, and which a function gets shown."""
+    """The files that a visitor can download, and those that a function can read."""
     workflow, reader = pages
     found = set()
     for name, path in paths.items():
         for route in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/"):
-            # A server that fails closes the connection.
+            # A failing server closes the connection.
             answer = workflow.get(f"{route}{path}", headers={"connection": "close"})
-            # A page has an answer of its own for what it does not know.
+            # A page has its own answer for unknown paths.
             if answer.status_code == 200 and answer.content == SONG:
                 found.add(f"{name} by address")
         with contextlib.suppress(httpx2.HTTPStatusError):
@@ -291,7 +293,7 @@ def readable(pages: Sequence[httpx2.Client], paths: dict[str, str]) -> set[str]:
     return found
 
 
-def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
+def test_a_visitor_reads_no_file_that_launch_refuses_and_none_of_rays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "apps.py").write_text(APPS)
@@ -346,12 +348,12 @@ def test_a_visitor_reads_nothing_that_launch_refuses_and_nothing_of_ray(
         "of the working directory by a function",
     }
     of_ray = {each for each in by_launch if each.startswith("of Ray")}
-    # Here, to show what it is that is refused.
+    # Plain Gradio differs only in that it also serves Ray's files.
     assert len(of_ray) == 6
     assert by_launch == by_us | of_ray
 
 
-def test_a_list_of_allowed_paths_may_lie_in_another(tmp_path: Path) -> None:
+def test_allowed_paths_may_be_nested_lists(tmp_path: Path) -> None:
     (tmp_path / "song.txt").write_bytes(SONG)
     folders: Any = [[str(tmp_path)]]
     with TestClient(
@@ -360,7 +362,7 @@ def test_a_list_of_allowed_paths_may_lie_in_another(tmp_path: Path) -> None:
         assert download(page, f"{tmp_path}/song.txt").content == SONG
 
 
-def test_what_ray_was_sent_is_shown_where_it_is_allowed_itself(
+def test_rays_working_directory_is_readable_only_if_allowed_explicitly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -374,7 +376,7 @@ def test_what_ray_was_sent_is_shown_where_it_is_allowed_itself(
 
 
 def draw(page: TestClient, **fields: object) -> int:
-    """Sends a part of an edited picture, as the editor does before a call; returns the status."""
+    """Sends part of an edited picture, as the editor does before a call; returns the status."""
     components = page.get("config").json()["components"]
     [editor] = [each["id"] for each in components if each["type"] == "imageeditor"]
     drawn = {"component_id": editor, "session_hash": "me", "fn_name": "accept_blobs"}
@@ -387,12 +389,12 @@ def draw(page: TestClient, **fields: object) -> int:
 
 
 def edited(name: str) -> dict[str, object]:
-    """What brings an edited picture to a call."""
+    """The argument that refers to an edited picture."""
     return {"background": None, "layers": [], "composite": None, "id": name}
 
 
 @pytest.mark.parametrize("index", [100, 20_000_000, -1, "whale"])
-def test_an_edited_picture_has_a_bounded_number_of_layers(page: TestClient, index: object) -> None:
+def test_an_edited_picture_has_a_limited_number_of_layers(page: TestClient, index: object) -> None:
     assert 400 <= draw(page, index=index) < 500
     assert draw(page, index=99) == 200
     assert draw(page, type="background", index="null") == 200
@@ -407,7 +409,7 @@ def test_an_edited_picture_arrives_with_its_layers(page: TestClient, folder: Pat
     assert len(drawn["layers"]) == 1
 
 
-def test_of_edited_pictures_that_no_call_brings_the_newest_are_kept(
+def test_only_the_newest_unused_edited_pictures_are_kept(
     page: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = (folder / "picture.png").read_bytes()
@@ -418,7 +420,7 @@ def test_of_edited_pictures_that_no_call_brings_the_newest_are_kept(
     assert there == [2, 3, 4]
 
 
-def test_edited_pictures_have_a_bounded_size_together(
+def test_edited_pictures_have_a_limited_total_size(
     page: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "EDITED_BYTES", 10_000)
@@ -434,7 +436,9 @@ def test_an_example_can_be_chosen(page: TestClient) -> None:
     assert example["path"] in ask(page, Way.DIRECT, "file", example)
 
 
-def test_who_knows_a_file_cannot_name_what_another_uploaded(page: TestClient, folder: Path) -> None:
+def test_a_known_file_does_not_reveal_the_path_of_another_upload(
+    page: TestClient, folder: Path
+) -> None:
     known = b"whales hum"
     mine, theirs = (upload(page, "hum.txt", known) for _ in range(2))
     assert mine != theirs
@@ -469,12 +473,12 @@ def test_who_knows_a_file_cannot_name_what_another_uploaded(page: TestClient, fo
         ("whale", False),
     ],
 )
-def test_only_an_address_of_the_public_internet_is_public(address: str, public: bool) -> None:
+def test_only_public_internet_addresses_count_as_public(address: str, public: bool) -> None:
     assert is_public(address) == public
 
 
 class Reached(http.server.BaseHTTPRequestHandler):
-    """Redirects `/to/ADDRESS` to it, and answers all else."""
+    """Redirects `/to/ADDRESS` there, and answers other requests itself."""
 
     def do_GET(self) -> None:
         elsewhere = self.path.partition("/to/")[2]
@@ -490,7 +494,7 @@ class Reached(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def reached() -> Iterator[tuple[int, list[str]]]:
-    """A server on every address of this machine: its port, and the paths that were asked of it."""
+    """A server on every address of this machine: its port, and the requested paths."""
     server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Reached)  # noqa: S104
     server.paths = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -505,7 +509,7 @@ def reached() -> Iterator[tuple[int, list[str]]]:
     "host",
     ["127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "127.1"],  # noqa: S104
 )
-def test_a_url_in_the_place_of_a_file_reaches_no_private_address(
+def test_a_url_instead_of_a_file_reaches_no_private_address(
     page: TestClient, reached: tuple[int, list[str]], host: str
 ) -> None:
     port, paths = reached
@@ -533,7 +537,7 @@ def test_a_redirect_reaches_no_private_address_either(
 
 
 def noise(width: int, height: int, kind: str) -> bytes:
-    """A picture that cannot be compressed."""
+    """An incompressible picture."""
     written = BytesIO()
     mode = "RGB" if kind == "JPEG" else "RGBA"
     pixels = os.urandom(width * height * len(mode))
@@ -541,7 +545,7 @@ def noise(width: int, height: int, kind: str) -> bytes:
     return written.getvalue()
 
 
-def test_a_photo_a_large_table_and_a_large_drawing_are_taken_by_default(page: TestClient) -> None:
+def test_photos_large_tables_and_large_drawings_are_accepted_by_default(page: TestClient) -> None:
     photo = noise(2000, 1500, "JPEG")
     assert len(photo) > 3_000_000
     assert result(page, "image", named(upload(page, "photo.jpg", photo)))["path"]
@@ -562,10 +566,10 @@ FORWARDED = {"x-forwarded-host": "pages.example.org:8080", "x-forwarded-proto": 
     [
         ("", None, {}, "http://localhost"),
         ("/chat", None, {}, "http://localhost/chat"),
-        # A proxy that keeps the path.
+        # A proxy that keeps the path prefix.
         ("/chat", None, FORWARDED, "http://pages.example.org:8080/chat"),
         ("", None, FORWARDED, "http://pages.example.org:8080"),
-        # Proxies that take it away, or put another in its place.
+        # Proxies that remove or replace it.
         ("", "/chat", FORWARDED, "http://pages.example.org:8080/chat"),
         ("", "/chat", {}, "http://localhost/chat"),
         ("", "https://pages.example.org/chat", {}, "https://pages.example.org/chat"),
@@ -573,7 +577,7 @@ FORWARDED = {"x-forwarded-host": "pages.example.org:8080", "x-forwarded-proto": 
         ("/inner", "https://pages.example.org", FORWARDED, "https://pages.example.org"),
     ],
 )
-def test_a_file_has_the_address_that_its_visitor_can_reach(
+def test_a_file_has_a_url_that_its_visitor_can_reach(
     root_path: str, public_url: str | None, headers: dict[str, str], address: str
 ) -> None:
     settings = HttpSettings(hosts=("pages.example.org",), public_url=public_url)
@@ -593,7 +597,7 @@ def test_a_file_has_the_address_that_its_visitor_can_reach(
             assert download(page, path).text == MADE_BY_THE_PAGE
 
 
-def test_old_files_are_removed_but_none_of_the_page_and_none_of_others(
+def test_old_files_are_removed_except_those_of_the_page_and_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
@@ -621,7 +625,7 @@ def test_old_files_are_removed_but_none_of_the_page_and_none_of_others(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert kept(tmp_path) == of_the_page | {of_others}
-        # A result comes back where its file is gone.
+        # The file of a result is recreated if it was removed.
         assert download(page, result(page, "made")["path"]).text == MADE_BY_THE_PAGE
 
 
@@ -652,7 +656,9 @@ def song(content: bytes) -> FilePayload:
     return {"name": "song.txt", "mimeType": "text/plain", "buffer": content}
 
 
-def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: Browser) -> None:
+def test_in_the_browser_files_can_be_uploaded_wherever_the_page_has_an_input(
+    browser: Browser,
+) -> None:
     settings = HttpSettings(limits=RequestLimits(file_bytes=5000))
     web = mount(page_that_makes_places_for_files(), settings)
     with in_thread(web) as url, browser.new_page() as page:
@@ -667,7 +673,7 @@ def test_in_the_browser_files_arrive_from_wherever_the_page_takes_them(browser: 
         expect(page.get_by_text("exceed the maximum allowed size of 4.9 Kb")).to_be_visible()
         place.set_input_files(song(bytes(4999)))
         expect(page.get_by_label("Bytes")).to_have_value("4999")
-        # With `object-src`, the browser would say that it refuses the other page.
+        # With `object-src`, the browser would log that it refuses the other page.
         assert page.locator("embed").count() == 1
         assert not [text for text in said if "Content Security Policy" in text]
 
@@ -699,7 +705,7 @@ CALL = """async ([page, credentials]) => {
 }"""
 
 
-def test_in_the_browser_a_site_that_is_listed_shows_and_calls_the_page_and_no_other_does(
+def test_in_the_browser_only_listed_sites_embed_and_call_the_page(
     browser: Browser,
 ) -> None:
     markup = ""
@@ -712,7 +718,7 @@ def test_in_the_browser_a_site_that_is_listed_shows_and_calls_the_page_and_no_ot
     given = gr.Interface(lambda file: file, gr.File(label="Song"), gr.File(label="Sung"))
     replica = SimpleNamespace(app_name="page", replica_tag="first")
     with in_thread(site) as wiki, in_thread(site) as elsewhere:
-        # Browsers take this for another site than that of the page.
+        # For browsers, this is another site than the page.
         wiki, elsewhere = (url.replace("127.0.0.1", "localhost") for url in (wiki, elsewhere))
         web = mount(given, HttpSettings(origins=(wiki,)))
         web.add_middleware(SessionCookie, embedded=True, origins=(wiki,), context=lambda: replica)
@@ -731,7 +737,7 @@ def test_in_the_browser_a_site_that_is_listed_shows_and_calls_the_page_and_no_ot
                 for credentials in ("omit", "include"):
                     with pytest.raises(Error, match="Failed to fetch"):
                         page.evaluate(CALL, [url, credentials])
-                # What the browser sends without a question is refused by the page itself.
+                # Requests that browsers send without a preflight are refused by the page.
                 send = "url => fetch(url, {method: 'POST', mode: 'no-cors', body: '{}'})"
                 with page.expect_response(lambda answer: "/queue/join" in answer.url) as sent:
                     page.evaluate(send, f"{url}/gradio_api/queue/join")
@@ -741,14 +747,14 @@ def test_in_the_browser_a_site_that_is_listed_shows_and_calls_the_page_and_no_ot
 @pytest.fixture(params=["files", "files_behind_a_prefix"])
 def served_page(request: pytest.FixtureRequest) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=request.getfixturevalue(request.param), timeout=60) as client:
-        # The cookie keeps what follows with one replica.
+        # The cookie keeps later requests on one replica.
         client.get("config")
         yield client
 
 
 @pytest.mark.served
 @pytest.mark.parametrize("way", Way)
-def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
+def test_on_ray_paths_return_nothing_and_uploads_are_accepted(
     served_page: httpx2.Client, served_pages: Served, kept_files: Path, folder: Path, way: Way
 ) -> None:
     before = kept(kept_files)
@@ -764,14 +770,16 @@ def test_on_ray_a_path_brings_nothing_and_an_upload_is_taken(
     assert download(served_page, "/proc/self/environ").status_code == 403
     made = result(served_page, "made")["path"]
     assert download(served_page, made).text == MADE_BY_THE_PAGE
-    # Among the temporary files, which a function may return.
+    # A temporary file, which a function may return.
     [*_, log] = served_pages.logs.glob("serve/*.log")
     with pytest.raises(httpx2.HTTPStatusError):
         result(served_page, "returned", str(log))
 
 
 @pytest.mark.served
-def test_on_ray_another_site_keeps_its_session_without_a_cookie(files_behind_a_prefix: str) -> None:
+def test_on_ray_an_embedded_page_keeps_its_session_without_a_cookie(
+    files_behind_a_prefix: str,
+) -> None:
     headers = {"origin": WIKI, "sec-fetch-site": "cross-site"}
     replicas = set()
     for _ in range(6):
@@ -791,6 +799,6 @@ def test_on_ray_another_site_keeps_its_session_without_a_cookie(files_behind_a_p
 
 
 @pytest.mark.served
-def test_on_ray_flags_and_cached_examples_go_where_ray_was_started(files: str) -> None:
+def test_on_ray_flags_and_cached_examples_are_saved_where_ray_was_started(files: str) -> None:
     with httpx2.Client(base_url=files, timeout=60) as page:
         assert result(page, "folder") == str(Path.cwd())

@@ -1,4 +1,4 @@
-"""A login at a provider of OpenID Connect, before a page of a few lines."""
+"""A login at an OpenID Connect provider, for a small page."""
 
 import base64
 import hashlib
@@ -62,7 +62,7 @@ def settings_for(provider: Provider, **options: object) -> HttpSettings:
 
 
 def page_behind(settings: HttpSettings, root_path: str = "") -> TestClient:
-    """Returns a browser at a replica of the page, which no other knows of."""
+    """Returns a browser at a new, independent replica of the page."""
     web = FastAPI()
 
     @web.api_route("/{path:path}", methods=["GET", "POST"])
@@ -76,7 +76,7 @@ def page_behind(settings: HttpSettings, root_path: str = "") -> TestClient:
 
 
 def sent_to(browser: TestClient, path: str = "/") -> str:
-    """Returns where the page sends who has to log in."""
+    """Returns the URL to which the page redirects for the login."""
     answer = browser.get(path)
     assert answer.status_code == 303
     address: str = answer.headers["location"]
@@ -84,14 +84,14 @@ def sent_to(browser: TestClient, path: str = "/") -> str:
 
 
 def log_in(browser: TestClient, provider: Provider, path: str = "/", user: str = "1") -> str:
-    """Returns where the page sends who has logged in."""
+    """Logs in, and returns the URL to which the page redirects afterwards."""
     answer = browser.get(provider.log_in(sent_to(browser, path), user))
     assert answer.status_code == 303, answer.text
     address: str = answer.headers["location"]
     return address
 
 
-def test_who_logs_in_is_back_where_they_were_and_known(provider: Provider) -> None:
+def test_a_login_returns_to_the_original_page_with_the_user_name(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
 
     assert log_in(browser, provider, "/a%20b?c=d&e=%2F") == f"{HERE}/a%20b?c=d&e=%2F"
@@ -99,7 +99,7 @@ def test_who_logs_in_is_back_where_they_were_and_known(provider: Provider) -> No
     assert browser.post("/gradio_api/queue/join").json() == "ada"
 
 
-def test_every_replica_knows_who_has_logged_in_at_another(provider: Provider) -> None:
+def test_a_login_at_one_replica_is_valid_at_all(provider: Provider) -> None:
     begins, finishes, goes_on = (page_behind(settings_for(provider)) for _ in range(3))
     back = provider.log_in(sent_to(begins), "1")
     finishes.cookies = begins.cookies
@@ -109,7 +109,7 @@ def test_every_replica_knows_who_has_logged_in_at_another(provider: Provider) ->
     assert goes_on.get("/").json() == "ada"
 
 
-def test_the_provider_is_asked_as_it_has_to_be(provider: Provider) -> None:
+def test_the_requests_to_the_provider_follow_the_protocol(provider: Provider) -> None:
     browser = page_behind(settings_for(provider, scope="openid profile email"))
     address = sent_to(browser)
     asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
@@ -135,7 +135,7 @@ def test_the_provider_is_asked_as_it_has_to_be(provider: Provider) -> None:
         ("POST", "/login", {}),
     ],
 )
-def test_what_no_reader_opens_gets_401(
+def test_requests_that_are_no_navigation_get_401(
     provider: Provider, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = page_behind(settings_for(provider)).request(method, path, headers=headers)
@@ -143,13 +143,13 @@ def test_what_no_reader_opens_gets_401(
     assert "set-cookie" not in answer.headers
 
 
-def test_a_browser_that_tells_no_mode_is_sent_to_the_provider(provider: Provider) -> None:
+def test_a_browser_without_fetch_metadata_is_redirected_to_the_provider(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     del browser.headers["sec-fetch-mode"]
     assert sent_to(browser).startswith(provider.url)
 
 
-def test_the_cookies_are_of_no_use_to_scripts_and_other_sites(provider: Provider) -> None:
+def test_cookies_are_hidden_from_scripts_and_other_sites(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     begun = browser.get("/", headers=PROXIED)
     done = browser.get(
@@ -165,7 +165,7 @@ def test_the_cookies_are_of_no_use_to_scripts_and_other_sites(provider: Provider
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_behind_a_prefix_the_login_has_that_prefix(provider: Provider) -> None:
+def test_behind_a_prefix_the_login_uses_that_prefix(provider: Provider) -> None:
     browser = page_behind(settings_for(provider), "/chat")
     address = sent_to(browser, "/chat/a")
     [redirect_uri] = parse_qs(urlsplit(address).query)["redirect_uri"]
@@ -177,7 +177,7 @@ def test_behind_a_prefix_the_login_has_that_prefix(provider: Provider) -> None:
 
 
 @pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example", "/a?next=//evil.example"])
-def test_nobody_is_sent_to_another_site_after_the_login(provider: Provider, path: str) -> None:
+def test_a_login_never_redirects_to_another_site(provider: Provider, path: str) -> None:
     browser = page_behind(settings_for(provider))
     address = log_in(browser, provider, f"{HERE}{path}")
     assert urlsplit(address).netloc == "localhost"
@@ -192,7 +192,7 @@ def test_two_tabs_log_in_at_the_same_time(provider: Provider) -> None:
         assert answer.headers["location"] == f"{HERE}{path}"
 
 
-def test_logins_that_are_not_finished_do_not_pile_up(provider: Provider) -> None:
+def test_unfinished_logins_do_not_pile_up(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     for _ in range(20):
         sent_to(browser)
@@ -201,7 +201,7 @@ def test_logins_that_are_not_finished_do_not_pile_up(provider: Provider) -> None
 
 def test_a_forged_state_is_refused(provider: Provider) -> None:
     browser, other = (page_behind(settings_for(provider)) for _ in range(2))
-    # Whoever attacks sends somebody the address at which their own login ends.
+    # An attacker sends a victim the callback URL of their own login.
     back = provider.log_in(sent_to(other), "1")
     sent_to(browser)
 
@@ -214,7 +214,7 @@ def test_a_forged_state_is_refused(provider: Provider) -> None:
 
 
 def crafted(header: object, *others: str) -> str:
-    """Returns what looks like the cookie of a login."""
+    """Returns a forged login cookie."""
     first = base64.urlsafe_b64encode(json.dumps(header).encode()).decode().rstrip("=")
     return ".".join([first, *(others or ("", "AAAAAAAAAAAAAAAA", "AAAA", "A" * 22))])
 
@@ -233,7 +233,7 @@ def crafted(header: object, *others: str) -> str:
     ],
     ids=range(13),
 )
-def test_a_cookie_that_somebody_made_up_is_none(provider: Provider, cookie: str) -> None:
+def test_a_forged_cookie_is_ignored(provider: Provider, cookie: str) -> None:
     browser = page_behind(settings_for(provider))
     first = browser.get("/")
     begun = first.headers["set-cookie"].partition("=")[0]
@@ -245,7 +245,7 @@ def test_a_cookie_that_somebody_made_up_is_none(provider: Provider, cookie: str)
     assert browser.get(f"/oidc/callback?code=a&state={state}", headers=headers).status_code == 400
 
 
-def test_cookies_of_logins_that_nobody_has_begun_are_left_alone(provider: Provider) -> None:
+def test_many_forged_login_cookies_do_not_break_a_login(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     begun = browser.get("/").headers["set-cookie"].partition("=")[0]
     names = [f"{begun[:-16]}{number:016x}" for number in range(10_000)]
@@ -253,11 +253,11 @@ def test_cookies_of_logins_that_nobody_has_begun_are_left_alone(provider: Provid
     headers = {"cookie": "; ".join(f"{name}=a" for name in [*made_up, *names])}
     answer = browser.get("/", headers=headers)
     assert answer.status_code == 303
-    # What it begins, and some of what it takes away.
+    # Its own new cookie, and some of the cookies that it deletes.
     assert len(answer.headers.get_list("set-cookie")) == 1 + oidc_module.FORGOTTEN_AT_ONCE
 
 
-def test_a_code_that_the_provider_does_not_know_is_no_fault_of_its(
+def test_an_unknown_code_is_refused_without_an_error_in_the_log(
     provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     browser = page_behind(settings_for(provider))
@@ -270,21 +270,21 @@ def test_a_code_that_the_provider_does_not_know_is_no_fault_of_its(
 
 
 @pytest.mark.parametrize("code", ["", "a" * 60_000])
-def test_the_provider_is_not_asked_about_what_is_no_code(provider: Provider, code: str) -> None:
+def test_an_invalid_code_is_not_sent_to_the_provider(provider: Provider, code: str) -> None:
     browser = page_behind(settings_for(provider))
     [state] = parse_qs(urlsplit(sent_to(browser)).query)["state"]
     assert browser.get(f"/oidc/callback?state={state}&code={code}").status_code == 403
     assert provider.asked == []
 
 
-def test_a_login_ends_once(provider: Provider) -> None:
+def test_a_login_can_be_completed_only_once(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     back = provider.log_in(sent_to(browser), "1")
     assert browser.get(back).status_code == 303
     assert browser.get(back).status_code == 400
 
 
-def test_a_login_that_took_too_long_begins_again(
+def test_a_login_that_took_too_long_starts_again(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oidc_module, "FLOW_SECONDS", -1)
@@ -295,7 +295,7 @@ def test_a_login_that_took_too_long_begins_again(
     assert browser.get(back, headers={"cookie": cookie}).status_code == 400
 
 
-def test_a_session_ends(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_expires(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oidc_module, "SESSION_SECONDS", -1)
     browser = page_behind(settings_for(provider))
     done = browser.get(provider.log_in(sent_to(browser), "1"))
@@ -304,7 +304,7 @@ def test_a_session_ends(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def refusals(browser: TestClient, provider: Provider, caplog: pytest.LogCaptureFixture) -> str:
-    """Returns what the log says of a login that the page refuses because of the token."""
+    """Returns the log lines of a login that is refused because of its token."""
     caplog.clear()
     answer = browser.get(provider.log_in(sent_to(browser), "1"))
 
@@ -335,7 +335,7 @@ def test_an_expired_token_is_refused(caplog: pytest.LogCaptureFixture) -> None:
         assert "ExpiredTokenError" in refusals(browser, provider, caplog)
 
 
-def test_a_token_that_another_signed_or_changed_is_refused(
+def test_a_token_with_a_foreign_signature_or_changed_content_is_refused(
     provider: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     browser = page_behind(settings_for(provider))
@@ -370,7 +370,7 @@ def test_a_token_of_another_login_is_refused(
     assert "InvalidClaimError nonce" in refusals(browser, provider, caplog)
 
 
-def test_new_keys_of_the_provider_are_looked_for(
+def test_new_keys_of_the_provider_are_fetched(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oidc_module, "KEYS_SECONDS", 0.0)
@@ -385,14 +385,14 @@ def test_new_keys_of_the_provider_are_looked_for(
     assert browser.get("/").json() == "bob"
 
 
-def test_who_does_not_consent_gets_told(provider: Provider) -> None:
+def test_a_user_who_denies_consent_sees_a_message(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     answer = browser.get(provider.deny(sent_to(browser)))
     assert answer.status_code in (400, 403)
     assert browser.get("/").status_code == 303
 
 
-def test_those_alone_come_in_of_whom_the_provider_says_what_is_required(
+def test_only_users_with_the_required_claims_are_let_in(
     provider: Provider,
 ) -> None:
     provider.know("2", preferred_username="bob", groups=["guests"])
@@ -407,12 +407,12 @@ def test_those_alone_come_in_of_whom_the_provider_says_what_is_required(
     assert browser.get("/").json() == "ada"
 
 
-def test_other_settings_know_nobody_that_these_have_let_in(provider: Provider) -> None:
+def test_a_session_is_not_valid_under_other_settings(provider: Provider) -> None:
     open_to_all = page_behind(settings_for(provider))
     log_in(open_to_all, provider)
     staff = page_behind(settings_for(provider, required_claims={"groups": "staff"}))
     [cookie] = open_to_all.cookies.jar
-    # Whoever wants in sends it by the name that the other page looks for.
+    # An attacker sends it under the cookie name of the other page.
     log_in(staff, provider)
     [own] = staff.cookies.jar
     sent = {"cookie": f"{own.name}={cookie.value}"}
@@ -421,14 +421,14 @@ def test_other_settings_know_nobody_that_these_have_let_in(provider: Provider) -
     assert staff.get("/", headers={"cookie": f"{own.name}={own.value}"}).json() == "ada"
 
 
-def test_who_has_no_name_for_the_page_stays_out(provider: Provider) -> None:
+def test_a_user_without_the_username_claim_is_refused(provider: Provider) -> None:
     browser = page_behind(settings_for(provider, username_claim="employee_number"))
     answer = browser.get(provider.log_in(sent_to(browser), "1"))
     assert answer.status_code == 403
     assert "does not say your name" in answer.text
 
 
-def test_logging_out_ends_it_here_and_at_the_provider(provider: Provider) -> None:
+def test_a_logout_ends_the_session_here_and_at_the_provider(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     log_in(browser, provider)
     answer = browser.get("/logout")
@@ -441,7 +441,7 @@ def test_logging_out_ends_it_here_and_at_the_provider(provider: Provider) -> Non
     assert "You are logged out" in browser.get("/oidc/logged-out").text
 
 
-def test_where_the_provider_ends_no_session_the_page_says_that_it_has(provider: Provider) -> None:
+def test_without_logout_at_the_provider_the_page_confirms_its_own(provider: Provider) -> None:
     provider.hide = ("end_session_endpoint",)
     browser = page_behind(settings_for(provider))
     log_in(browser, provider)
@@ -449,14 +449,14 @@ def test_where_the_provider_ends_no_session_the_page_says_that_it_has(provider: 
     assert browser.get("/").status_code == 303
 
 
-def test_another_site_logs_nobody_out(provider: Provider) -> None:
+def test_another_site_cannot_log_a_user_out(provider: Provider) -> None:
     browser = page_behind(settings_for(provider))
     log_in(browser, provider)
     assert browser.get("/logout", headers={"sec-fetch-site": "cross-site"}).status_code == 403
     assert browser.get("/").json() == "ada"
 
 
-def test_a_function_of_the_page_knows_who_asks(provider: Provider) -> None:
+def test_a_function_of_the_page_gets_the_user_name(provider: Provider) -> None:
     def who(request: gr.Request) -> str:
         return request.username or "nobody"
 
@@ -470,7 +470,7 @@ def test_a_function_of_the_page_knows_who_asks(provider: Provider) -> None:
     assert answer.json()["data"] == ["ada"]
 
 
-def test_the_start_says_what_the_login_lacks(
+def test_the_start_names_what_is_missing_for_the_login(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(settings: HttpSettings) -> str:
@@ -493,7 +493,7 @@ def test_the_start_says_what_the_login_lacks(
     assert "needs PAGE_SECRET" in said(settings)
 
 
-def test_a_page_says_that_the_provider_is_away() -> None:
+def test_the_page_reports_that_the_provider_is_unreachable() -> None:
     nowhere = Provider(None, f"http://localhost:{free_port()}")
     answer = page_behind(settings_for(nowhere)).get("/")
     assert answer.status_code == 502
@@ -512,12 +512,12 @@ def test_a_page_says_that_the_provider_is_away() -> None:
         ({"login_header": "X-User", "proxies": ["nginx"]}, "proxies"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(args: dict[str, object], said: str) -> None:
+def test_invalid_settings_are_refused(args: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         HttpSettings.model_validate(args)
 
 
-def test_without_its_libraries_the_login_is_refused_with_how_to_install_them(
+def test_without_its_libraries_the_login_is_refused_with_install_instructions(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, oidc_module.__name__)

@@ -1,4 +1,4 @@
-"""OpenAI's protocol beside a page, asked by its official client, and by hand where that refuses."""
+"""The OpenAI API of a page, called by the official client, and directly where that refuses."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ LIMITS = Limits(new_tokens=64, prompt_characters=1000)
 
 @dataclass
 class Thinking:
-    """Thinks aloud, answers, and is cut off by a server that also dropped a message."""
+    """Thinks, answers, and is stopped by a server that also dropped a message."""
 
     name: str = "thinking"
 
@@ -80,7 +80,7 @@ class Thinking:
 def web_of(
     *models: Model, limits: Limits = LIMITS, keys: bool = False, **settings: Any
 ) -> Starlette:
-    """Returns a page of one word, and the API of the models beside it."""
+    """Returns a minimal page with the API of the models."""
     given = {"openai_api": True if keys else "without-keys", "limits": limits, **settings}
     web = Starlette()
     web.add_route("/{path:path}", lambda _: JSONResponse("the page"), ["GET", "POST"])
@@ -96,7 +96,7 @@ def asked(*models: Model, **settings: Any) -> TestClient:
 
 @contextmanager
 def client_of(*models: Model, **settings: Any) -> Iterator[openai.OpenAI]:
-    """Yields the official client before a server."""
+    """Yields the official client of a server."""
     with (
         in_thread(web_of(*models, **settings)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
@@ -106,12 +106,12 @@ def client_of(*models: Model, **settings: Any) -> Iterator[openai.OpenAI]:
 
 def complete(api: TestClient, **given: Any) -> httpx2.Response:
     body = {"model": "fast", "messages": HELLO, **given}
-    # So that it may hold half a character.
+    # The body may contain an incomplete character.
     return api.post("/v1/chat/completions", content=json.dumps(body))
 
 
 def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    """Returns the error of an answer in OpenAI's form, which has one line."""
+    """Returns the one-line error of an answer in OpenAI's format."""
     [(name, error)] = answer.json().items()
     assert name == "error"
     assert error.keys() == {"message", "type", "param", "code"}
@@ -119,11 +119,11 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
     return dict(error)
 
 
-def test_without_the_setting_there_is_none() -> None:
+def test_without_the_setting_there_is_no_api() -> None:
     assert settings_of().middleware_of([fast()]) == []
 
 
-def test_the_models_are_listed_and_told() -> None:
+def test_the_models_are_listed_and_described() -> None:
     with client_of(fast(), Thinking()) as client:
         assert [model.id for model in client.models.list()] == ["fast", "thinking"]
         assert client.models.retrieve("fast").object == "model"
@@ -132,7 +132,7 @@ def test_the_models_are_listed_and_told() -> None:
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
-def test_an_answer_comes_whole() -> None:
+def test_an_answer_may_be_returned_as_a_whole() -> None:
     model = fast()
     with client_of(model) as client:
         answer = client.chat.completions.create(
@@ -152,18 +152,18 @@ def test_an_answer_comes_whole() -> None:
     assert (options.max_new_tokens, options.min_new_tokens) == (5, 0)
     assert (options.temperature, options.stop, options.seed) == (0.5, ("!",), 3)
     assert options.top_p == pytest.approx(0, abs=1e-5)
-    # A model that does not tell how many tokens it read has no usage.
+    # Without a prompt token count there is no usage.
     assert answer.usage is None
 
 
-def test_what_is_not_said_is_left_to_the_model() -> None:
+def test_omitted_options_are_left_to_the_model() -> None:
     model = fast()
     answer = complete(asked(model), temperature=None, stop=None, tools=[], n=1, user="ada")
     assert answer.status_code == 200
     assert model.asked[0][1] == GenerationOptions(max_new_tokens=LIMITS.new_tokens)
 
 
-def test_an_answer_streams_with_its_usage_at_the_end() -> None:
+def test_a_streamed_answer_ends_with_its_usage() -> None:
     with client_of(fast(), Thinking()) as client:
         plain = [*client.chat.completions.create(model="fast", messages=HELLO, stream=True)]
         told = [
@@ -191,21 +191,21 @@ def test_an_answer_streams_with_its_usage_at_the_end() -> None:
     assert counts == (7, 5, 12)
 
 
-def test_thoughts_are_beside_the_answer_and_dropped_messages_are_told() -> None:
+def test_thoughts_and_dropped_messages_are_reported_beside_the_answer() -> None:
     answer = complete(asked(Thinking()), model="thinking").json()
     message = answer["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("Yes", "Hm. ")
     assert (answer["dropped_messages"], answer["usage"]["total_tokens"]) == (1, 12)
 
 
-def test_a_stream_ends_with_the_protocols_own_word() -> None:
+def test_a_stream_ends_with_done() -> None:
     answer = complete(asked(fast()), stream=True)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["x-accel-buffering"] == "no"
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
-def test_parts_of_text_are_one_text_and_an_answer_is_continued() -> None:
+def test_text_parts_are_joined_and_an_answer_is_continued() -> None:
     model = fast()
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     last = {"role": "assistant", "content": "one"}
@@ -249,7 +249,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"logprobs": True}, "logprobs", "not offered"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
+def test_an_invalid_request_is_refused_in_one_line(
     given: dict[str, Any], param: str, reason: str
 ) -> None:
     model = fast()
@@ -264,19 +264,19 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"4", b"\xff", b"[" * 100_000, b'{"model": ' + b"9" * 5000 + b"}"]
 )
-def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_refused(body: bytes) -> None:
     answer = asked(fast()).post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
     assert "JSON" in error_of(answer)["message"]
 
 
-def test_a_body_that_is_too_large_is_refused_in_the_same_form() -> None:
+def test_a_body_that_is_too_large_is_refused_with_the_same_error_format() -> None:
     answer = complete(asked(fast()), messages=[{"role": "user", "content": "a"}] * 40_000)
     assert answer.status_code == 413
     assert "Send less" in error_of(answer)["message"]
 
 
-def test_ten_thousand_turns_are_refused_and_two_thousand_read() -> None:
+def test_two_thousand_turns_are_accepted_and_ten_thousand_are_refused() -> None:
     model = fast()
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     answer = complete(asked(model), messages=turns * 5000)
@@ -296,14 +296,16 @@ def test_ten_thousand_turns_are_refused_and_two_thousand_read() -> None:
         ("GET", "/v1/chat/completions", 405),
     ],
 )
-def test_what_is_not_there_is_told_in_the_same_form(method: str, path: str, status: int) -> None:
+def test_unknown_models_and_paths_are_refused_with_the_same_error_format(
+    method: str, path: str, status: int
+) -> None:
     answer = asked(fast()).request(method, path)
     assert answer.status_code == status
     assert "address" in error_of(answer)["message"]
 
 
 @pytest.mark.parametrize("path", ["/", "/v1x", "/v11/models", "/gradio_api/v1/models", "/x/v1/"])
-def test_everything_else_is_the_pages(path: str) -> None:
+def test_all_other_paths_belong_to_the_page(path: str) -> None:
     assert asked(fast()).get(path).json() == "the page"
 
 
@@ -317,7 +319,7 @@ def test_everything_else_is_the_pages(path: str) -> None:
         (RuntimeError("secret path /srv/model"), 500, "server_error"),
     ],
 )
-def test_a_model_that_fails_has_a_status_of_its_kind(
+def test_each_kind_of_failure_has_its_own_status(
     stream: bool, failure: Exception, status: int, kind: str
 ) -> None:
     answer = complete(asked(StandIn("fast", [], failure=failure)), stream=stream)
@@ -326,7 +328,7 @@ def test_a_model_that_fails_has_a_status_of_its_kind(
     assert "secret" not in answer.text
 
 
-def test_the_official_client_knows_the_errors() -> None:
+def test_the_official_client_raises_the_matching_errors() -> None:
     busy = StandIn("fast", [], failure=BusyError("Too much to do."))
     with client_of(busy) as client:
         with pytest.raises(openai.RateLimitError, match="Too much to do") as caught:
@@ -336,7 +338,7 @@ def test_the_official_client_knows_the_errors() -> None:
             client.chat.completions.create(model="fast", messages=HELLO, n=3)
 
 
-def test_a_stream_that_fails_half_way_says_so() -> None:
+def test_a_stream_that_fails_midway_reports_the_error() -> None:
     half = StandIn("fast", ["half "], failure=InterruptionError("It was lost. Run again."))
     with client_of(half) as client:
         stream = client.chat.completions.create(model="fast", messages=HELLO, stream=True)
@@ -359,7 +361,7 @@ def test_an_answer_that_takes_too_long_is_stopped() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_model_that_has_to_be_started_is_waited_for_and_told_to_come_again_after_that(
+def test_a_starting_model_is_waited_for_and_then_answers_503_with_retry_after(
     stream: bool,
 ) -> None:
     asleep = Asleep("fast", ["awake"], pause=0.4)
@@ -371,7 +373,7 @@ def test_a_model_that_has_to_be_started_is_waited_for_and_told_to_come_again_aft
 
 
 class Silent:
-    """A model of somebody's own, which says nothing at all."""
+    """A custom model that yields nothing."""
 
     name = "fast"
 
@@ -381,14 +383,14 @@ class Silent:
             yield piece
 
 
-def test_a_model_that_says_nothing_gives_an_empty_answer() -> None:
+def test_a_silent_model_gives_an_empty_answer() -> None:
     whole = complete(asked(Silent())).json()["choices"][0]
     assert (whole["message"]["content"], whole["finish_reason"]) == ("", "stop")
     assert complete(asked(Silent()), stream=True).text.endswith("data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_leaves_ends_the_generation(stream: bool) -> None:
+async def test_a_disconnect_ends_generation(stream: bool) -> None:
     model = StandIn("slow", ["a"] * 600, pause=0.1)
     with in_thread(web_of(model)) as url:
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
@@ -420,7 +422,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def test_with_keys_only_who_has_one_is_answered(keys: Callable[[str], None]) -> None:
+def test_with_keys_only_requests_with_a_key_are_answered(keys: Callable[[str], None]) -> None:
     keys("ada:a wet whale".replace(" ", "-") + ", bob : b:c=")
     api = asked(fast(), keys=True)
     assert api.get("/v1/models", headers=bearer("a-wet-whale")).status_code == 200
@@ -437,7 +439,7 @@ def test_with_keys_only_who_has_one_is_answered(keys: Callable[[str], None]) -> 
     assert api.get("/v1/models", headers=latin).status_code == 401
 
 
-def test_the_official_client_brings_its_key(keys: Callable[[str], None]) -> None:
+def test_the_official_client_sends_its_key(keys: Callable[[str], None]) -> None:
     keys("ada:whale")
     with client_of(fast(), keys=True) as client:
         with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
@@ -449,7 +451,7 @@ def test_the_official_client_brings_its_key(keys: Callable[[str], None]) -> None
 def behind_a_login(
     keys: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TestClient]:
-    """A page that asks for a login, as the preview shows it, with its tools and the API beside."""
+    """A page with a login, tools and the API, as in the preview."""
     keys("ada:whale")
     monkeypatch.setenv("PAGE_PASSWORD", "a wet whale")
     settings = settings_of().model_copy(
@@ -475,7 +477,7 @@ def behind_a_login(
         ("GET /v1x", 401, 404),
     ],
 )
-def test_a_key_opens_nothing_of_a_page_and_a_login_nothing_of_the_api(
+def test_a_key_does_not_open_the_page_and_a_login_does_not_open_the_api(
     behind_a_login: TestClient, asking: str, with_key: int, with_login: int
 ) -> None:
     method, path = asking.split()
@@ -519,7 +521,7 @@ def test_without_keys_the_start_is_refused(keys: Callable[[str], None], text: st
         ("page.example.org", True),
     ],
 )
-def test_without_keys_the_page_is_for_its_own_machine_alone(host: str, refused: bool) -> None:
+def test_without_keys_the_page_must_listen_on_loopback(host: str, refused: bool) -> None:
     settings = settings_of().model_copy(update={"openai_api": "without-keys"})
     if refused:
         with pytest.raises(StartError, match="name keys in API_KEYS, or set host to 127"):
@@ -543,7 +545,7 @@ def test_without_keys_the_page_is_for_its_own_machine_alone(host: str, refused: 
         ("127.0.0.1", {"host": "evil.example"}, 421),
     ],
 )
-def test_without_keys_nobody_elsewhere_is_answered(
+def test_without_keys_requests_from_other_machines_are_refused(
     client: str, headers: dict[str, str], status: int
 ) -> None:
     api = TestClient(web_of(fast()), client=(client, 1))
@@ -566,11 +568,11 @@ def test_without_keys_nobody_elsewhere_is_answered(
         ("/v1/models/a/b", False),
     ],
 )
-def test_the_router_leaves_the_protocol_to_any_replica(path: str, without: bool) -> None:
+def test_api_requests_may_use_any_replica(path: str, without: bool) -> None:
     assert (WITHOUT_SESSION.fullmatch(path) is not None) == without
 
 
-def test_without_a_page_it_is_an_application_of_its_own_that_scales_by_itself() -> None:
+def test_the_api_alone_is_an_application_that_scales_independently() -> None:
     settings = settings_of().model_copy(update={"openai_api": False})
     there = deployments_in(compare_page.api(settings))
     assert [*there] == ["ApiServer", "unused"]
@@ -603,25 +605,25 @@ async def test_on_ray_the_official_client_is_answered(place: str, words: str, ap
     assert elsewhere.status_code == 404
 
 
-def test_what_the_settings_say_is_one_of_three() -> None:
+def test_the_setting_has_one_of_three_values() -> None:
     rest = {"title": "", "description": "", "models": [{"name": "a", "source": "b"}]}
     for value in (False, True, "without-keys"):
         assert PageSettings.model_validate({**rest, "openai_api": value}).openai_api == value
 
 
-async def test_a_page_elsewhere_asks_it_as_a_model_on_another_server() -> None:
+async def test_another_project_can_use_the_api_as_a_remote_model() -> None:
     with in_thread(web_of(Thinking())) as api:
         there = ModelSettings(name="far", source="thinking", base_url=f"{api}/v1")
         stream = OpenAIClient(there).stream(
             [Message("user", "Hello")], GenerationOptions(max_new_tokens=20)
         )
         said = [each async for each in stream]
-    # The tokens that the chunks did not tell come with the usage.
+    # Tokens that the chunks do not count are in the usage.
     thought, text = Piece("Hm. ", 1, thought=True), Piece("Yes", 1)
     assert said == [thought, text, Piece("", 3), End("filtered", prompt_tokens=7)]
 
 
-def test_gradios_own_chat_talks_to_it() -> None:
+def test_gradios_own_chat_works_with_the_api() -> None:
     with in_thread(web_of(fast())) as api:
         chat = gr.load_chat(f"{api}/v1", model="fast", token=KEY)
         with in_thread(mount(chat, HttpSettings())) as page:
@@ -629,7 +631,7 @@ def test_gradios_own_chat_talks_to_it() -> None:
     assert said == "one two three"
 
 
-def test_the_client_of_hugging_face_reads_it_whole_and_as_a_stream(
+def test_the_hugging_face_client_works_with_and_without_streaming(
     keys: Callable[[str], None],
 ) -> None:
     keys("ada:whale")
@@ -645,7 +647,7 @@ def test_the_client_of_hugging_face_reads_it_whole_and_as_a_stream(
     assert whole.choices[0].finish_reason == "stop"
 
 
-def test_a_program_of_a_few_lines_reads_each_event() -> None:
+def test_a_short_program_can_read_each_event() -> None:
     lines = complete(asked(fast()), stream=True).text.splitlines()
     events = [line.removeprefix("data: ") for line in lines if line]
     assert all(line.startswith("data: ") for line in lines if line)

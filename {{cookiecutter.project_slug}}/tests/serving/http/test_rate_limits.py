@@ -1,4 +1,4 @@
-"""What each caller may ask for, of a page, its functions and OpenAI's protocol."""
+"""Limits for each caller of a page, its tools and the OpenAI API."""
 
 import asyncio
 import logging
@@ -72,7 +72,7 @@ def stoppable(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnRedis]:
 
 @pytest.fixture(params=["memory", "redis"])
 def counted_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    """Returns the variable that names where limits count, or None for the memory."""
+    """Returns the variable with the Redis URL, or None to count in memory."""
     if request.param == "memory":
         return None
     monkeypatch.setenv(VARIABLE, request.getfixturevalue("redis"))
@@ -81,7 +81,7 @@ def counted_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def somebody() -> Caller:
-    """Whom no test before has counted."""
+    """A caller that no earlier test has counted."""
     return Caller("user", token_hex())
 
 
@@ -94,11 +94,11 @@ async def refusal_of(limiter: Limiter, caller: Caller) -> HTTPException | None:
 
 
 async def settled(limiter: Limiter) -> None:
-    """Waits until all tokens are counted."""
+    """Waits until every token is counted."""
     await until(lambda: not limiter._spending)
 
 
-async def test_who_is_over_the_limit_is_told_which_and_when_to_come_again(
+async def test_a_refusal_names_the_limit_and_when_to_retry(
     counted_in: str | None, somebody: Caller
 ) -> None:
     limiter = Limiter(RateLimits(requests_per_minute=2, redis_url_variable=counted_in))
@@ -114,7 +114,7 @@ async def test_who_is_over_the_limit_is_told_which_and_when_to_come_again(
     assert await refusal_of(limiter, Caller("user", token_hex())) is None
 
 
-async def test_a_key_of_the_same_name_is_somebody_else(somebody: Caller) -> None:
+async def test_a_key_with_the_name_of_a_user_counts_as_another_caller(somebody: Caller) -> None:
     limiter = Limiter(RateLimits(requests_per_day=1))
 
     assert await refusal_of(limiter, somebody) is None
@@ -124,7 +124,7 @@ async def test_a_key_of_the_same_name_is_somebody_else(somebody: Caller) -> None
     assert refused.detail == "The limit of your key is 1 request a day. Try again in 24 hours."
 
 
-async def test_a_window_ends(
+async def test_a_window_expires(
     counted_in: str | None, somebody: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RateLimitItemPerMinute, "get_expiry", lambda _: 1)
@@ -138,7 +138,9 @@ async def test_a_window_ends(
     assert await refusal_of(limiter, somebody) is None
 
 
-async def test_tokens_count_when_they_are_known(counted_in: str | None, somebody: Caller) -> None:
+async def test_tokens_are_counted_once_they_are_known(
+    counted_in: str | None, somebody: Caller
+) -> None:
     limiter = Limiter(TokenLimits(tokens_per_day=1000, redis_url_variable=counted_in))
 
     for tokens in (999, 500):
@@ -150,7 +152,7 @@ async def test_tokens_count_when_they_are_known(counted_in: str | None, somebody
     assert refused.detail.startswith("Your limit is 1,000 tokens a day. Try again in 24 hours.")
 
 
-async def test_in_redis_replicas_count_together_however_many_ask_at_once(
+async def test_replicas_share_counts_in_redis_under_concurrent_calls(
     redis: str, somebody: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, redis)
@@ -162,7 +164,7 @@ async def test_in_redis_replicas_count_together_however_many_ask_at_once(
     assert len(refused) == 40
 
 
-async def test_without_redis_each_replica_has_its_share(
+async def test_without_redis_each_replica_gets_its_share_of_the_limit(
     somebody: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limits, "_replicas", lambda: 3)
@@ -174,7 +176,7 @@ async def test_without_redis_each_replica_has_its_share(
     assert "3 requests a minute" in refused[3].detail
 
 
-async def test_while_redis_is_away_each_replica_counts_by_itself(
+async def test_while_redis_is_down_each_replica_counts_alone(
     stoppable: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(rate_limits, "AWAY_SECONDS", 0.5)
@@ -189,11 +191,11 @@ async def test_while_redis_is_away_each_replica_counts_by_itself(
     assert str(stoppable.port) not in caplog.text
     stoppable.start()
     await asyncio.sleep(0.6)
-    # It has forgotten everybody.
+    # Its counts are lost.
     assert await refusal_of(limiter, ADA) is None
 
 
-async def test_redis_sees_no_name(redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_names_are_stored_in_redis(redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, redis)
     limiter = Limiter(RateLimits(requests_per_minute=2, redis_url_variable=VARIABLE))
     name = f"eve {token_hex()}\r\nFLUSHALL"
@@ -206,7 +208,7 @@ async def test_redis_sees_no_name(redis: str, monkeypatch: pytest.MonkeyPatch) -
         assert "eve" not in keys[0]
 
 
-async def test_many_callers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_callers_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limits, "MOST_COUNTERS", 10)
     limiter = Limiter(RateLimits(requests_per_minute=2))
     assert await refusal_of(limiter, ADA) is None
@@ -215,7 +217,7 @@ async def test_many_callers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPat
     assert outcomes[:11] == [None] * 11
     assert None not in outcomes[12:]
     assert len(limiter._memory.storage) == 11
-    # Who was there before is not hurt.
+    # Earlier callers keep their counts.
     assert await refusal_of(limiter, ADA) is None
 
 
@@ -229,7 +231,7 @@ def scope_of(sender: str, *forwarded: str, **headers: str) -> dict[str, Any]:
     ("sender", "forwarded", "address"),
     [
         ("203.0.113.7", [], "203.0.113.7"),
-        # Whoever is no proxy may write what they like.
+        # Entries of untrusted addresses are ignored.
         ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),
         ("10.0.0.5", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.5", ["192.0.2.1, 198.51.100.1"], "198.51.100.1"),
@@ -237,14 +239,14 @@ def scope_of(sender: str, *forwarded: str, **headers: str) -> dict[str, Any]:
         ("10.0.0.5", ["192.0.2.1, 198.51.100.1, 10.0.0.6"], "198.51.100.1"),
         ("::ffff:10.0.0.5", ["198.51.100.1:4711"], "198.51.100.1"),
         ("10.0.0.5", ["nonsense"], "10.0.0.5"),
-        # Nor is a list of a megabyte read.
+        # A header of a megabyte is not read either.
         ("10.0.0.5", [", ".join(["198.51.100.1", *["10.0.0.6"] * 60])], "10.0.0.6"),
         ("10.0.0.5", [], "10.0.0.5"),
         ("10.0.0.5", ["2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
         ("10.0.0.5", ["[2001:db8:1:2:ffff::9]:80"], "2001:db8:1:2::/64"),
     ],
 )
-def test_the_address_is_what_the_named_proxies_report(
+def test_the_client_address_comes_from_trusted_proxies(
     sender: str, forwarded: list[str], address: str
 ) -> None:
     settings = HttpSettings.model_validate({"proxies": ["10.0.0.0/24"]})
@@ -256,7 +258,7 @@ def test_the_address_is_what_the_named_proxies_report(
     "scope",
     [scope_of("127.0.0.1", "203.0.113.7"), scope_of("127.0.0.1", forwarded="for=203.0.113.7")],
 )
-def test_behind_a_proxy_that_is_not_named_limits_by_address_are_refused(
+def test_behind_an_untrusted_proxy_limits_by_address_are_refused(
     scope: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(HTTPException, match="add the proxy's address to `proxies`"):
@@ -264,7 +266,7 @@ def test_behind_a_proxy_that_is_not_named_limits_by_address_are_refused(
     assert "proxies" in caplog.text
 
 
-def test_behind_serves_own_haproxy_its_own_entry_is_no_other_proxy(
+def test_the_entry_of_serves_haproxy_is_not_taken_for_another_proxy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
@@ -274,7 +276,7 @@ def test_behind_serves_own_haproxy_its_own_entry_is_no_other_proxy(
         address_of(scope_of("10.0.0.5", "203.0.113.7", "10.0.0.5"), HttpSettings())
 
 
-def test_settings_that_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_that_cannot_be_enforced_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match=r"limits nothing\. Set one of requests_per_minute"):
         RateLimits()
     by_address = {"rate_limits": {"requests_per_minute": 1}}
@@ -296,7 +298,7 @@ def test_settings_that_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) 
         ("redis://:secret@127.0.0.1:1/0", "does not answer"),
     ],
 )
-def test_a_start_without_redis_says_what_to_do_and_no_secret(
+def test_a_start_without_redis_gives_instructions_and_contains_no_secret(
     url: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if url:
@@ -311,7 +313,7 @@ def test_a_start_without_redis_says_what_to_do_and_no_secret(
     assert raised.value.__context__ is None or raised.value.__suppress_context__
 
 
-def test_without_its_libraries_a_start_says_what_to_install() -> None:
+def test_a_start_without_the_libraries_says_what_to_install() -> None:
     code = """
 import sys
 sys.modules["limits"] = None
@@ -327,7 +329,7 @@ except Exception as error:
 
 
 def words(**queue: Any) -> gr.Blocks:
-    """A page whose function comes through the queue, or directly."""
+    """A page with one function in the queue and one outside it."""
     with gr.Blocks() as page:
         box = gr.Textbox()
         gr.Button().click(lambda word: word * 2, box, box, api_name="double")
@@ -341,7 +343,7 @@ def limited(**settings: Any) -> HttpSettings:
 
 
 @pytest.mark.parametrize("path", [f"{CALL}/double", "/gradio_api/run/double"])
-def test_a_page_of_ones_own_refuses_calls_over_the_limit(path: str) -> None:
+def test_a_custom_page_refuses_calls_over_the_limit(path: str) -> None:
     with TestClient(mount(words(), limited()), base_url="http://localhost") as browser:
         for _ in range(5):
             assert browser.get("/").status_code == 200
@@ -352,7 +354,7 @@ def test_a_page_of_ones_own_refuses_calls_over_the_limit(path: str) -> None:
     assert "The limit of your address is 2 requests a minute." in answers[2].json()["detail"]
 
 
-def test_a_call_over_the_limit_does_not_count_as_one_that_the_page_refuses(
+def test_a_call_over_the_limit_counts_as_limited_and_not_as_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with (
@@ -366,7 +368,7 @@ def test_a_call_over_the_limit_does_not_count_as_one_that_the_page_refuses(
     assert "refused" not in outcomes
 
 
-def test_cookies_and_forged_headers_make_nobody_another_caller() -> None:
+def test_cookies_and_forged_headers_do_not_change_the_caller() -> None:
     settings = limited(proxies=["10.0.0.5"])
     with TestClient(mount(words(), settings), base_url="http://localhost") as browser:
         codes = []
@@ -378,7 +380,7 @@ def test_cookies_and_forged_headers_make_nobody_another_caller() -> None:
     assert codes == [200, 200, 429, 429]
 
 
-def test_three_clients_behind_one_named_proxy_have_a_limit_each() -> None:
+def test_clients_behind_a_trusted_proxy_each_have_their_own_limit() -> None:
     web = mount(words(), limited(proxies=["10.0.0.5"]))
     with TestClient(web, base_url="http://localhost", client=("10.0.0.5", 1)) as proxy:
         for number in range(3):
@@ -394,7 +396,7 @@ def test_three_clients_behind_one_named_proxy_have_a_limit_each() -> None:
 
 
 @pytest.mark.parametrize("path", [f"{CALL}/double", "/gradio_api/run/double"])
-def test_users_of_gradios_login_have_a_limit_each(
+def test_users_of_a_gradio_login_each_have_their_own_limit(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGE_SECRET", "a secret of thirty-two characters")
@@ -407,7 +409,7 @@ def test_users_of_gradios_login_have_a_limit_each(
             assert codes == [200, 200, 429]
 
 
-def test_users_whom_a_proxy_names_have_a_limit_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_named_by_a_proxy_each_have_their_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGE_SECRET", "a secret of thirty-two characters")
     settings = limited(login_header="x-user", proxies=["10.0.0.5"])
     web = mount(words(), settings)
@@ -421,7 +423,7 @@ def test_users_whom_a_proxy_names_have_a_limit_each(monkeypatch: pytest.MonkeyPa
             assert codes[2].json()["detail"].startswith("Your limit is 2 requests a minute.")
 
 
-def test_one_name_that_everybody_logs_in_with_is_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_of_a_shared_login_are_limited_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", "open")
     web = mount(words(), limited(login_user="team"))
     for address in ("203.0.113.1", "203.0.113.2"):
@@ -431,7 +433,9 @@ def test_one_name_that_everybody_logs_in_with_is_no_user(monkeypatch: pytest.Mon
         assert [each.status_code for each in codes] == [200, 200, 429]
 
 
-async def test_a_tool_says_which_limit_its_caller_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tool_names_the_limit_that_its_caller_exceeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", "open")
     monkeypatch.setenv("API_KEYS", "ci:sesame")
     settings = limited(login_user="team", mcp=True)
@@ -458,7 +462,7 @@ def test_the_api_of_a_page_of_models_answers_429() -> None:
 
 
 @pytest.mark.browser
-def test_in_the_browser_a_pane_says_which_limit_its_visitor_is_over(browser: Browser) -> None:
+def test_in_the_browser_a_pane_names_the_exceeded_limit(browser: Browser) -> None:
     model = fast()
     with (
         in_thread(text_page(model, requests_per_minute=1)) as url,
@@ -474,8 +478,8 @@ def test_in_the_browser_a_pane_says_which_limit_its_visitor_is_over(browser: Bro
     assert len(model.asked) == 1
 
 
-def test_what_a_page_of_models_reads_and_writes_is_counted() -> None:
-    # Each answer has three tokens, and its model does not say how many it has read.
+def test_prompt_and_answer_tokens_of_a_page_are_counted() -> None:
+    # Each answer has three tokens, and the model reports no prompt tokens.
     web = text_page(fast(), tokens_per_minute=8)
     with TestClient(web, base_url="http://localhost") as browser:
         codes = []
@@ -487,7 +491,9 @@ def test_what_a_page_of_models_reads_and_writes_is_counted() -> None:
     assert codes == [200, 200, 429]
 
 
-def test_openais_protocol_refuses_a_key_in_its_own_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_openai_api_refuses_a_key_over_the_limit_in_its_own_error_format(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("API_KEYS", "ci:sesame, ops:open")
     limits = TokenLimits(requests_per_minute=2, tokens_per_day=1000)
     given = {"openai_api": True, "rate_limits": limits}
@@ -499,7 +505,7 @@ def test_openais_protocol_refuses_a_key_in_its_own_form(monkeypatch: pytest.Monk
     with TestClient(web, base_url="http://localhost") as api:
         for key in ("sesame", "open"):
             api.headers["authorization"] = f"Bearer {key}"
-            # What begins no answer is not counted.
+            # Requests that start no answer are not counted.
             assert api.post("/v1/chat/completions", json={}).status_code == 400
             assert api.get("/v1/models").status_code == 200
             answers = [api.post("/v1/chat/completions", json=body) for _ in range(3)]
@@ -513,7 +519,7 @@ def test_openais_protocol_refuses_a_key_in_its_own_form(monkeypatch: pytest.Monk
     assert 5 < int(answers[2].headers["retry-after"]) <= 60
 
 
-def test_tokens_of_openais_protocol_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_of_the_openai_api_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEYS", "ci:sesame")
     given = {"openai_api": True, "rate_limits": TokenLimits(tokens_per_day=8)}
     settings = settings_of().model_copy(update=given)

@@ -31,7 +31,7 @@ async def say_where(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize("root", ["", "/chat"])
-def test_who_sends_no_cookie_from_another_site_finds_its_session_in_the_addresses(
+def test_a_frame_without_cookies_gets_its_session_in_the_urls(
     root: str,
 ) -> None:
     web = SessionCookie(say_where, True, None, (WIKI,), lambda: Replica("first"))
@@ -47,7 +47,7 @@ def test_who_sends_no_cookie_from_another_site_finds_its_session_in_the_addresse
     scope = {"type": "http", "path": joined, "headers": []}
     assert session_cookie(HTTPConnection(scope), "my app") == found.rpartition("~")[2]
     page.cookies.clear()
-    # Others get a cookie, as ever.
+    # Others still get a cookie.
     for headers in ({}, {"origin": "https://elsewhere.example"}):
         page.cookies.clear()
         assert page.get(f"{root}/config", headers=headers).json() == [root, f"{root}/config"]
@@ -56,7 +56,7 @@ def test_who_sends_no_cookie_from_another_site_finds_its_session_in_the_addresse
 @pytest.mark.parametrize(
     "path", ["/~first.1x/a", "/~../a", "/~first.1%00/a", "/a/~first.1/a", "/~", "//~first/1"]
 )
-def test_what_is_no_name_of_a_session_stays_a_path(path: str) -> None:
+def test_a_path_that_names_no_session_is_left_unchanged(path: str) -> None:
     web = SessionCookie(say_where, True, None, (WIKI,), lambda: Replica("first"))
     root, _ = TestClient(web, base_url="https://test").get(path).json()
     assert root == ""
@@ -80,7 +80,7 @@ def replica(
     return TestClient(cookie, base_url="https://test", root_path=root_path)
 
 
-def test_a_browser_gets_a_cookie_once() -> None:
+def test_a_browser_gets_its_cookie_once() -> None:
     page = replica("first")
     assert re.fullmatch(
         r"replica-my-app=first\.[0-9a-f]{16}; Path=/; HttpOnly; SameSite=Lax",
@@ -91,7 +91,7 @@ def test_a_browser_gets_a_cookie_once() -> None:
     assert again.json() is False
 
 
-def test_the_cookie_of_a_replica_that_is_gone_is_replaced_and_the_page_told() -> None:
+def test_the_cookie_of_a_stopped_replica_is_replaced_and_the_page_notified() -> None:
     page = replica("second")
     page.cookies.set("replica-my-app", "first.1")
     answer = page.get("/")
@@ -106,7 +106,7 @@ def test_the_cookie_is_for_the_path_of_its_application() -> None:
         assert f"; Path={visible};" in cookie
 
 
-def test_in_a_frame_of_another_site_the_cookie_is_sent_as_well() -> None:
+def test_the_cookie_is_also_sent_in_a_frame_of_another_site() -> None:
     cookie = replica("first", embedded=True).get("/").headers["set-cookie"]
     assert "SameSite=None; Secure; Partitioned" in cookie
 
@@ -123,7 +123,7 @@ def test_over_plain_http_a_browser_keeps_the_cookie_too(
     assert ("SameSite=Lax" in cookie.headers["set-cookie"]) != secure
 
 
-def test_broken_cookies_of_others_are_passed_over() -> None:
+def test_invalid_cookies_of_other_sites_are_ignored() -> None:
     answer = replica("first").get(
         "/", headers={"cookie": 'a b=c"; =; replica-my-app=first.1; \x7f=1'}
     )
@@ -146,7 +146,7 @@ def test_broken_cookies_of_others_are_passed_over() -> None:
         "first." + "1" * 2**20,
     ],
 )
-def test_a_cookie_that_the_page_never_set_is_none(value: str) -> None:
+def test_a_cookie_that_the_page_never_set_is_ignored(value: str) -> None:
     headers = [(b"cookie", f"replica-my-app={value}".encode())]
     request = HTTPConnection({"type": "http", "path": "/", "headers": headers})
     assert session_cookie(request, "my app") is None
@@ -157,7 +157,7 @@ def test_a_cookie_that_the_page_never_set_is_none(value: str) -> None:
 
 @dataclass(frozen=True)
 class Sent:
-    """A request, as Serve's proxy hands it to a router."""
+    """A request as Serve's proxy passes it to a router."""
 
     asgi_scope: Scope
 
@@ -172,7 +172,7 @@ class RunningReplica:
     replica_id: Named
 
 
-async def test_the_router_keeps_no_cookie_that_the_page_never_set() -> None:
+async def test_the_router_ignores_cookies_that_the_page_never_set() -> None:
     router = object.__new__(SessionRouter)
     router.initialize_state()
     router._deployment_id = SimpleNamespace(app_name="my app")
@@ -195,7 +195,7 @@ async def test_the_router_keeps_no_cookie_that_the_page_never_set() -> None:
 
 
 @pytest.mark.parametrize("root", ["", "/chat"])
-async def test_what_needs_no_session_goes_to_any_replica_whatever_its_cookie(root: str) -> None:
+async def test_requests_without_a_session_may_use_any_replica_despite_a_cookie(root: str) -> None:
     router = object.__new__(SessionRouter)
     router.initialize_state()
     router._deployment_id = SimpleNamespace(app_name="my app")
@@ -217,10 +217,8 @@ async def test_what_needs_no_session_goes_to_any_replica_whatever_its_cookie(roo
         assert await chosen(path) + await chosen(path) == ["first", "first"]
 
 
-@pytest.mark.timeout(60)  # What it guards against lets no bound of its own pass.
-async def test_who_comes_while_every_replica_leaves_waits_for_the_next_and_holds_nobody_up() -> (
-    None
-):
+@pytest.mark.timeout(60)  # If it fails, the event loop hangs, so an inner timeout would not fire.
+async def test_a_request_during_a_replacement_waits_for_the_next_replica() -> None:
     router = router_of(SessionRouter, [KnownReplica("first")])
     router.update_replicas([])
     sent = pickle.dumps(Sent({"type": "http", "path": "/", "headers": []}))
@@ -253,7 +251,7 @@ async def test_who_comes_while_every_replica_leaves_waits_for_the_next_and_holds
         ("upload", False),
     ],
 )
-def test_what_asks_for_the_answer_of_a_call_follows_it(
+def test_requests_for_the_result_of_a_call_go_to_its_replica(
     prefix: str, path: str, follows: bool
 ) -> None:
     assert bool(FOLLOWS_A_CALL.search(f"{prefix}/gradio_api/{path}")) == follows

@@ -1,4 +1,4 @@
-"""Several replicas of the page: a session stays with its own, and outlives it."""
+"""Several page replicas: a session stays on its replica, and survives its loss."""
 
 import base64
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ CALLS = 5
 
 @dataclass(frozen=True)
 class Count:
-    """Which process of the page answered, and the how manieth call of its session it was."""
+    """The process that answered, and the number of the call in its session."""
 
     process: int
     number: int
@@ -39,13 +39,13 @@ def count(session: Client) -> Count:
 
 
 def open_session(url: str) -> Client:
-    """Logs in, too: whichever replica it meets, the login holds there."""
+    """Logs in too; the login is valid on every replica."""
     token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
     return Client(url, headers={"Authorization": f"Basic {token}"}, verbose=False)
 
 
-def test_every_session_stays_with_one_replica_and_they_are_spread_evenly(counting: str) -> None:
-    # A few at once, as visitors come: a replica that is behind by more gets fewer of them.
+def test_sessions_stay_on_one_replica_each_and_are_spread_evenly(counting: str) -> None:
+    # A few at a time, like visitors: a busier replica gets fewer sessions.
     with ThreadPoolExecutor(PAGE_REPLICAS) as arrivals:
         sessions = list(arrivals.map(open_session, [counting] * SESSIONS))
     with ThreadPoolExecutor(SESSIONS) as users:
@@ -63,7 +63,7 @@ def test_every_session_stays_with_one_replica_and_they_are_spread_evenly(countin
     assert even - min(spread.values()) <= 0.3 * even, spread
 
 
-def test_a_session_goes_on_elsewhere_when_its_replica_dies_and_no_other_one_notices(
+def test_only_the_sessions_of_a_killed_replica_move(
     counting: str,
 ) -> None:
     sessions = [open_session(counting) for _ in range(2 * PAGE_REPLICAS)]
@@ -75,13 +75,13 @@ def test_a_session_goes_on_elsewhere_when_its_replica_dies_and_no_other_one_noti
         if first.process == victim:
             assert second.process != victim
             assert second.number == 1
-            # It has a replica of its own again.
+            # It has its own replica again.
             assert count(session) == Count(second.process, 2)
         else:
             assert second == Count(first.process, 2)
 
 
-def test_nobody_gets_past_the_login_without_the_password(counting: str, browser: Browser) -> None:
+def test_the_login_requires_the_password(counting: str, browser: Browser) -> None:
     for path in ("", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/queue/data"):
         assert httpx2.get(f"{counting}{path}").status_code == 401
     refused = httpx2.post(f"{counting}/gradio_api/run/count", json={"data": []}, auth=(USER, "x"))
@@ -94,19 +94,19 @@ def test_nobody_gets_past_the_login_without_the_password(counting: str, browser:
         expect(page.get_by_label("Calls")).to_have_value("1", timeout=30_000)
 
 
-def test_an_error_of_the_page_does_not_tell_a_path(counting: str) -> None:
+def test_an_error_of_the_page_contains_no_path(counting: str) -> None:
     with pytest.raises(AppError) as error:
         open_session(counting).predict(api_name="/fail")
     assert MISSING_FILE not in str(error.value)
 
 
-def test_in_the_browser_the_page_goes_on_and_says_that_its_history_is_lost(
+def test_in_the_browser_a_moved_session_continues_and_reports_its_lost_history(
     words: str, browser: Browser
 ) -> None:
     with browser.new_page() as page:
         page.goto(words)
         page.get_by_label(PROMPT_LABEL).fill("The whale")
-        # What a browser asks the root for, a favicon say, is another page's.
+        # Requests to the root, such as the favicon, belong to another page.
         [cookie] = [each for each in page.context.cookies(words) if each.get("path") != "/"]
         page.context.add_cookies(
             [

@@ -1,4 +1,4 @@
-"""The chat without Ray, before models that answer as a test needs."""
+"""The chat without Ray, with stand-ins for its models."""
 
 import json
 import logging
@@ -52,11 +52,11 @@ class Thinker(StandIn):
 
 
 def said(model: StandIn) -> list[list[str]]:
-    """What the model has read, each time that it was asked."""
+    """The messages of each request to the model."""
     return [[each.content for each in messages] for messages, _ in model.asked]
 
 
-def test_the_api_goes_on_with_the_history_that_it_is_given() -> None:
+def test_the_api_continues_the_given_history() -> None:
     model = fast()
     history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     with conversation_with(model) as url:
@@ -107,7 +107,7 @@ def press(page: Page, model: str, button: str) -> None:
     pane(page, model).get_by_role("button", name=button, exact=True).last.click()
 
 
-def test_in_the_browser_a_model_that_has_to_be_started_says_so_in_its_pane(
+def test_in_the_browser_a_pane_says_that_its_model_is_starting(
     browser: Browser,
 ) -> None:
     asleep = Asleep("asleep", ["awake"], pause=2)
@@ -119,7 +119,7 @@ def test_in_the_browser_a_model_that_has_to_be_started_says_so_in_its_pane(
         expect(pane(page, "asleep")).to_contain_text("awake")
 
 
-def test_in_the_browser_each_pane_goes_on_with_its_own_answers_and_after_a_failure(
+def test_in_the_browser_each_pane_continues_its_own_answers_even_after_a_failure(
     browser: Browser,
 ) -> None:
     first, other = fast(), StandIn("other", [], failure=BusyError("Too much to do."))
@@ -136,7 +136,7 @@ def test_in_the_browser_each_pane_goes_on_with_its_own_answers_and_after_a_failu
     assert said(other) == [["Hello"], ["Hello\n\nAnd?"]]
 
 
-def test_in_the_browser_stop_stands_where_send_is_and_what_is_typed_meanwhile_stays(
+def test_in_the_browser_stop_replaces_send_and_text_typed_meanwhile_is_kept(
     browser: Browser,
 ) -> None:
     model = slow()
@@ -154,14 +154,14 @@ def test_in_the_browser_stop_stands_where_send_is_and_what_is_typed_meanwhile_st
         expect(state(page, "slow")).to_contain_text("Stopped")
         expect(page.get_by_role("button", name="Send")).to_be_visible()
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("My next question")
-        # What was stopped can go on.
+        # A stopped answer can be continued.
         press(page, "slow", "Continue")
         expect(state(page, "slow")).to_contain_text("Writing")
     assert said(model)[1][0] == "Hello"
     assert said(model)[1][1].startswith("0 1 2 3 4 5")
 
 
-def test_in_the_browser_a_question_is_changed_and_asked_again(browser: Browser) -> None:
+def test_in_the_browser_a_question_can_be_edited_and_asked_again(browser: Browser) -> None:
     first, other = fast(), StandIn("other", ["yes"])
     with conversation_with(first, other) as url, browser.new_page() as page:
         page.goto(url)
@@ -178,7 +178,7 @@ def test_in_the_browser_a_question_is_changed_and_asked_again(browser: Browser) 
     assert said(first)[-1] == said(other)[-1] == ["Hello <b>"]
 
 
-def test_in_the_browser_undo_takes_the_last_turn_back_and_regenerate_asks_it_again(
+def test_in_the_browser_undo_removes_the_last_turn_and_regenerate_repeats_it(
     browser: Browser,
 ) -> None:
     first, other = fast(), StandIn("other", ["yes"])
@@ -202,7 +202,7 @@ def test_in_the_browser_undo_takes_the_last_turn_back_and_regenerate_asks_it_aga
     assert len(said(other)) == len(said(first)) + 1
 
 
-def test_in_the_browser_an_answer_that_was_cut_off_says_so_and_goes_on(browser: Browser) -> None:
+def test_in_the_browser_a_truncated_answer_is_marked_and_can_be_continued(browser: Browser) -> None:
     model = CutOff("cut", [])
     with conversation_with(model) as url, browser.new_page() as page:
         page.goto(url)
@@ -215,7 +215,7 @@ def test_in_the_browser_an_answer_that_was_cut_off_says_so_and_goes_on(browser: 
     assert said(model) == [["Hello"], ["Hello", "The"]]
 
 
-def test_in_the_browser_a_refusal_gives_the_question_back(browser: Browser) -> None:
+def test_in_the_browser_a_refusal_restores_the_question(browser: Browser) -> None:
     with conversation_with(fast()) as url, browser.new_page() as page:
         page.goto(url)
         ask(page, "a" * 1001)
@@ -223,7 +223,7 @@ def test_in_the_browser_a_refusal_gives_the_question_back(browser: Browser) -> N
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("a" * 1001)
 
 
-def test_in_the_browser_thoughts_are_folded(browser: Browser) -> None:
+def test_in_the_browser_thoughts_are_collapsed(browser: Browser) -> None:
     with conversation_with(Thinker("thinker", [])) as url, browser.new_page() as page:
         page.goto(url)
         ask(page, "Why?")
@@ -239,7 +239,7 @@ MARKDOWN = (
 )
 
 
-def test_in_the_browser_markdown_is_shown_without_html_and_images_and_copied_as_it_was(
+def test_in_the_browser_markdown_is_shown_without_html_and_copied_unchanged(
     browser: Browser,
 ) -> None:
     with (
@@ -270,12 +270,12 @@ AT_REST = "!window.conversation?.timer"
 
 
 def stored(page: Page) -> Any:
-    """What the browser keeps, once nothing is to be written any more."""
+    """The browser's storage, once the page has written everything."""
     page.wait_for_function(AT_REST)
     return page.evaluate(STORED)
 
 
-def test_in_the_browser_a_new_tab_goes_on_with_the_conversation_until_it_is_cleared(
+def test_in_the_browser_a_new_tab_continues_the_conversation_until_it_is_cleared(
     browser: Browser,
 ) -> None:
     model = fast()
@@ -297,12 +297,12 @@ def test_in_the_browser_a_new_tab_goes_on_with_the_conversation_until_it_is_clea
     assert said(model)[-1] == ["Hello", "one two three", "And?"]
 
 
-def test_in_the_browser_an_answer_is_kept_while_it_is_being_written(browser: Browser) -> None:
+def test_in_the_browser_an_unfinished_answer_is_saved(browser: Browser) -> None:
     model = fast()
     with conversation_with(model) as url, browser.new_page() as page:
         page.goto(url)
         page.wait_for_function("!!window.conversation")
-        # More often than the page writes, on a busy machine too.
+        # Must be more frequent than the page's writes, even on a busy machine.
         page.evaluate(f"setInterval({keep_conversation([model])}, 20, ['Hi'])")
         page.wait_for_function(f"{STORED}.length")
 
@@ -319,7 +319,7 @@ FULL = """
 
 
 @pytest.mark.parametrize("storage", [REFUSED, FULL], ids=["refused", "full"])
-def test_in_the_browser_a_conversation_that_is_not_kept_says_so_and_goes_on(
+def test_in_the_browser_a_conversation_that_cannot_be_saved_shows_a_warning(
     storage: str, browser: Browser
 ) -> None:
     with conversation_with(fast()) as url, browser.new_page() as page:
@@ -337,7 +337,7 @@ def test_in_the_browser_a_conversation_that_is_not_kept_says_so_and_goes_on(
         expect(page.get_by_text(NOT_KEPT)).to_have_count(0)
 
 
-def test_in_the_browser_a_link_brings_the_conversation_and_no_server_sees_it(
+def test_in_the_browser_a_link_restores_the_conversation_without_sending_it(
     browser: Browser,
 ) -> None:
     model = fast()
@@ -359,7 +359,7 @@ def test_in_the_browser_a_link_brings_the_conversation_and_no_server_sees_it(
     assert said(model)[-1] == ["Hello <b>", "one two three", "And?"]
 
 
-def test_in_the_browser_a_broken_link_is_said_and_the_page_works(browser: Browser) -> None:
+def test_in_the_browser_a_broken_link_shows_a_warning_and_the_page_works(browser: Browser) -> None:
     with conversation_with(fast()) as url, browser.new_page() as page:
         page.goto(f"{url}#conversation={json.dumps({'fast': 1})}")
         expect(page.get_by_text("does not hold a conversation of this page")).to_be_visible()
@@ -370,7 +370,7 @@ def test_in_the_browser_a_broken_link_is_said_and_the_page_works(browser: Browse
 LOGIN: HttpCredentials = {"username": "ann", "password": "the whales sing"}
 
 
-def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
+def test_in_the_browser_a_conversation_saved_behind_a_login_is_private(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", LOGIN["password"])
@@ -385,7 +385,7 @@ def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
         page.wait_for_function(f"{STORED}.length")
         [(place, text)] = stored(page)
         assert "three" not in text
-        # As it would be after another's login, here and then everywhere.
+        # As after the login of another user, here and then everywhere.
         another = [place, text[:-8] + "AAAAAAA="]
         away_from(page, url).evaluate(
             "([place, text]) => { sessionStorage[place] = text }", another
@@ -402,7 +402,7 @@ def test_in_the_browser_what_is_kept_behind_a_login_is_read_by_nobody_else(
         assert stored(page) == []
 
 
-def test_in_the_browser_who_logs_in_at_a_provider_has_a_conversation_of_their_own(
+def test_in_the_browser_each_user_of_a_provider_has_a_separate_conversation(
     browser: Browser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PAGE_SECRET", "a secret of thirty-two characters")
@@ -446,7 +446,7 @@ SLOW_KEY = """
 """
 
 
-def test_in_the_browser_an_answer_that_came_before_the_page_had_its_key_is_kept(
+def test_in_the_browser_an_answer_that_arrives_before_the_storage_key_is_saved(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", LOGIN["password"])
@@ -466,7 +466,7 @@ def test_in_the_browser_an_answer_that_came_before_the_page_had_its_key_is_kept(
 
 
 def away_from(page: Page, url: str) -> Page:
-    """Leaves the page, which would write what it shows, for one that shares its storage."""
+    """Moves from the page, which would save its state, to one with the same storage."""
     page.goto(f"{url}theme.css")
     return page
 
@@ -478,7 +478,7 @@ SLOW_LOCK = """
 """
 
 
-def test_in_the_browser_nothing_is_kept_after_a_logout(
+def test_in_the_browser_nothing_is_stored_after_a_logout(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", LOGIN["password"])
@@ -512,7 +512,7 @@ def test_in_the_browser_an_image_from_elsewhere_is_not_loaded(browser: Browser) 
         assert blocked == "http://127.0.0.1:9/a.png"
 
 
-def test_the_key_of_what_is_kept_belongs_to_a_user_and_to_a_login(
+def test_the_storage_key_depends_on_the_user_and_the_login(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PAGE_SECRET", "the whales sing in the deep blue sea")
@@ -526,7 +526,9 @@ def test_the_key_of_what_is_kept_belongs_to_a_user_and_to_a_login(
     assert len({key("ann", "1"), key("ann", "2"), key("bob", "1")}) == 3
 
 
-def test_without_a_secret_what_is_kept_ends_with_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_secret_stored_conversations_end_with_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("PAGE_SECRET", raising=False)
     monkeypatch.delenv("PAGE_PASSWORD", raising=False)
     request = gr.Request(username="ann", cookies={})
@@ -541,7 +543,7 @@ VIEWS = [
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_in_the_browser_the_chat_is_accessible_and_fits(
+def test_in_the_browser_the_chat_is_accessible_and_fits_the_screen(
     width: int, scheme: Literal["light", "dark"], browser: Browser
 ) -> None:
     viewport: ViewportSize = {"width": width, "height": 900}

@@ -1,4 +1,4 @@
-"""The page without Ray, on models that answer as a test needs."""
+"""The compare page without Ray, with stand-ins for its models."""
 
 import re
 import subprocess
@@ -45,7 +45,7 @@ def test_the_api_streams_and_returns_the_texts_in_the_order_of_the_models() -> N
         assert ("a", "one two three") in job.outputs()
 
 
-def test_a_visitor_reads_how_the_models_differ_and_nothing_of_it_is_html() -> None:
+def test_model_descriptions_are_shown_as_text_and_not_as_html() -> None:
     with gr.Blocks() as page:
         panes_of([fast(), StandIn("plain", [])], {"fast": "Quick & <b>short</b>"})
     heads = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
@@ -53,7 +53,7 @@ def test_a_visitor_reads_how_the_models_differ_and_nothing_of_it_is_html() -> No
     assert "<h2>plain</h2>" in heads
 
 
-def test_the_page_that_is_served_has_a_worker_for_each_answer_that_may_run() -> None:
+def test_the_served_page_has_one_worker_for_each_running_answer() -> None:
     settings = settings_of(running_requests=64)
     page = build_page(settings, [fast()])
     mount(page, settings, LAUNCH)
@@ -65,12 +65,12 @@ def test_one_model_returns_one_text() -> None:
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
 
 
-def test_a_model_that_says_nothing_returns_an_empty_text() -> None:
+def test_a_silent_model_returns_an_empty_text() -> None:
     with page_of(StandIn("silent", [])) as url:
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == ""
 
 
-def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
+def test_the_api_requires_only_the_prompt() -> None:
     model = fast()
     chosen = GenerationOptions(min_new_tokens=1, max_new_tokens=2, temperature=0.5, top_p=0.25)
     with page_of(model) as url:
@@ -85,14 +85,14 @@ def test_the_api_asks_for_the_prompt_alone_and_defaults_the_rest() -> None:
     ]
 
 
-def test_two_plain_requests_stream_the_texts_to_who_gives_the_prompt_alone() -> None:
+def test_two_plain_requests_with_only_a_prompt_stream_the_texts() -> None:
     with page_of(fast()) as url:
         joined = httpx2.post(f"{url}gradio_api/call/v2/generate", json={"prompt": "Hello"})
         answer = httpx2.get(f"{url}gradio_api/call/generate/{joined.json()['event_id']}")
     assert answer.text.endswith('event: complete\ndata: ["one two three"]\n\n')
 
 
-def test_who_waits_is_told_the_place_in_the_queue_again_and_again() -> None:
+def test_waiting_callers_get_regular_updates_of_their_queue_position() -> None:
     with page_of(slow(), running_requests=1) as url, httpx2.Client(base_url=url) as visitor:
         [function] = [
             each["id"]
@@ -135,7 +135,7 @@ def test_bad_input_is_refused_before_a_model_is_asked(
     assert model.asked == []
 
 
-def test_who_asks_for_few_tokens_need_not_lower_the_least_number() -> None:
+def test_a_low_token_limit_also_lowers_the_minimum() -> None:
     model = fast()
     with page_of(model, options=GenerationOptions(min_new_tokens=20)) as url:
         Client(url, verbose=False).predict("Hi", max_new_tokens=5, api_name="/generate")
@@ -147,7 +147,7 @@ def post(url: str, body: bytes) -> httpx2.Response:
     return httpx2.post(f"{url}gradio_api/call/generate", content=body, headers=headers)
 
 
-def test_half_a_character_is_refused_and_the_page_goes_on() -> None:
+def test_a_lone_surrogate_is_refused_and_the_page_keeps_working() -> None:
     with page_of(fast()) as url:
         call = post(url, b'{"data": ["\\ud800", 20, 100, "1", "1"]}').json()["event_id"]
         answer = httpx2.get(f"{url}gradio_api/call/generate/{call}")
@@ -155,7 +155,7 @@ def test_half_a_character_is_refused_and_the_page_goes_on() -> None:
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
 
 
-def test_a_call_that_would_pass_the_queue_by_is_refused() -> None:
+def test_a_call_that_bypasses_the_queue_is_refused() -> None:
     model = fast()
     with page_of(model) as url:
         body = {"data": ["Hi", 20, 100, "1", "1"]}
@@ -165,7 +165,7 @@ def test_a_call_that_would_pass_the_queue_by_is_refused() -> None:
     assert model.asked == []
 
 
-def test_bytes_that_are_no_utf8_are_refused_and_the_page_goes_on() -> None:
+def test_invalid_utf8_is_refused_and_the_page_keeps_working() -> None:
     with page_of(fast()) as url:
         assert post(url, b'{"data": ["\xff"]}').is_client_error
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
@@ -175,7 +175,7 @@ def pane(page: Page, model: str) -> Locator:
     return page.locator(f"#pane-{model} textarea")
 
 
-def test_in_the_browser_both_panes_fill_while_the_slow_one_is_still_writing(
+def test_in_the_browser_both_panes_fill_while_one_is_still_writing(
     browser: Browser,
 ) -> None:
     with page_of(slow(), fast()) as url, browser.new_page() as page:
@@ -197,7 +197,7 @@ def ask(page: Page, prompt: str = "Hello") -> None:
     page.get_by_role("button", name=BUTTON, exact=True).click()
 
 
-def test_in_the_browser_each_pane_says_how_far_it_is(browser: Browser) -> None:
+def test_in_the_browser_each_pane_shows_its_progress(browser: Browser) -> None:
     with page_of(slow(), fast(), broken()) as url, browser.new_page() as page:
         page.goto(url)
         ask(page)
@@ -217,7 +217,7 @@ def test_in_the_browser_each_pane_says_how_far_it_is(browser: Browser) -> None:
         expect(state(page, "slow")).to_have_count(0)
 
 
-def test_in_the_browser_a_state_that_wraps_moves_nothing(browser: Browser) -> None:
+def test_in_the_browser_a_status_that_wraps_does_not_shift_the_page(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
         ask(page)
@@ -227,7 +227,7 @@ def test_in_the_browser_a_state_that_wraps_moves_nothing(browser: Browser) -> No
         assert pane(page, "fast").bounding_box() == before
 
 
-def test_in_the_browser_who_waits_sees_the_place_in_the_queue(browser: Browser) -> None:
+def test_in_the_browser_waiting_visitors_see_their_queue_position(browser: Browser) -> None:
     with (
         page_of(slow(), running_requests=1) as url,
         browser.new_page() as page,
@@ -243,7 +243,7 @@ def test_in_the_browser_who_waits_sees_the_place_in_the_queue(browser: Browser) 
         expect(state(other, "slow")).to_contain_text("Writing")
 
 
-def test_in_the_browser_a_model_that_cannot_answer_says_so_and_the_prompt_stays(
+def test_in_the_browser_a_failing_model_shows_an_error_and_the_prompt_is_kept(
     browser: Browser,
 ) -> None:
     with page_of(broken()) as url, browser.new_page() as page:
@@ -253,7 +253,7 @@ def test_in_the_browser_a_model_that_cannot_answer_says_so_and_the_prompt_stays(
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
 
 
-def test_in_the_browser_a_model_that_has_to_be_started_says_so_and_then_answers(
+def test_in_the_browser_a_pane_says_that_its_model_is_starting_and_then_fills(
     browser: Browser,
 ) -> None:
     with page_of(Asleep("asleep", ["awake"], pause=2)) as url, browser.new_page() as page:
@@ -268,7 +268,7 @@ def test_in_the_browser_a_model_that_has_to_be_started_says_so_and_then_answers(
         expect(state(page, "asleep")).to_have_text(re.compile("^Done · first text after "))
 
 
-def test_in_the_browser_markup_of_a_model_is_shown_as_text(browser: Browser) -> None:
+def test_in_the_browser_markup_from_a_model_is_shown_as_text(browser: Browser) -> None:
     markup = "<img src=x onerror=alert(1)>"
     bad = StandIn("bad", [markup], failure=PromptError(markup))
     with page_of(bad) as url, browser.new_page() as page:
@@ -279,7 +279,7 @@ def test_in_the_browser_markup_of_a_model_is_shown_as_text(browser: Browser) -> 
         assert page.locator("img[src=x]").count() == 0
 
 
-def test_in_the_browser_enter_runs_and_shift_and_enter_begin_a_line(browser: Browser) -> None:
+def test_in_the_browser_enter_runs_and_shift_enter_adds_a_line(browser: Browser) -> None:
     model = fast()
     with page_of(model) as url, browser.new_page() as page:
         page.goto(url)
@@ -294,7 +294,7 @@ def test_in_the_browser_enter_runs_and_shift_and_enter_begin_a_line(browser: Bro
     assert [asked for asked, _ in model.asked] == [user("One\ntwo")]
 
 
-def test_in_the_browser_everything_is_reached_by_keyboard(browser: Browser) -> None:
+def test_in_the_browser_everything_can_be_reached_by_keyboard(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
         expect(page.get_by_label(PROMPT_LABEL)).to_be_focused()
@@ -309,11 +309,11 @@ def test_in_the_browser_everything_is_reached_by_keyboard(browser: Browser) -> N
 def open_options(page: Page) -> None:
     page.get_by_role("button", name="Options").click()
     expect(page.get_by_label("Temperature")).to_be_visible()
-    # Gradio sets a control that it shows for the first time twice.
+    # Gradio sets a control twice when it first shows it.
     wait_for_rest(page)
 
 
-def test_in_the_browser_a_link_brings_the_prompt_and_the_options(browser: Browser) -> None:
+def test_in_the_browser_a_link_fills_in_the_prompt_and_options(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page, browser.new_page() as other:
         page.goto(url)
         page.get_by_label(PROMPT_LABEL).fill("What is 50% of & + #?")
@@ -331,7 +331,7 @@ def test_in_the_browser_a_link_brings_the_prompt_and_the_options(browser: Browse
         expect(other.get_by_label("number input for At most, tokens")).to_have_value("77")
 
 
-def test_in_the_browser_the_page_works_where_nothing_may_be_stored(browser: Browser) -> None:
+def test_in_the_browser_the_page_works_without_storage(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.add_init_script(
             "Object.defineProperty(window, 'sessionStorage', { get() { throw Error('denied') } })"
@@ -351,7 +351,7 @@ VIEWS = [
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
-def test_in_the_browser_the_page_is_accessible_and_fits(
+def test_in_the_browser_the_page_is_accessible_and_fits_the_screen(
     width: int, scheme: Literal["light", "dark"], browser: Browser
 ) -> None:
     viewport: ViewportSize = {"width": width, "height": 900}
@@ -374,7 +374,7 @@ def test_in_the_browser_the_page_is_accessible_and_fits(
         assert dark == (scheme == "dark")
 
 
-def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser: Browser) -> None:
+def test_in_the_browser_stop_ends_the_answers_and_keeps_the_text(browser: Browser) -> None:
     model = slow()
     with page_of(model) as url, browser.new_page() as page:
         page.goto(url)
@@ -391,7 +391,7 @@ def test_in_the_browser_stop_ends_the_answers_and_keeps_prompt_and_text(browser:
     assert model.left == 1
 
 
-def test_in_the_browser_nothing_covers_an_answer_that_was_stopped(browser: Browser) -> None:
+def test_in_the_browser_nothing_covers_a_stopped_answer(browser: Browser) -> None:
     with page_of(slow()) as url, browser.new_page() as page:
         page.goto(url)
         for _ in range(8):
@@ -412,7 +412,7 @@ def test_in_the_browser_nothing_covers_an_answer_that_was_stopped(browser: Brows
     ],
     ids=["in place", "a new line"],
 )
-def test_in_the_browser_an_update_on_its_way_does_not_undo_the_mark_of_a_stop(
+def test_in_the_browser_a_late_update_does_not_remove_the_stopped_mark(
     late: str, browser: Browser
 ) -> None:
     with page_of(slow()) as url, browser.new_page() as page:
@@ -425,7 +425,7 @@ def test_in_the_browser_an_update_on_its_way_does_not_undo_the_mark_of_a_stop(
         expect(page.get_by_text("Stopped, late")).to_be_visible()
 
 
-def test_in_the_browser_a_run_after_a_stop_is_not_marked(browser: Browser) -> None:
+def test_in_the_browser_a_run_after_a_stop_is_not_marked_as_stopped(browser: Browser) -> None:
     with page_of(slow()) as url, browser.new_page() as page:
         page.goto(url)
         ask(page)
@@ -435,7 +435,7 @@ def test_in_the_browser_a_run_after_a_stop_is_not_marked(browser: Browser) -> No
         expect(state(page, "slow")).to_have_text(re.compile("^Writing"))
 
 
-def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> None:
+def test_in_the_browser_options_apply_to_the_next_answer(browser: Browser) -> None:
     model = fast()
     with page_of(model) as url, browser.new_page() as page:
         page.goto(url)
@@ -453,7 +453,7 @@ def test_in_the_browser_options_hold_for_the_next_answer(browser: Browser) -> No
     assert [options.temperature for _, options in model.asked] == [None, 0.6]
 
 
-def test_in_the_browser_an_answer_that_was_cut_off_says_so_and_goes_on_to_what_was_asked(
+def test_in_the_browser_a_truncated_answer_is_marked_and_continues_the_same_prompt(
     browser: Browser,
 ) -> None:
     model = CutOff("cut", [])
@@ -471,7 +471,7 @@ def test_in_the_browser_an_answer_that_was_cut_off_says_so_and_goes_on_to_what_w
     assert asked == [["Hello"], ["Hello", "The"]]
 
 
-def test_in_the_browser_stop_stands_where_the_run_is_begun_while_something_runs(
+def test_in_the_browser_stop_replaces_run_while_answers_are_running(
     browser: Browser,
 ) -> None:
     with page_of(slow()) as url, browser.new_page() as page:
@@ -497,7 +497,7 @@ def test_in_the_browser_an_error_is_shown_and_nothing_is_lost(browser: Browser) 
         expect(state(page, "fast")).to_contain_text("Done")
 
 
-def test_in_the_browser_a_refusal_is_shown_and_the_prompt_stays(browser: Browser) -> None:
+def test_in_the_browser_a_refusal_is_shown_and_the_prompt_is_kept(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
         page.route(
@@ -510,7 +510,7 @@ def test_in_the_browser_a_refusal_is_shown_and_the_prompt_stays(browser: Browser
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
 
 
-def test_in_the_browser_prompt_and_answer_outlive_a_reload(browser: Browser) -> None:
+def test_in_the_browser_prompt_and_answer_survive_a_reload(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
         page.get_by_label(PROMPT_LABEL).fill("Hello")
@@ -521,7 +521,7 @@ def test_in_the_browser_prompt_and_answer_outlive_a_reload(browser: Browser) -> 
         expect(pane(page, "fast")).to_have_value("one two three")
 
 
-def test_in_the_browser_an_example_fills_the_prompt_and_clear_empties_the_page(
+def test_in_the_browser_examples_fill_the_prompt_and_clear_resets_the_page(
     browser: Browser,
 ) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
@@ -535,7 +535,7 @@ def test_in_the_browser_an_example_fills_the_prompt_and_clear_empties_the_page(
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("")
 
 
-def test_in_the_browser_the_code_of_the_api_page_runs(browser: Browser) -> None:
+def test_in_the_browser_the_code_on_the_api_page_runs(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
         page.get_by_role("button", name="Use via API").click()

@@ -1,4 +1,4 @@
-"""What was said in a chat, without a page."""
+"""The conversation of a chat, without a page."""
 
 import json
 from typing import Any
@@ -43,17 +43,17 @@ TALK = [Turn("Hello", "Hi", complete=True), Turn("And?", "So it", complete=True)
         [Turn("  <b>\n    indented\n", "1 < 2 & <i>, ![a](b)", complete=True)],
     ],
 )
-def test_what_is_shown_is_read_back(turns: list[Turn]) -> None:
+def test_the_shown_conversation_can_be_read_back(turns: list[Turn]) -> None:
     assert read(shown(turns)) == turns
 
 
-def test_only_the_last_answer_offers_to_go_on_and_only_while_it_is_not_complete() -> None:
+def test_only_an_incomplete_last_answer_offers_to_continue() -> None:
     cut, whole = Turn("a", "b"), Turn("c", "d", complete=True)
     assert [bool(each.get("options")) for each in shown([cut, cut])] == [False] * 3 + [True]
     assert [bool(each.get("options")) for each in shown([cut, whole])] == [False] * 4
 
 
-def test_thoughts_are_folded_as_soon_as_there_is_an_answer() -> None:
+def test_thoughts_collapse_once_the_answer_starts() -> None:
     def thought_of(turn: Turn) -> dict[str, Any]:
         found: dict[str, Any] = shown([turn])[1]["metadata"]
         return found
@@ -62,7 +62,7 @@ def test_thoughts_are_folded_as_soon_as_there_is_an_answer() -> None:
     assert thought_of(Turn("a", "c", thoughts="b")) == {"title": THOUGHTS, "status": "done"}
 
 
-def test_a_failure_is_shown_where_no_answer_is() -> None:
+def test_a_failure_is_shown_in_place_of_the_answer() -> None:
     [_, failure] = shown([Turn("a", failure="too busy")])
     assert failure["metadata"] == {"title": NO_ANSWER}
     assert len(shown([Turn("a", "part", failure="lost")])) == 2
@@ -79,7 +79,7 @@ def test_a_failure_is_shown_where_no_answer_is() -> None:
         ([Turn("a", "part", failure="lost"), Turn("c")], ["user: a", "assistant: part", "user: c"]),
     ],
 )
-def test_a_model_reads_questions_and_answers_in_turn(
+def test_a_model_reads_alternating_questions_and_answers(
     turns: list[Turn], read_by_a_model: list[str]
 ) -> None:
     said = [f"{message.role}: {message.content}" for message in messages_of(turns)]
@@ -100,14 +100,14 @@ def answer_of(*pieces: Piece, state: State = State.DONE, reason: EndReason = "st
     return answer
 
 
-def test_an_answer_whose_tokens_all_went_into_thoughts_says_so() -> None:
+def test_an_answer_of_only_thoughts_says_so() -> None:
     thought = Piece("hm", 9, thought=True)
     assert "went into thoughts" in state_line(answer_of(thought, reason="length"))
     assert "thoughts" not in state_line(answer_of(thought, Piece("a", 1), reason="length"))
     assert "thoughts" not in state_line(answer_of(Piece("a", 1), reason="length"))
 
 
-def test_a_pane_says_that_a_model_thinks_until_its_answer_begins() -> None:
+def test_a_pane_says_that_a_model_is_thinking_until_its_answer_starts() -> None:
     answer = Answer()
     answer.add(Piece("hm", 1, thought=True))
     assert ">Thinking · " in state_line(answer)
@@ -115,7 +115,7 @@ def test_a_pane_says_that_a_model_thinks_until_its_answer_begins() -> None:
     assert ">Writing · " in state_line(answer)
 
 
-def test_an_answer_goes_on_where_its_first_part_ended() -> None:
+def test_a_continued_answer_resumes_where_it_stopped() -> None:
     turn = answered(Turn("a", "one "), answer_of(Piece("two", 1)))
     assert turn == Turn("a", "one two", complete=True)
 
@@ -133,7 +133,7 @@ def test_an_answer_is_complete_when_its_model_says_so(answer: Answer, complete: 
     assert answered(Turn("a"), answer).complete == complete
 
 
-def test_thoughts_are_no_part_of_the_answer() -> None:
+def test_thoughts_are_not_part_of_the_answer() -> None:
     turn = answered(Turn("a"), answer_of(Piece("hm ", 1, thought=True), Piece("b", 1)))
     assert (turn.thoughts, turn.answer) == ("hm ", "b")
 
@@ -154,7 +154,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_begins_html_an_image_or_a_diagram(text: str) -> None:
+def test_html_images_and_diagrams_are_escaped(text: str) -> None:
     shown_text = safe(text)
     for sign in ("<img", "<b", "</", "<script", "<!", "<?", "![", "`mermaid", "~ mermaid"):
         assert sign not in shown_text
@@ -164,11 +164,11 @@ def test_nothing_begins_html_an_image_or_a_diagram(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["1 < 2", "a <- b", "x <= y", "f(x) != 0", "`a < b`", "$$a < b$$", "plain", ""]
 )
-def test_what_is_no_html_stays_as_it_is(text: str) -> None:
+def test_text_without_html_is_unchanged(text: str) -> None:
     assert safe(text) == text
 
 
-def test_a_formula_says_less_than_in_tex() -> None:
+def test_less_than_in_a_formula_is_written_as_tex() -> None:
     assert safe("$$a<b$$") == r"$$a\lt{}b$$"
 
 
@@ -176,18 +176,18 @@ def kept(**talks: list[Turn]) -> str:
     return json.dumps({name: shown(turns) for name, turns in talks.items()})
 
 
-def test_what_a_browser_keeps_comes_back_to_the_same_models() -> None:
+def test_a_stored_conversation_is_restored_to_the_same_models() -> None:
     other = [Turn("Hello", "Ho"), Turn("And?", "Then", complete=True)]
     text = kept(first=TALK, second=other)
     assert read_kept(text, ["second", "first"]) == read_kept(text, ["first", "second"])[::-1]
     assert read_kept(text, ["first"]) == [TALK]
 
 
-def test_a_model_that_is_new_goes_on_with_the_questions() -> None:
+def test_a_new_model_gets_the_stored_questions() -> None:
     assert read_kept(kept(first=TALK), ["new"]) == [[Turn("Hello"), Turn("And?")]]
 
 
-def test_where_nothing_was_kept_nothing_comes_back() -> None:
+def test_without_a_stored_conversation_nothing_is_restored() -> None:
     assert read_kept("", ["first", "second"]) == [[], []]
 
 
@@ -208,7 +208,7 @@ FILE = {"role": "user", "content": [{"type": "file", "file": {"path": "/etc/pass
     ],
     ids=lambda text: text[:30],
 )
-def test_what_is_no_conversation_is_refused_in_a_line(text: str) -> None:
+def test_an_invalid_conversation_is_refused_with_one_line(text: str) -> None:
     with pytest.raises(PromptError) as refused:
         read_kept(text, ["first"])
     assert "\n" not in str(refused.value)
@@ -219,6 +219,6 @@ def test_a_file_in_a_pane_is_refused() -> None:
         read([FILE])
 
 
-def test_ten_thousand_turns_are_read_and_shown_in_a_moment() -> None:
+def test_ten_thousand_turns_are_read_and_shown_quickly() -> None:
     turns = [Turn(f"question {number}", "answer", complete=True) for number in range(10_000)]
     assert read(shown(turns)) == turns

@@ -1,4 +1,4 @@
-"""What the calls of a page's functions leave for operators, whichever way they come."""
+"""Logs and metrics of function calls, for each kind of request."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ SENT = "a wet whale"
 
 
 class Gate:
-    """What a function waits for."""
+    """Blocks a function until it is opened."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -122,7 +122,7 @@ def call(page: httpx2.Client, function: str) -> None:
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """Returns a function that returns the lines of the calls so far."""
+    """Returns a function that returns the log lines of all calls so far."""
     caplog.set_level("INFO", "ray.serve")
     return lambda: [vars(record) for record in caplog.records if record.message == "call"]
 
@@ -140,7 +140,7 @@ Ask = Callable[[httpx2.Client, str], object]
         *(("lambda", "done"), ("direct", "done"), ("failed_tick", "failed")),
     ],
 )
-async def test_a_call_leaves_one_line_with_its_outcome(
+async def test_a_call_logs_one_line_with_its_outcome(
     endpoint: str, outcome: str, ask: Ask, page: httpx2.Client, lines: Lines
 ) -> None:
     ask(page, endpoint)
@@ -155,33 +155,39 @@ async def test_a_call_leaves_one_line_with_its_outcome(
 
 
 @pytest.mark.parametrize(("ask", "outcome"), [(queue, "failed"), (call, "failed"), (run, "done")])
-async def test_a_generator_is_one_call_to_its_end(
+async def test_a_generator_counts_as_one_call(
     ask: Ask, outcome: str, page: httpx2.Client, lines: Lines
 ) -> None:
-    # Of a direct call, the first value is all.
+    # A direct call returns only the first value.
     ask(page, "fail_half_way")
     await until(lambda: bool(lines()))
     assert [line["outcome"] for line in lines()] == [outcome]
 
 
-async def test_what_a_validator_refuses_is_invalid(page: httpx2.Client, lines: Lines) -> None:
+async def test_input_refused_by_a_validator_counts_as_invalid(
+    page: httpx2.Client, lines: Lines
+) -> None:
     assert join(page, "checked").status_code == 422
     assert [(line["endpoint"], line["outcome"]) for line in lines()] == [("checked", "invalid")]
 
 
-async def test_input_of_the_wrong_number_is_invalid(page: httpx2.Client, lines: Lines) -> None:
+async def test_a_wrong_number_of_inputs_counts_as_invalid(
+    page: httpx2.Client, lines: Lines
+) -> None:
     page.post("run/greet", json={"data": []})
     assert [line["outcome"] for line in lines()] == ["invalid"]
 
 
-async def test_what_a_cache_answers_is_done(page: httpx2.Client, lines: Lines) -> None:
+async def test_a_call_answered_from_a_cache_counts_as_done(
+    page: httpx2.Client, lines: Lines
+) -> None:
     for number in (1, 2):
         queue(page, "remember")
         await until(lambda number=number: len(lines()) == number)  # type: ignore[misc]
     assert [line["outcome"] for line in lines()] == ["done", "done"]
 
 
-async def test_a_call_that_a_full_queue_turns_away_is_refused(
+async def test_a_call_rejected_by_a_full_queue_counts_as_refused(
     gate: Gate, page: httpx2.Client, lines: Lines
 ) -> None:
     join(page, "wait")
@@ -192,7 +198,7 @@ async def test_a_call_that_a_full_queue_turns_away_is_refused(
     assert (line["endpoint"], line["outcome"], line["waited_seconds"]) == ("greet", "refused", None)
 
 
-async def test_who_leaves_cancels_the_call_that_runs_and_the_one_that_waits(
+async def test_a_disconnect_cancels_running_and_waiting_calls(
     gate: Gate, page: httpx2.Client, lines: Lines
 ) -> None:
     join(page, "wait")
@@ -209,7 +215,7 @@ async def test_who_leaves_cancels_the_call_that_runs_and_the_one_that_waits(
     assert lines()[1]["outcome"] == "cancelled"
 
 
-async def test_a_timer_and_a_load_leave_no_line_but_of_their_failures(
+async def test_timers_and_load_events_log_only_their_failures(
     page: httpx2.Client, lines: Lines
 ) -> None:
     for function in ("ticked", "loaded", "failed_tick"):
@@ -218,7 +224,7 @@ async def test_a_timer_and_a_load_leave_no_line_but_of_their_failures(
     assert [line["endpoint"] for line in lines()] == ["failed_tick"]
 
 
-async def test_functions_that_are_drawn_have_their_own_name_whatever_a_visitor_typed(
+async def test_rendered_functions_are_logged_without_user_input(
     page: httpx2.Client, lines: Lines
 ) -> None:
     drawn = page_of(Gate())

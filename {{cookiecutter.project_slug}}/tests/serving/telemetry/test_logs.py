@@ -1,4 +1,4 @@
-"""What of a request goes into the log."""
+"""The parts of a request that are logged."""
 
 import io
 import logging
@@ -21,17 +21,17 @@ FORGED = "a\tb\x1b[31m'; drop " + "x" * 100_000
 
 
 @pytest.mark.parametrize("name", ["", "7c9e6679-7425-40de-944b-e07fc1f90ae7", "web:1.2_3"])
-def test_the_name_of_a_request_is_kept_as_it_is(name: str) -> None:
+def test_a_valid_request_id_is_kept(name: str) -> None:
     assert clean(name) == name
 
 
-def test_of_a_forged_name_there_is_left_what_fits_into_a_log() -> None:
+def test_a_forged_request_id_is_sanitized() -> None:
     assert clean(FORGED).startswith("ab31mdropxxx")
     assert len(clean(FORGED)) <= LONGEST_NAME
     assert clean("a\nlevel=ERROR\r\u2028\u202e") == "alevelERROR"
 
 
-def test_a_line_that_serve_gave_a_name_has_it_cleaned() -> None:
+def test_request_ids_in_serves_log_lines_are_sanitized() -> None:
     log, lines = logging.getLogger("test_logs"), io.StringIO()
     handler = logging.StreamHandler(lines)
     handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
@@ -41,7 +41,7 @@ def test_a_line_that_serve_gave_a_name_has_it_cleaned() -> None:
     assert len(lines.getvalue()) < 2 * LONGEST_NAME
 
 
-def test_of_an_error_the_log_has_its_kind_and_place_alone() -> None:
+def test_an_error_is_logged_with_only_its_type_and_location() -> None:
     try:
         int("a secret")
     except ValueError as error:
@@ -52,13 +52,13 @@ def test_of_an_error_the_log_has_its_kind_and_place_alone() -> None:
 
 
 @pytest.mark.served
-def test_no_log_of_ray_has_a_forged_name(words: str, served_pages: Served) -> None:
+def test_no_log_of_ray_contains_a_forged_request_id(words: str, served_pages: Served) -> None:
     forged = "whale-" + "x" * 20_000
     headers = {"x-request-id": forged}
     body = {"data": ["The whale", 1, 1]}
     answer = httpx2.post(f"{words}/gradio_api/run/generate", json=body, headers=headers, timeout=60)
     assert answer.status_code < 500
-    # The proxy writes its line after the answer.
+    # The proxy logs its line after the answer.
     deadline = time.monotonic() + REPORT_SECONDS
     logs = [""]
     while not any("whale-" + "x" * 58 in log for log in logs):

@@ -1,4 +1,4 @@
-"""Metrics and logs of the served application, where operators look for them."""
+"""Metrics and logs of the served application."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ async def read(model: Metered) -> None:
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
-async def test_every_answer_leaves_a_line_with_its_outcome(
+async def test_every_answer_logs_one_line_with_its_outcome(
     model: StandIn,
     use: Callable[[Metered], Awaitable[None]],
     outcome: str,
@@ -80,7 +80,7 @@ async def test_every_answer_leaves_a_line_with_its_outcome(
     assert "messages" not in line
 
 
-async def test_who_leaves_before_the_first_text_counts_with_the_seconds_they_waited(
+async def test_a_disconnect_before_the_first_text_counts_with_its_waiting_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Metered(StandIn("stuck", ["late"], pause=60), log_prompts=False)
@@ -93,7 +93,7 @@ async def test_who_leaves_before_the_first_text_counts_with_the_seconds_they_wai
     assert 0.4 < seconds < 60
 
 
-async def test_a_model_tells_how_long_its_first_texts_lately_took(
+async def test_a_model_reports_its_recent_time_to_first_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = Metered(StandIn("late", ["text"], pause=0.3), log_prompts=False)
@@ -104,7 +104,7 @@ async def test_a_model_tells_how_long_its_first_texts_lately_took(
     assert model.first_text_seconds() == 0
 
 
-async def test_who_still_waits_counts_once_it_is_longer_than_the_others_did() -> None:
+async def test_a_waiting_request_counts_once_it_is_slower_than_the_average() -> None:
     stuck = StandIn("stuck", ["text"])
     model = Metered(stuck, log_prompts=False)
     await read(model)
@@ -117,7 +117,7 @@ async def test_who_still_waits_counts_once_it_is_longer_than_the_others_did() ->
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_the_messages_are_in_the_log_where_the_settings_say_so(
+async def test_messages_are_logged_if_the_setting_is_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "ray.serve")
@@ -140,7 +140,7 @@ def samples(metrics: str) -> Iterator[Sample]:
 
 
 def wait_for_sample(metrics: str, name: str, value: float | None = None, **labels: str) -> Sample:
-    """Returns one of that value, where one is given. Ray reports every few seconds."""
+    """Returns a sample, with this value if given. Ray reports every few seconds."""
     deadline = time.monotonic() + REPORT_SECONDS
     while time.monotonic() < deadline:
         for sample in samples(metrics):
@@ -153,7 +153,7 @@ def wait_for_sample(metrics: str, name: str, value: float | None = None, **label
 
 
 def ask(url: str, **options: int) -> str:
-    """Returns the id of the request."""
+    """Sends a request and returns its id."""
     request = uuid4().hex
     client = Client(url, headers={"x-request-id": request}, verbose=False)
     client.predict("The whale", **options, api_name="/generate")
@@ -161,7 +161,7 @@ def ask(url: str, **options: int) -> str:
 
 
 @served
-def test_a_prompt_that_does_not_fit_is_counted(words: str, served_pages: Served) -> None:
+def test_a_prompt_that_is_too_long_is_counted(words: str, served_pages: Served) -> None:
     with pytest.raises(AppError):
         Client(words, verbose=False).predict("whale " * 300, api_name="/generate")
     sample = wait_for_sample(served_pages.metrics, "ray_model_answers_total", outcome="unreadable")
@@ -169,7 +169,7 @@ def test_a_prompt_that_does_not_fit_is_counted(words: str, served_pages: Served)
 
 
 def log_lines(logs: Path, request: str) -> list[dict[str, Any]]:
-    """The lines of this request, in JSON, once every model has written one."""
+    """The JSON log lines of this request, once every model has written one."""
     deadline = time.monotonic() + REPORT_SECONDS
     while time.monotonic() < deadline:
         lines = [
@@ -186,7 +186,7 @@ def log_lines(logs: Path, request: str) -> list[dict[str, Any]]:
 
 @served
 @pytest.mark.parametrize("model", MODELS)
-def test_every_metric_of_a_model_is_at_rays_endpoint(
+def test_every_metric_of_a_model_is_exported_by_ray(
     model: str, words: str, served_pages: Served
 ) -> None:
     ask(words, **ANSWERED)
@@ -195,12 +195,12 @@ def test_every_metric_of_a_model_is_at_rays_endpoint(
     assert wait_for_sample(metrics, "ray_model_tokens_total", model=model).value >= 5
     assert wait_for_sample(metrics, "ray_model_first_text_seconds_count", model=model).value
     for name in ("ray_model_requests_waiting", "ray_model_requests_running"):
-        # What is there now may be of the middle of the answer.
+        # The current sample may be from the middle of the answer.
         wait_for_sample(metrics, name, 0, model=model)
 
 
 @served
-def test_a_request_is_followed_from_the_page_to_its_models(
+def test_log_lines_of_a_request_share_its_id_from_page_to_models(
     words: str, served_pages: Served
 ) -> None:
     lines = log_lines(Path(served_pages.logs), ask(words, **ANSWERED))
@@ -215,14 +215,14 @@ def test_a_request_is_followed_from_the_page_to_its_models(
 
 
 @served
-def test_no_prompt_is_in_a_log(words: str, served_pages: Served) -> None:
+def test_no_log_contains_a_prompt(words: str, served_pages: Served) -> None:
     log_lines(Path(served_pages.logs), ask(words, **ANSWERED))
     for path in served_pages.logs.glob("serve/*.log"):
         assert "The whale" not in path.read_text(encoding="utf-8"), path
 
 
 def spans(logs: Path) -> set[str]:
-    """Names of the spans that Serve has written."""
+    """The names of Serve's spans."""
     return {
         json.loads(f"{text}}}")["name"]
         for path in logs.glob("serve/spans/*")
@@ -231,7 +231,7 @@ def spans(logs: Path) -> set[str]:
 
 
 @served
-def test_a_request_leaves_a_span_of_its_replica_and_one_of_its_route(
+def test_a_request_creates_a_span_for_its_replica_and_one_for_its_route(
     words: str, served_pages: Served
 ) -> None:
     ask(words, **ANSWERED)

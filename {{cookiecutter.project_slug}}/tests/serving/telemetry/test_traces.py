@@ -1,4 +1,4 @@
-"""The spans of an answer, as a collector gets them."""
+"""The spans of an answer, as a collector receives them."""
 
 import asyncio
 import pickle
@@ -50,7 +50,7 @@ SERVER, CLIENT, INTERNAL = 2, 3, 1
 ANSWER: dict[str, Any] = {"batch queue": {}, "prefill": {}, "decode": {}}
 OPTIONS = {"max_tokens": 8, "seed": 7}
 A_BUSY_MACHINE = 10
-"""Seconds that it may take for what takes none."""
+"""Generous limit in seconds for steps that take no time."""
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
@@ -90,7 +90,7 @@ def standing_in(
 
 
 def generate(page: httpx2.Client, headers: dict[str, str] | None = None) -> None:
-    """Asks as clients of Gradio do: a call begins with one request, and is read with another."""
+    """Calls like Gradio's clients: one request starts the call, another reads the result."""
     event = call(page, headers)
     assert "event: complete" in page.get(f"/gradio_api/call/generate/{event}").text
 
@@ -108,14 +108,14 @@ def complete(page: httpx2.Client, model: str, headers: Any = None) -> httpx2.Res
 
 
 def above(flags: str = "01") -> tuple[str, str, dict[str, str]]:
-    """Returns a trace of a client, its span there, and the header that says so."""
+    """Returns a client's trace id, span id, and trace header."""
     trace, span = uuid4().hex, uuid4().hex[:16]
     return trace, span, {"traceparent": f"00-{trace}-{span}-{flags}"}
 
 
 @contextmanager
 def deployed(collector: Collector, source: Path) -> Iterator[httpx2.Client]:
-    """A page that asks a deployment, in Serve's local testing mode."""
+    """A page that calls a deployment, in Serve's local testing mode."""
     model = ModelSettings(name="tiny", source=str(source))
     settings = settings_of(collector.url, models=(model,), limits=Limits(update_seconds=0))
     [application] = deployments_of(settings)
@@ -125,7 +125,7 @@ def deployed(collector: Collector, source: Path) -> Iterator[httpx2.Client]:
     handle.shutdown()
 
 
-async def test_an_answer_is_one_tree_from_the_request_to_the_batch(
+async def test_an_answer_is_one_trace_from_the_request_to_the_batch(
     collector: Collector, tiny_decoder: Path
 ) -> None:
     trace, client, header = above()
@@ -153,7 +153,7 @@ async def test_an_answer_is_one_tree_from_the_request_to_the_batch(
     assert read.ended == written.began <= written.ended <= call.ended
 
 
-async def test_a_program_of_openais_protocol_finds_the_same_below_its_request(
+async def test_the_openai_api_creates_the_same_spans_below_its_request(
     collector: Collector, tiny_decoder: Path
 ) -> None:
     with deployed(collector, tiny_decoder) as page:
@@ -173,7 +173,7 @@ async def test_a_program_of_openais_protocol_finds_the_same_below_its_request(
     assert 0 < said["gen_ai.response.time_to_first_chunk"] < 60
 
 
-async def test_no_text_and_no_header_of_a_request_is_in_a_span(
+async def test_spans_contain_no_text_and_no_header_of_a_request(
     collector: Collector, tiny_decoder: Path
 ) -> None:
     secret = {"authorization": "Bearer a-wet-whale", "cookie": "page-login=a-wet-whale"}
@@ -195,7 +195,7 @@ async def test_no_text_and_no_header_of_a_request_is_in_a_span(
     ],
     ids=["failed", "unreadable"],
 )
-async def test_what_fails_is_an_error_that_tells_its_kind_and_not_its_text(
+async def test_a_failure_is_recorded_with_its_type_but_not_its_text(
     model: StandIn, outcome: str, kind: str, collector: Collector
 ) -> None:
     with standing_in(collector, model) as page:
@@ -211,7 +211,7 @@ async def test_what_fails_is_an_error_that_tells_its_kind_and_not_its_text(
     assert SENT.encode() not in collector.bodies
 
 
-async def test_a_function_that_fails_is_an_error(collector: Collector) -> None:
+async def test_a_failing_function_is_recorded_as_an_error(collector: Collector) -> None:
     def fail(text: str) -> str:
         raise ValueError(text)
 
@@ -233,7 +233,7 @@ async def test_a_function_that_fails_is_an_error(collector: Collector) -> None:
     assert SENT.encode() not in collector.bodies
 
 
-async def test_who_leaves_has_cancelled_every_step(collector: Collector) -> None:
+async def test_a_disconnect_marks_every_span_as_cancelled(collector: Collector) -> None:
     model = slow()
     with standing_in(collector, model) as page:
         messages = [{"role": "user", "content": SENT}]
@@ -258,12 +258,12 @@ async def test_who_leaves_has_cancelled_every_step(collector: Collector) -> None
 
 
 def sessions_of(blocks: gr.Blocks) -> set[str]:
-    """Returns those who wait for something in the queue, or did not leave what runs."""
+    """Returns the sessions that wait in the queue, or still listen to a running call."""
     events = blocks._queue.event_ids_to_events.values()
     return {event.session_hash for event in events if event.alive}
 
 
-async def test_who_leaves_while_waiting_has_cancelled_that(collector: Collector) -> None:
+async def test_a_disconnect_in_the_queue_marks_its_span_as_cancelled(collector: Collector) -> None:
     opened = threading.Event()
 
     def wait(text: str) -> str:
@@ -292,7 +292,7 @@ async def test_who_leaves_while_waiting_has_cancelled_that(collector: Collector)
     assert collector.one("call wait").attributes["outcome"] == "cancelled"
 
 
-async def test_what_goes_by_itself_is_not_traced(collector: Collector) -> None:
+async def test_load_events_and_timers_are_not_traced(collector: Collector) -> None:
     with gr.Blocks() as blocks:
         text = gr.Textbox()
         blocks.load(lambda: "whale", None, text, api_name="loaded")
@@ -312,7 +312,9 @@ async def test_what_goes_by_itself_is_not_traced(collector: Collector) -> None:
 
 
 @pytest.mark.parametrize("flags", ["00", "01"])
-async def test_a_client_does_not_decide_what_is_traced(flags: str, collector: Collector) -> None:
+async def test_a_client_cannot_decide_whether_it_is_traced(
+    flags: str, collector: Collector
+) -> None:
     trace, _, header = above(flags)
     with standing_in(collector, fast()) as page:
         complete(page, "fast", header)
@@ -334,7 +336,7 @@ async def test_a_client_does_not_decide_what_is_traced(flags: str, collector: Co
     ],
     ids=["nonsense", "no trace", "too long", "two"],
 )
-async def test_a_header_that_names_no_span_begins_a_trace(
+async def test_an_invalid_trace_header_starts_a_new_trace(
     given: list[tuple[str, str]], collector: Collector
 ) -> None:
     with standing_in(collector, fast()) as page:
@@ -344,7 +346,7 @@ async def test_a_header_that_names_no_span_begins_a_trace(
     assert collector.one("POST /v1/chat/completions").parent == ""
 
 
-async def test_a_state_of_a_trace_and_baggage_are_not_passed_on(collector: Collector) -> None:
+async def test_trace_state_and_baggage_are_not_passed_on(collector: Collector) -> None:
     _, _, header = above()
     with standing_in(collector, fast()) as page:
         complete(page, "fast", {**header, "tracestate": "ours=seal", "baggage": "name=seal"})
@@ -353,7 +355,7 @@ async def test_a_state_of_a_trace_and_baggage_are_not_passed_on(collector: Colle
     assert b"seal" not in collector.bodies
 
 
-async def test_a_collector_that_is_away_costs_one_line(
+async def test_an_unreachable_collector_logs_one_line(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
@@ -372,7 +374,7 @@ async def test_a_collector_that_is_away_costs_one_line(
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
-async def test_a_collector_that_never_answers_holds_up_neither_answers_nor_the_end(
+async def test_a_collector_that_hangs_delays_neither_answers_nor_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
@@ -380,7 +382,7 @@ async def test_a_collector_that_never_answers_holds_up_neither_answers_nor_the_e
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
         with page_of(settings_of(endpoint), Metered(fast(), log_prompts=False)) as page:
             assert complete(page, "fast").is_success
-            # Now spans are being sent.
+            # Spans are being sent now.
             connection, _ = await asyncio.to_thread(silent.accept)
             began = time.monotonic()
             for _ in range(3):
@@ -389,12 +391,14 @@ async def test_a_collector_that_never_answers_holds_up_neither_answers_nor_the_e
         stop_traces()
         connection.close()
     assert answered - began < otlp.SEND_SECONDS
-    # One batch is given up, another begins before the deadline, and nothing after it.
+    # One batch times out, another starts before the deadline, and none after it.
     bound = otlp.STOP_SECONDS + 2 * otlp.SEND_SECONDS
     assert time.monotonic() - answered < bound + A_BUSY_MACHINE
 
 
-def test_without_its_extra_it_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_tracing_is_refused_with_the_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, EXPORTER, None)
     monkeypatch.delitem(sys.modules, f"{traces.__package__}.otlp", raising=False)
     settings = settings_of("http://127.0.0.1:4318/v1/traces")
@@ -403,15 +407,15 @@ def test_without_its_extra_it_is_refused_with_the_command(monkeypatch: pytest.Mo
         check_traces()
 
 
-def test_without_the_setting_nothing_of_opentelemetry_is_loaded() -> None:
-    """Ray loads a part of it by itself."""
+def test_without_the_setting_opentelemetry_is_not_imported() -> None:
+    """Ray itself imports a part of it."""
     said = "import sys, {}; print([name for name in sys.modules if name.startswith('opentel')])"
     code = said.format(traces.__name__)
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert loaded.stdout.strip() == b"[]"
 
 
-def test_a_name_of_a_request_carries_its_span_between_processes() -> None:
+def test_the_request_id_carries_its_span_between_processes() -> None:
     named = Carried("whale-1")
     named.traceparent = above()[2]["traceparent"]
     arrived = pickle.loads(pickle.dumps(named))  # noqa: S301
@@ -420,7 +424,7 @@ def test_a_name_of_a_request_carries_its_span_between_processes() -> None:
 
 @pytest.mark.served
 @pytest.mark.parametrize("path", ["/gradio_api/call", "/v1/chat/completions"])
-async def test_on_ray_an_answer_is_one_tree_of_all_its_processes(
+async def test_on_ray_an_answer_is_one_trace_across_all_processes(
     path: str, words: str, served_collector: Collector
 ) -> None:
     trace, _, header = above()

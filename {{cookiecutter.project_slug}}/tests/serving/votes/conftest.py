@@ -20,7 +20,7 @@ def postgresql(postgresql_server: Server) -> Iterator[Database]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Address of an empty database."""
+    """URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'votes' / 'votes.sqlite'}"
     database: Database = request.getfixturevalue("postgresql")

@@ -36,7 +36,7 @@ def config(folder: Path, **arguments: object) -> Path:
     return path
 
 
-def test_the_command_prints_the_table_of_the_configs_database(
+def test_the_command_prints_the_table_from_the_database_in_the_config(
     database_url: str, tmp_path: Path
 ) -> None:
     store = Store(database_url)
@@ -56,7 +56,7 @@ def test_the_command_prints_the_table_of_the_configs_database(
     assert csv.read_csv(tmp_path / "votes.csv").num_rows == 2
 
 
-def test_what_is_older_than_the_config_says_is_removed(
+def test_votes_older_than_the_config_allows_are_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"sqlite:///{tmp_path}/votes.sqlite"
@@ -85,7 +85,7 @@ def test_an_export_has_a_row_for_each_vote(database_url: str, tmp_path: Path) ->
     assert [row["left_text"] for row in written] == ["I am c.", "I am c.", "I am a."]
 
 
-def test_an_export_of_nothing_has_the_names_alone(tmp_path: Path) -> None:
+def test_an_empty_export_has_only_the_header(tmp_path: Path) -> None:
     export(Store(f"sqlite:///{tmp_path}/votes.sqlite"), tmp_path / "votes.csv", None)
     assert (tmp_path / "votes.csv").read_text().startswith('"round","time",')
 
@@ -100,7 +100,7 @@ def test_an_export_of_nothing_has_the_names_alone(tmp_path: Path) -> None:
         ({"database_url": "mysql://db"}, "name a database of PostgreSQL"),
     ],
 )
-def test_what_hinders_it_is_said_in_one_line(
+def test_errors_are_reported_in_one_line(
     arguments: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     path = config(tmp_path, **arguments)
@@ -110,7 +110,7 @@ def test_what_hinders_it_is_said_in_one_line(
     assert "secret" not in str(raised.value)
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_reported(tmp_path: Path) -> None:
     path = config(tmp_path, database_url=f"sqlite:///{tmp_path}/votes.sqlite")
     with pytest.raises(StartError, match=r"nowhere/votes\.csv"):
         run(Namespace(config=path, csv=tmp_path / "nowhere" / "votes.csv", parquet=None))

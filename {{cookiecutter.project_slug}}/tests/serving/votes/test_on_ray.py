@@ -1,4 +1,4 @@
-"""Many visitors vote at once on several replicas on Ray, into one database that goes away."""
+"""Many visitors vote at once on several replicas, while their database fails for a while."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ AWAY_SECONDS = 1.5
 
 @pytest.fixture
 def voting(postgresql: Database, tmp_path: Path) -> Iterator[str]:
-    """Address of a page that takes votes, on several replicas."""
+    """URL of a page with votes, on several replicas."""
     nowhere = {"source": "unused", "base_url": "http://127.0.0.1:9"}
     arguments = {
         "title": "Votes",
@@ -51,17 +51,17 @@ def voting(postgresql: Database, tmp_path: Path) -> Iterator[str]:
 
 @dataclass
 class Visitor:
-    """Speaks the protocol of Gradio's page, as a browser does."""
+    """Speaks the protocol of Gradio's page like a browser."""
 
     browser: httpx2.AsyncClient
     config: dict[str, Any]
     session: str
 
     async def click(self, button: str, first: str | None = None) -> list[Any]:
-        """Returns what the page shows at the end.
+        """Returns what the page finally shows.
 
         Args:
-            first: what stands in the first field that the button reads; all else is as it was.
+            first: the value of the first input of the button; the other inputs stay unchanged.
         """
         shown = {each["id"]: each["props"].get("value") for each in self.config["components"]}
         [called] = [
@@ -100,7 +100,7 @@ async def visit(url: str, number: int, kept: Counter[str], lost: Counter[str]) -
 
 
 @pytest.mark.served
-async def test_on_ray_each_vote_is_there_once_or_was_said_to_be_lost(
+async def test_on_ray_each_vote_is_stored_once_or_reported_as_lost(
     voting: str, postgresql: Database
 ) -> None:
     kept, lost = Counter[str](), Counter[str]()

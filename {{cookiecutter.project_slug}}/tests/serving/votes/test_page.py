@@ -1,4 +1,4 @@
-"""Votes on the page that compares and on that of a chat, in a browser and before it."""
+"""Votes on the compare page and the chat, with and without a browser."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -56,7 +56,7 @@ async def ask(
     request: gr.Request | None = None,
     updates: int = 1000,
 ) -> list[str]:
-    """Asks panes, reads so many updates, and returns their texts."""
+    """Asks the panes, reads the given number of updates, and returns their texts."""
     texts: list[str] = []
     answers = rounds.remembering(asking(settings_of()))(
         panes, [messages] * len(panes), GenerationOptions(), request or session()
@@ -70,7 +70,7 @@ async def ask(
     return texts
 
 
-async def test_what_a_session_was_answered_is_voted_on_once() -> None:
+async def test_an_answer_can_be_voted_on_only_once() -> None:
     panes = [first(), second()]
     rounds = Rounds(panes)
     earlier = [Message("user", "Hi"), Message("assistant", "Hello")]
@@ -93,7 +93,7 @@ async def test_what_a_session_was_answered_is_voted_on_once() -> None:
         rounds.claim("ada's", LEFT)
 
 
-async def test_another_answer_may_be_voted_on_again() -> None:
+async def test_a_new_answer_can_be_voted_on() -> None:
     panes = [first(), second()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"))
@@ -103,7 +103,7 @@ async def test_another_answer_may_be_voted_on_again() -> None:
     assert rounds.claim("ada's", LEFT)[1].id != ballot.id
 
 
-async def test_a_vote_that_was_lost_may_be_given_again() -> None:
+async def test_a_lost_vote_can_be_repeated() -> None:
     panes = [first(), second()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"))
@@ -115,7 +115,7 @@ async def test_a_vote_that_was_lost_may_be_given_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["bob's", None])
-async def test_a_session_votes_on_its_own_answers_alone(name: str | None) -> None:
+async def test_a_session_can_vote_only_on_its_own_answers(name: str | None) -> None:
     panes = [first(), second()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"))
@@ -123,7 +123,7 @@ async def test_a_session_votes_on_its_own_answers_alone(name: str | None) -> Non
         rounds.claim(name, LEFT)
 
 
-async def test_answers_that_failed_or_were_stopped_are_not_voted_on() -> None:
+async def test_failed_and_stopped_answers_cannot_be_voted_on() -> None:
     panes = [first(), broken()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"))
@@ -136,7 +136,7 @@ async def test_answers_that_failed_or_were_stopped_are_not_voted_on() -> None:
         rounds.claim("ada's", LEFT)
 
 
-async def test_an_answer_that_went_on_is_kept_whole() -> None:
+async def test_a_continued_answer_is_stored_in_full() -> None:
     pane = CutOff("first", [])
     rounds = Rounds([pane])
     await ask(rounds, [pane], user("Why?"))
@@ -146,7 +146,9 @@ async def test_an_answer_that_went_on_is_kept_whole() -> None:
     assert ballot.replies[0].conversation == []
 
 
-async def test_only_the_last_sessions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_most_recent_sessions_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(f"{Rounds.__module__}.SESSIONS", 2)
     rounds = Rounds([first()])
     for name in ("one", "two", "three"):
@@ -156,7 +158,7 @@ async def test_only_the_last_sessions_are_remembered(monkeypatch: pytest.MonkeyP
     assert rounds.claim("three", [])
 
 
-async def test_blind_each_pane_goes_on_with_its_model_on_any_replica() -> None:
+async def test_blind_each_pane_keeps_its_model_on_any_replica() -> None:
     models = [first(), second()]
     panes = hidden(models)
     seen = set()
@@ -167,7 +169,7 @@ async def test_blind_each_pane_goes_on_with_its_model_on_any_replica() -> None:
         talk = [*user("Why?"), Message("assistant", "…"), *user("And?")]
         assert await ask(begun, panes, talk, request) == texts
         assert await ask(begun, panes[1:], talk, request) == texts[1:]
-        # Another replica knows nothing of the session.
+        # Another replica does not know the session.
         assert await ask(Rounds(panes), panes, talk, request) == texts
         _, ballot = begun.claim("ada's", LEFT)
         assert ballot.blind
@@ -178,7 +180,7 @@ async def test_blind_each_pane_goes_on_with_its_model_on_any_replica() -> None:
     assert seen == {("one", "two"), ("two", "one")}
 
 
-def test_each_model_is_on_each_side_equally_often() -> None:
+def test_each_model_appears_on_each_side_equally_often() -> None:
     times = [[0, 0, 0] for _ in range(3)]
     for number in range(3000):
         for side, model in enumerate(sides(3, f"{number}")):
@@ -186,7 +188,7 @@ def test_each_model_is_on_each_side_equally_often() -> None:
     assert all(900 < each < 1100 for side in times for each in side)
 
 
-async def test_blind_a_failure_does_not_tell_the_name() -> None:
+async def test_blind_a_failure_does_not_reveal_the_name() -> None:
     failing = StandIn("first", [], failure=PromptError("first takes no such text."))
     [pane] = panes = hidden([failing])
     rounds = Rounds(panes)
@@ -197,7 +199,7 @@ async def test_blind_a_failure_does_not_tell_the_name() -> None:
     assert (pane.name, answer.failure) == ("A", "A takes no such text.")
 
 
-def test_what_can_be_said_follows_the_number_of_models() -> None:
+def test_the_choices_of_a_vote_depend_on_the_number_of_models() -> None:
     assert list(choices_of(["x"])) == ["Good", "Bad"]
     assert list(choices_of(["x", "y"])) == ["x is better", "y is better", "Tie", "Both are bad"]
     assert choices_of(["x", "y", "z"])["y is best"] == [Vote(1, 0, "left"), Vote(1, 2, "left")]
@@ -209,7 +211,7 @@ PAGES = [compare_page.build_page, conversation_page.build_page]
 
 @contextmanager
 def page_with(build_page: BuildPage, *models: StandIn, **changes: object) -> Iterator[str]:
-    """Yields the address of a page before these models, with changes of its settings."""
+    """Yields the URL of a page with these models and settings."""
     settings = settings_of().model_copy(update=changes)
     web = mount(build_page(settings, settings.on_page(models)), settings, compare_page.LAUNCH)
     with in_thread(web) as url:
@@ -237,7 +239,7 @@ def file(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("build_page", PAGES)
-def test_in_the_browser_a_vote_is_kept_and_the_next_answers_are_voted_on_again(
+def test_in_the_browser_a_vote_is_stored_and_the_next_answers_can_be_voted_on(
     build_page: BuildPage, browser: Browser, file: str
 ) -> None:
     with page_with(build_page, first(), second(), database_url=file) as url:
@@ -270,7 +272,7 @@ def test_in_the_browser_a_vote_is_kept_and_the_next_answers_are_voted_on_again(
         ),
     ],
 )
-def test_in_the_browser_any_number_of_models_is_voted_on(
+def test_in_the_browser_any_number_of_models_can_be_voted_on(
     models: list[StandIn],
     button: str,
     kept: list[tuple[str, str | None, str]],
@@ -288,7 +290,7 @@ def test_in_the_browser_any_number_of_models_is_voted_on(
 
 
 @pytest.mark.parametrize("build_page", PAGES)
-def test_in_the_browser_names_are_shown_after_the_vote_alone(
+def test_in_the_browser_names_are_shown_only_after_the_vote(
     build_page: BuildPage, browser: Browser, file: str
 ) -> None:
     said = set()
@@ -312,7 +314,7 @@ def test_in_the_browser_names_are_shown_after_the_vote_alone(
     }
 
 
-def test_in_the_browser_a_database_that_is_away_costs_no_answer(
+def test_in_the_browser_answers_work_while_the_database_is_down(
     browser: Browser, postgresql: Database
 ) -> None:
     with page_with(compare_page.build_page, first(), second(), database_url=postgresql.url) as url:
@@ -352,14 +354,14 @@ def test_in_the_browser_a_database_that_is_away_costs_no_answer(
         ),
     ],
 )
-def test_what_is_kept_of_a_vote_follows_the_settings(
+def test_the_settings_decide_what_is_stored_with_a_vote(
     changes: dict[str, object], terms: str
 ) -> None:
     assert terms_of(settings_of().model_copy(update=changes)) == terms
 
 
 @pytest.mark.parametrize("build_page", PAGES)
-def test_in_the_browser_a_visitor_reads_what_is_kept_before_voting(
+def test_in_the_browser_visitors_see_what_is_stored_before_voting(
     build_page: BuildPage, browser: Browser, file: str
 ) -> None:
     changes = {"database_url": file, "keep_texts": False, "keep_days": 30}
@@ -376,7 +378,7 @@ def test_in_the_browser_a_visitor_reads_what_is_kept_before_voting(
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 @pytest.mark.parametrize("build_page", PAGES)
-def test_in_the_browser_everybody_can_vote(
+def test_in_the_browser_voting_is_accessible(
     build_page: BuildPage, width: int, scheme: Any, browser: Browser, file: str
 ) -> None:
     size: ViewportSize = {"width": width, "height": 800}
@@ -397,6 +399,6 @@ def test_in_the_browser_everybody_can_vote(
         assert after
         assert last
         assert before["height"] == after["height"]
-        # Below all panes, and not in one.
+        # Below all panes, not inside one.
         assert after["y"] >= last["y"] + last["height"]
         page.close()

@@ -1,4 +1,4 @@
-"""The table of who wins."""
+"""The table of ratings."""
 
 import random
 
@@ -14,7 +14,7 @@ from {{ cookiecutter.__package }}.serving.votes.rating import (
 )
 
 
-def test_a_vote_for_neither_is_half_a_win() -> None:
+def test_a_tie_counts_as_half_a_win() -> None:
     counts = [
         Count("a", "b", "left", 5),
         Count("b", "a", "left", 1),
@@ -28,12 +28,12 @@ def test_a_vote_for_neither_is_half_a_win() -> None:
     assert standings(counts)["b"].win_rate == 0.4
 
 
-def test_models_that_do_equally_well_are_in_the_middle() -> None:
+def test_equally_good_models_get_the_middle_rating() -> None:
     rated = ratings([Count("a", "b", "left", 10), Count("a", "b", "right", 10)])
     assert [each.points for each in rated.values()] == [MIDDLE, MIDDLE]
 
 
-def test_one_that_won_each_time_is_rated_with_a_wide_interval() -> None:
+def test_a_model_that_always_won_gets_a_wide_interval() -> None:
     few = ratings([Count("a", "b", "left", 3)])["a"]
     many = ratings([Count("a", "b", "left", 2), Count("a", "b", "right", 1)])["a"]
     assert few.points > many.points > MIDDLE
@@ -47,7 +47,7 @@ def test_any_number_of_wins_has_a_rating(number: int) -> None:
     assert all(each.low < each.points < each.high < 10_000 for each in rated.values())
 
 
-def test_the_interval_holds_the_true_difference_in_about_95_of_100_cases() -> None:
+def test_the_interval_contains_the_true_difference_in_about_95_percent_of_cases() -> None:
     draw = random.Random(7)  # noqa: S311
     strengths = {"weak": -0.5, "middling": 0.0, "strong": 0.5}
     pairs = [("weak", "middling"), ("middling", "strong"), ("strong", "weak")]
@@ -63,11 +63,11 @@ def test_the_interval_holds_the_true_difference_in_about_95_of_100_cases() -> No
             rated[name].low <= MIDDLE + POINTS * strength <= rated[name].high
             for name, strength in strengths.items()
         )
-    # All three at once, so less often than each.
+    # All three together, so less often than each alone.
     assert held > 170
 
 
-def test_the_table_has_what_was_compared_and_what_stood_alone() -> None:
+def test_the_table_has_compared_models_and_single_ones() -> None:
     said = table(
         [
             Count("strong", "weak", "left", 30),
@@ -98,5 +98,5 @@ def test_the_table_has_what_was_compared_and_what_stood_alone() -> None:
     ]
 
 
-def test_without_votes_the_table_says_so() -> None:
+def test_the_table_says_if_there_are_no_votes() -> None:
     assert table([]) == "There are no votes yet."

@@ -1,4 +1,4 @@
-"""Many users vote at once on several replicas, and the database goes away meanwhile."""
+"""Many users vote at once on several replicas, while the database fails for a while."""
 
 import asyncio
 from collections import Counter
@@ -26,7 +26,7 @@ VOTES_EACH = 12
 
 
 class Replica:
-    """What a replica of the page has of its own."""
+    """The state of one page replica."""
 
     def __init__(self, url: str) -> None:
         self.panes: list[Model] = [StandIn("first", ["one"]), StandIn("second", ["two"])]
@@ -42,7 +42,7 @@ class Replica:
         return await self.vote(request)
 
 
-async def test_each_vote_is_there_once_or_was_said_to_be_lost(postgresql: Database) -> None:
+async def test_each_vote_is_stored_once_or_reported_as_lost(postgresql: Database) -> None:
     replicas = [Replica(postgresql.url) for _ in range(REPLICAS)]
     kept, lost = Counter[str](), Counter[str]()
 
@@ -67,8 +67,8 @@ async def test_each_vote_is_there_once_or_was_said_to_be_lost(postgresql: Databa
     assert kept.total() + lost.total() == USERS * VOTES_EACH
     assert set(there.values()) == {1}
     assert kept.keys() <= there.keys() <= kept.keys() | lost.keys()
-    # It was away for a moment, and there for most of the time.
+    # It was down for a moment, and up most of the time.
     assert lost
     assert kept.total() > USERS * VOTES_EACH / 4
-    # Whoever was told so votes again, and then it is there.
+    # Users who see that their vote was lost vote again, and then it is stored.
     assert "Your vote is kept." in await replicas[0].answer_and_vote("user-0", "again")

@@ -54,7 +54,7 @@ def rows(store: Store, table: Any) -> list[Any]:
         return [*connection.execute(select(table))]
 
 
-def test_a_vote_is_kept_with_what_it_is_about(database_url: str) -> None:
+def test_a_vote_is_stored_with_its_answers(database_url: str) -> None:
     store, kept = Store(database_url), ballot()
     store.keep(kept)
     [asked] = rows(store, ROUNDS)
@@ -67,7 +67,7 @@ def test_a_vote_is_kept_with_what_it_is_about(database_url: str) -> None:
     assert rows(store, VOTES) == [(kept.id, 0, 0, 1, "left")]
 
 
-def test_without_texts_the_rest_is_kept(database_url: str) -> None:
+def test_a_vote_can_be_stored_without_texts(database_url: str) -> None:
     store = Store(database_url, keep_texts=False)
     store.keep(ballot())
     [asked] = rows(store, ROUNDS)
@@ -78,14 +78,14 @@ def test_without_texts_the_rest_is_kept(database_url: str) -> None:
         assert answer.tokens > 0
 
 
-def test_a_single_answer_has_nothing_on_its_right(database_url: str) -> None:
+def test_a_single_answer_has_no_right_side(database_url: str) -> None:
     store = Store(database_url)
     store.keep(ballot(Vote(0, None, "bad"), replies=[LEFT]))
     [vote] = rows(store, VOTES)
     assert vote[1:] == (0, 0, None, "bad")
 
 
-def test_texts_that_no_database_holds_are_kept_with_signs_in_their_place(database_url: str) -> None:
+def test_characters_that_a_database_cannot_store_are_replaced(database_url: str) -> None:
     store = Store(database_url)
     store.keep(ballot(replies=[replace(LEFT, text="a\0b\ud800c"), RIGHT]))
     assert [row.text for row in rows(store, ANSWERS) if row.position == 0] == ["a\ufffdb?c"]
@@ -99,7 +99,7 @@ def test_a_second_vote_on_the_same_answers_is_refused(database_url: str) -> None
     assert [row.vote for row in rows(store, VOTES)] == ["left"]
 
 
-def test_a_vote_that_was_said_to_be_lost_and_was_not_is_there_once(database_url: str) -> None:
+def test_a_vote_repeated_after_a_false_loss_report_is_stored_once(database_url: str) -> None:
     store, kept = Store(database_url), ballot()
     store.keep(kept)
     store.keep(replace(kept, votes=[Vote(0, 1, "right")]), again=True)
@@ -107,7 +107,7 @@ def test_a_vote_that_was_said_to_be_lost_and_was_not_is_there_once(database_url:
     assert len(rows(store, ANSWERS)) == 2
 
 
-def test_old_votes_go_with_their_answers(database_url: str) -> None:
+def test_old_votes_are_deleted_with_their_answers(database_url: str) -> None:
     store, now = Store(database_url), datetime.now(UTC)
     old, new = (ballot(time=now - timedelta(days=days)) for days in (31, 29))
     store.keep(old)
@@ -117,13 +117,13 @@ def test_old_votes_go_with_their_answers(database_url: str) -> None:
     assert {row.round_id for row in (*rows(store, ANSWERS), *rows(store, VOTES))} == {new.id}
 
 
-def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
+def test_the_migrations_create_the_tables_of_the_code(database_url: str) -> None:
     store = Store(database_url)
     with store.reads() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
-def test_replicas_that_begin_at_once_make_the_tables_once(database_url: str) -> None:
+def test_replicas_that_start_together_create_the_tables_once(database_url: str) -> None:
     ready, failures = threading.Barrier(6), list[Exception]()
 
     def keep() -> None:
@@ -143,7 +143,7 @@ def test_replicas_that_begin_at_once_make_the_tables_once(database_url: str) -> 
     assert len(rows(Store(database_url), VOTES)) == 6
 
 
-def test_a_database_that_stops_loses_a_vote_and_takes_it_when_it_is_back(
+def test_a_vote_is_lost_while_the_database_is_down_and_stored_afterwards(
     postgresql: Database,
 ) -> None:
     store, kept = Store(postgresql.url), ballot()
@@ -156,7 +156,7 @@ def test_a_database_that_stops_loses_a_vote_and_takes_it_when_it_is_back(
     assert len(rows(store, VOTES)) == 2
 
 
-def test_a_database_that_was_started_anew_in_between_loses_nothing(postgresql: Database) -> None:
+def test_a_restart_of_the_database_loses_no_vote(postgresql: Database) -> None:
     store = Store(postgresql.url)
     store.keep(ballot())
     postgresql.stop()
@@ -165,7 +165,7 @@ def test_a_database_that_was_started_anew_in_between_loses_nothing(postgresql: D
     assert len(rows(store, VOTES)) == 2
 
 
-def test_a_database_that_does_not_answer_is_given_up(
+def test_a_database_that_does_not_answer_times_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(stores, "SECONDS", 2)
@@ -176,13 +176,13 @@ def test_a_database_that_does_not_answer_is_given_up(
     assert "secret" not in caplog.text
 
 
-def test_a_file_that_cannot_be_written_is_said_before_the_start(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_reported_before_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match=r"votes cannot be kept in .*/file/votes\.sqlite: .*XDG"):
         check_database(f"sqlite:///{tmp_path}/file/votes.sqlite")
 
 
-def test_a_database_that_is_away_is_said_and_hinders_no_start(
+def test_an_unreachable_database_is_reported_but_does_not_prevent_the_start(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -204,7 +204,7 @@ def test_a_database_that_is_away_is_said_and_hinders_no_start(
         ("postgresql://ada@db:port/votes", "no address"),
     ],
 )
-def test_an_address_of_no_database_is_refused(url: str, reason: str) -> None:
+def test_an_invalid_database_url_is_refused(url: str, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         PageSettings.model_validate(SETTINGS | {"database_url": url})
 
@@ -212,14 +212,14 @@ def test_an_address_of_no_database_is_refused(url: str, reason: str) -> None:
 SETTINGS = {"title": "", "description": "", "models": [{"name": "tiny", "source": "tiny"}]}
 
 
-def test_the_address_of_a_database_is_not_shown() -> None:
+def test_the_url_of_a_database_is_not_shown() -> None:
     url = "postgresql://ada:secret@db/votes"
     settings = PageSettings.model_validate(SETTINGS | {"database_url": url})
     assert settings.database == url
     assert "secret" not in repr(settings)
 
 
-def test_without_an_address_votes_are_kept_below_the_users_data(
+def test_without_a_url_votes_are_stored_in_the_user_data_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = PageSettings.model_validate(SETTINGS)
