@@ -72,7 +72,7 @@ def test_there_is_nothing_that_gradio_does_not_have() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_makes_no_sense_behind_serve_is_refused_with_what_does(name: str) -> None:
     given: dict[str, Any] = {name: None}
-    with pytest.raises(StartError, match=f"Launch takes no {name}: [^\n]+[.]$"):
+    with pytest.raises(StartError, match=f"Launch does not take {name}: [^\n]+[.]$"):
         Launch(**given)
 
 
@@ -88,7 +88,7 @@ def test_a_default_is_that_of_gradio() -> None:
 )
 @pytest.mark.parametrize("make", [str, Path])
 def test_a_path_that_is_given_is_absolute(name: str, make: Callable[[str], str | Path]) -> None:
-    reason = re.escape("'models' is not absolute; write it from / on, or as Path(__file__).parent")
+    reason = re.escape("Start it with /, or write it as Path(__file__).parent / 'models'")
     given: dict[str, Any] = {name: make("models")}
     if name != "favicon_path":
         given = {name: [make("models")]}
@@ -472,12 +472,12 @@ def failing() -> gr.Blocks:
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [
-        (lambda: plain().launch(), "calls launch.., and Serve does that. Return the page instead"),
+        (lambda: plain().launch(), "calls launch.., but Serve starts the page. Return the page instead"),
         (lambda: plain().queue().launch(share=True), "Return the page instead"),
         (launching_server, "launching_server calls launch"),
-        (lambda: None, "returns nothing. Let it return the page"),
-        (lambda: (plain(), 1), "returns a tuple. Let it return the page"),
-        (str, "str returns a str. Let it return the page"),
+        (lambda: None, "returns nothing, not a page"),
+        (lambda: (plain(), 1), "returns a tuple, not a page"),
+        (str, "str returns a str, not a page"),
     ],
 )
 def test_a_builder_that_returns_no_page_is_told_what_to_do(
@@ -511,7 +511,7 @@ def test_a_page_that_is_bound_itself_or_held_is_told_to_be_imported(
 ) -> None:
     page = kind()
     for builder in (page, lambda: page):
-        with pytest.raises(StartError, match=r"import it inside of the function"), explained():
+        with pytest.raises(StartError, match=r"Import the page inside the function"), explained():
             deployments_in(GradioServer.bind(HttpSettings(), builder))
 
 
@@ -552,7 +552,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         ({"page": "demo().launch()"}, "build_page calls launch"),
         ({"page": "demo()"}, "build_page returns nothing"),
         ({"top": "demo().launch()"}, ":build calls launch"),
-        ({"bound": ", launch=Launch(share=True)"}, "Launch takes no share: Serve has an address"),
+        ({"bound": ", launch=Launch(share=True)"}, "Launch does not take share: Serve listens"),
         ({"top": "LAUNCH = Launch(css_paths='a.css')"}, "'a.css' is not absolute"),
     ],
 )
@@ -572,7 +572,7 @@ def test_the_start_refuses_what_launches_where_it_is_imported(
     assert main(app(top="demo().launch()")) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
-    assert "calls launch(), and Serve does that" in said
+    assert "calls launch(), but Serve starts the page" in said
     assert said.count("\n") == 1
 
 
@@ -592,7 +592,7 @@ from {PACKAGE}.my_demo import demo
     )
     assert run.returncode == 1
     [*_, line] = run.stderr.splitlines()
-    assert f": {PACKAGE}.my_demo calls launch() when it is imported, and Serve does that." in line
+    assert f": {PACKAGE}.my_demo calls launch() when it is imported, but Serve starts the page." in line
     # What is run itself may launch.
     run = python(f"import {PACKAGE}\n{top}demo.launch(prevent_thread_lock=True)\ndemo.close()\n")
     assert run.returncode == 0, run.stderr

@@ -102,7 +102,7 @@ async def test_a_tool_that_there_is_not_is_an_error_that_names_those_there_are()
         async with Client(url) as client:
             result = await client.call_tool("summon", {})
     assert result.is_error
-    assert texts(result) == ["There is no tool summon. There are: generate."]
+    assert texts(result) == ["There is no tool summon. Call one of: generate."]
 
 
 async def test_a_model_that_fails_is_an_error_that_tells_no_path() -> None:
@@ -352,7 +352,7 @@ def test_what_is_left_out_is_said_and_the_page_is_up(caplog: pytest.LogCaptureFi
         audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
     with caplog.at_level(logging.WARNING, "ray.serve"):
         web = mount(page, HttpSettings(mcp=True))
-    assert "streamed is offered to no client of MCP: it takes a stream" in caplog.text
+    assert "streamed cannot be offered to MCP clients: it takes a stream" in caplog.text
     assert TestClient(web, base_url="http://localhost").get("/").status_code == 200
 
 
@@ -374,7 +374,7 @@ async def test_a_file_of_the_server_is_no_argument(tools: str) -> None:
             result = await client.call_tool("length_of", {"path": path})
             assert result.is_error
             assert texts(result) == [
-                "A file is named by a URL that begins with https:, http: or data:."
+                "A file must be a URL. Start it with https:, http: or data:."
             ]
 
 
@@ -394,7 +394,7 @@ async def test_a_function_that_fails_says_as_much_as_the_page_would(tools: str) 
         failed = await client.call_tool("fail", {"_text": "whale"})
         refused = await client.call_tool("refuse", {"_text": "whale"})
     assert failed.is_error
-    assert texts(failed) == ["fail failed. Call again; if it stays so, look at the server's log."]
+    assert texts(failed) == ["fail failed. Call it again. If it keeps failing, see the server's log."]
     assert refused.is_error
     assert texts(refused) == ["Not today"]
 

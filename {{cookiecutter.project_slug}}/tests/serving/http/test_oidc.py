@@ -425,7 +425,7 @@ def test_who_has_no_name_for_the_page_stays_out(provider: Provider) -> None:
     browser = page_behind(settings_for(provider, username_claim="employee_number"))
     answer = browser.get(provider.log_in(sent_to(browser), "1"))
     assert answer.status_code == 403
-    assert "does not say your name" in answer.text
+    assert "sent no user name" in answer.text
 
 
 def test_logging_out_ends_it_here_and_at_the_provider(provider: Provider) -> None:
@@ -484,7 +484,7 @@ def test_the_start_says_what_the_login_lacks(
     check()
     nowhere = Provider(None, f"http://localhost:{free_port()}")
     assert "does not answer: ConnectError" in said(settings_for(nowhere))
-    assert "is of the issuer" in said(settings_for(Provider(None, f"{provider.url}/")))
+    assert "has the issuer" in said(settings_for(Provider(None, f"{provider.url}/")))
     provider.hide = ("jwks_uri",)
     assert "says no jwks_uri" in said(settings)
     monkeypatch.delenv("OIDC_CLIENT_SECRET")

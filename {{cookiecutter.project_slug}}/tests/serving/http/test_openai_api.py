@@ -233,7 +233,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"model": None}, "model", "valid string"),
         ({"max_tokens": 65}, "max_tokens", "may have 64 tokens. Ask for fewer"),
         ({"max_completion_tokens": 65}, "max_completion_tokens", "Ask for fewer"),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "Send one of them"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "Send only one of them"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": "5"}, "max_tokens", "valid integer"),
         ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
@@ -243,10 +243,10 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"stop": [4]}, "stop[0]", "valid string"),
         ({"seed": 2**63}, "seed", "less than"),
         ({"stream": "yes"}, "stream", "valid boolean"),
-        ({"n": 2}, "n", "not offered"),
-        ({"tools": [{"type": "function"}]}, "tools", "not offered"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not offered"),
-        ({"logprobs": True}, "logprobs", "not offered"),
+        ({"n": 2}, "n", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"logprobs": True}, "logprobs", "not supported"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
@@ -332,7 +332,7 @@ def test_the_official_client_knows_the_errors() -> None:
         with pytest.raises(openai.RateLimitError, match="Too much to do") as caught:
             client.chat.completions.create(model="fast", messages=HELLO)
         assert caught.value.code == "rate_limit_exceeded"
-        with pytest.raises(openai.BadRequestError, match="not offered"):
+        with pytest.raises(openai.BadRequestError, match="not supported"):
             client.chat.completions.create(model="fast", messages=HELLO, n=3)
 
 

@@ -275,7 +275,7 @@ def test_behind_serves_own_haproxy_its_own_entry_is_no_other_proxy(
 
 
 def test_settings_that_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match=r"limits nothing\. Set one of requests_per_minute"):
+    with pytest.raises(ValidationError, match=r"sets no limit\. Set one of requests_per_minute"):
         RateLimits()
     by_address = {"rate_limits": {"requests_per_minute": 1}}
     with pytest.raises(ValidationError, match="rate_limits by address need proxies"):
@@ -283,7 +283,7 @@ def test_settings_that_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) 
     settings = HttpSettings.model_validate({**by_address, "proxies": ["10.0.0.5"]})
     check_rate_limits(settings)
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
-    with pytest.raises(StartError, match="FORWARDED_ALLOW_IPS has to be there and empty"):
+    with pytest.raises(StartError, match="FORWARDED_ALLOW_IPS must be set, and empty"):
         mount(words(), settings)
 
 
@@ -291,7 +291,7 @@ def test_settings_that_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) 
     ("url", "reason"),
     [
         (None, f"{VARIABLE} is not set"),
-        ("http://secret@localhost", "is no address that begins so"),
+        ("http://secret@localhost", "is not an address of Redis"),
         ("redis://:secret@127.0.0.1:no/0", "cannot be read"),
         ("redis://:secret@127.0.0.1:1/0", "does not answer"),
     ],
