@@ -290,7 +290,7 @@ def test_nothing_of_ours_is_asked_of_another_application(
     check_deployments(application, Path("config.yaml"))
     check_start(application)
     assert application.deployments is None
-    assert not application.has_no_login
+    assert not application.lacks_login
 
 
 def test_the_arguments_of_another_application_are_what_its_builder_takes(

@@ -29,18 +29,18 @@ from ray.serve.schema import (
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import (
     Planned,
-    choose_port,
     read_config,
+    set_port,
 )
 from {{ cookiecutter.__package }}.serving.http.proxy import HAPROXY_PORTS
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.start import (
-    how_far,
+    ignore_forwarded_headers,
     main,
     prepare_haproxy,
+    progress_of,
     served,
     start_ray,
-    trust_no_header,
 )
 
 from ..support.loopback_hub import loopback_hub
@@ -150,7 +150,7 @@ def test_a_port_is_chosen_also_where_the_config_names_none(tmp_path: Path) -> No
     config = config_of(tmp_path, free_port())
     del config["http_options"]
     read = read_config(written(tmp_path, config))
-    choose_port(read, 8123)
+    set_port(read, 8123)
     assert read.model_dump(exclude_unset=True)["http_options"] == {"port": 8123}
 
 
@@ -261,9 +261,7 @@ def test_more_than_the_machine_has(start: Start, tmp_path: Path, tiny_decoder: P
     asked = {"num_cpus": 99, "num_gpus": 99}
     config["applications"][0]["deployments"][0]["ray_actor_options"] = asked
     line = start(written(tmp_path, config))
-    assert re.search(
-        r"config\.yaml: the deployments need 99(\.\d)? CPUs \(GradioServer 99,?", line
-    )
+    assert re.search(r"config\.yaml: the deployments need 99(\.\d)? CPUs \(GradioServer 99,?", line)
     assert re.search(r"and 99 GPUs \(GradioServer 99.*\), but this machine has \d", line)
 
 
@@ -329,7 +327,7 @@ def test_only_who_trusts_addresses_has_serve_s_proxy_hear_no_forwarded_one(
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "as it was")
     monkeypatch.delenv("FORWARDED_ALLOW_IPS")
     application = ServeApplicationSchema(name="page", import_path="page:build")
-    trust_no_header([Planned(application, settings=settings)])
+    ignore_forwarded_headers([Planned(application, settings=settings)])
     assert os.environ.get("FORWARDED_ALLOW_IPS") == expected
 
 
@@ -349,8 +347,8 @@ def test_what_is_waited_for_is_said_with_how_far_it_is() -> None:
         described("gull", DeploymentStatus.UPDATING, node="here"),
         described("page", DeploymentStatus.HEALTHY, node="here"),
     ]
-    assert how_far(deployments) == "whale (scheduling), gull (loading); 1 of 3 up"
-    assert how_far(deployments[2:]) == "Serve; 1 of 1 up"
+    assert progress_of(deployments) == "whale (scheduling), gull (loading); 1 of 3 up"
+    assert progress_of(deployments[2:]) == "Serve; 1 of 1 up"
 
 
 def described(name: str, status: DeploymentStatus, node: str | None) -> DeploymentDetails:

@@ -62,7 +62,7 @@ class LoginError(StartError):
     """The login is not set up. The message says why, and what to do."""
 
 
-def chosen_by_hash(key: str, names: Iterable[str]) -> str:
+def rendezvous_hash(key: str, names: Iterable[str]) -> str:
     """Chooses a name by rendezvous hashing.
 
     Every process chooses the same one. If a name is added or removed, few keys move.
@@ -71,7 +71,7 @@ def chosen_by_hash(key: str, names: Iterable[str]) -> str:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explain_pickling_errors() -> Iterator[None]:
     """Turns Ray's long error for an application that cannot be pickled into a short one."""
     try:
         yield
@@ -86,7 +86,7 @@ def explained() -> Iterator[None]:
 
 
 @contextmanager
-def from_extra(extra: str, setting: str, libraries: Collection[str]) -> Iterator[None]:
+def require_extra(extra: str, setting: str, libraries: Collection[str]) -> Iterator[None]:
     """Explains what to install if a setting needs libraries that are not installed.
 
     Raises:
@@ -112,10 +112,10 @@ def refuse_launch_on_import(package: str) -> None:
     if blocks := sys.modules.get("gradio.blocks"):
         _refuse_launch(blocks, package)
     else:
-        sys.meta_path.insert(0, _ImportOfGradio(package))
+        sys.meta_path.insert(0, _GradioImportHook(package))
 
 
-class _ImportOfGradio(MetaPathFinder):
+class _GradioImportHook(MetaPathFinder):
     def __init__(self, package: str) -> None:
         self._package = package
 

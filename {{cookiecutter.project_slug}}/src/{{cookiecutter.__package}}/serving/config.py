@@ -24,7 +24,7 @@ from ray.serve._private.build_app import build_app
 from ray.serve.deployment import deployment_to_schema
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from .base import StartError, explained
+from .base import StartError, explain_pickling_errors
 from .http.settings import HttpSettings
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -56,7 +56,7 @@ class HasDeployments(Protocol):
     """Settings that describe deployments."""
 
     @property
-    def resources_said(self) -> str:
+    def resources_setting(self) -> str:
         """Where in a config these settings set the resources of deployments."""
 
     def check_deployments(self, there: Collection[str]) -> None: ...
@@ -82,14 +82,14 @@ class Planned:
     """The deployments in the code, or None if the code cannot run here."""
 
     @property
-    def resources_said(self) -> str | None:
+    def resources_setting(self) -> str | None:
         """Where its settings set the resources of deployments, if they do."""
         if isinstance(self.settings, HasDeployments):
-            return self.settings.resources_said
+            return self.settings.resources_setting
         return None
 
     @property
-    def has_no_login(self) -> bool:
+    def lacks_login(self) -> bool:
         """Whether it is known to have no login."""
         return isinstance(self.settings, HttpSettings) and not self.settings.asks_login
 
@@ -150,7 +150,7 @@ def _plan(application: ServeApplicationSchema, path: Path, alone: bool) -> Plann
         return Planned(application)
     with environment(variables):
         try:
-            with explained():
+            with explain_pickling_errors():
                 builder = pkgutil.resolve_name(application.import_path)
         except StartError:
             raise
@@ -188,7 +188,7 @@ def _deployments(builder: object, settings: BaseModel | None) -> Mapping[str, Op
         # Calling it may need Ray.
         return None
     try:
-        with explained():
+        with explain_pickling_errors():
             application = builder if isinstance(builder, Application) else builder(settings)  # type: ignore[operator]
         return deployments_in(application)
     except StartError:
@@ -309,7 +309,7 @@ def check_resources(planned: Sequence[Planned], path: Path) -> None:
             parts = ", ".join(f"{name} {amounts[option]:g}" for name, amounts in asked)
             lacking.append(f"{total:g} {kind}s ({parts}), but this machine has {there[option]:g}")
     if lacking:
-        said = {f"{place}, and of others " for each in planned if (place := each.resources_said)}
+        said = {f"{place}, and of others " for each in planned if (place := each.resources_setting)}
         raise StartError(
             f"{path}: the deployments need {', and '.join(lacking)}. Lower num_cpus, num_gpus "
             f"or the number of replicas {''.join(said)}under deployments:. Or set RAY_ADDRESS to use "
@@ -350,7 +350,7 @@ def _replicas_at_start(*options: Options) -> int:
     return 1
 
 
-def choose_port(config: ServeDeploySchema, port: int) -> None:
+def set_port(config: ServeDeploySchema, port: int) -> None:
     # Set as a whole, because options that a config does not set are left out later.
     config.http_options = config.http_options.model_copy(update={"port": port})
 

@@ -34,7 +34,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from watchfiles import DefaultFilter, watch
 
-from .base import StartError, explained
+from .base import StartError, explain_pickling_errors
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -49,7 +49,7 @@ LOAD_SECONDS = 120
 ENGINE_LOAD_SECONDS = 600
 STOP_SECONDS = 3
 VERSION_PATH = "/preview-version"
-LOAD_ANEW = Template("""<script>
+RELOAD_SCRIPT = Template("""<script>
     setInterval(async () => {
         const answer = await fetch("$path", {cache: "no-store"}).catch(() => null)
         if (answer?.ok && await answer.text() !== "$version") location.reload()
@@ -73,7 +73,7 @@ NOTICE = Template("""<!doctype html>
 <pre class="cause">$cause</pre>
 <pre class="traceback">$traceback</pre>
 <p>The page reloads when you change a file of its package.</p>
-$load_anew
+$reload_script
 """)
 
 
@@ -220,7 +220,7 @@ class Notice:
             title=title,
             cause=html.escape(failure.cause if failure else ""),
             traceback=html.escape(failure.traceback if failure else ""),
-            load_anew=_load_anew(version),
+            reload_script=_reload_script(version),
         )
         answer = HTMLResponse(page, 500 if failure else 503, {"cache-control": "no-store"})
         web = Starlette(
@@ -241,9 +241,9 @@ def _version() -> str:
     return f"{os.getpid()}.{time.time_ns()}"
 
 
-def _load_anew(version: str) -> str:
+def _reload_script(version: str) -> str:
     """Returns a script that reloads the page when another version is served."""
-    return LOAD_ANEW.substitute(path=VERSION_PATH, version=version)
+    return RELOAD_SCRIPT.substitute(path=VERSION_PATH, version=version)
 
 
 def _server_config(web: Starlette) -> uvicorn.Config:
@@ -304,11 +304,11 @@ def _failure(error: BaseException) -> Failure:
 def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     """Mounts the page as its deployment does, but without the session cookie."""
     # Imported here because the process that watches the files does not load Gradio.
-    from .http.ingress import PageIngress, put_first
-    from .http.launch import built, refusing_launch
+    from .http.ingress import PageIngress, add_outer_middleware
+    from .http.launch import built, forbid_launch
     from .http.mount import mount
 
-    with explained(), refusing_launch(build):
+    with explain_pickling_errors(), forbid_launch(build):
         bind = pkgutil.resolve_name(build)
         application: Application = bind(get_type_hints(bind)["settings"]())
     bound = application._bound_deployment
@@ -328,11 +328,11 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     web = mount(
         page,
         arguments["settings"],
-        replace(launch, head=(head or "") + _load_anew(version)),
+        replace(launch, head=(head or "") + _reload_script(version)),
         arguments["middleware"],
         [Route(VERSION_PATH, PlainTextResponse(version)), *arguments["routes"]],
     )
-    put_first(web, builder, arguments["settings"])
+    add_outer_middleware(web, builder, arguments["settings"])
     # Fails now if middleware cannot be created, rather than at each request.
     web.middleware_stack = web.build_middleware_stack()
     return web

@@ -42,7 +42,7 @@ from ray.serve.schema import (
     ServeInstanceDetails,
 )
 
-from .base import StartError, behind_haproxy, explained
+from .base import StartError, behind_haproxy, explain_pickling_errors
 from .config import (
     LOOPBACK,
     Planned,
@@ -51,10 +51,10 @@ from .config import (
     check_port,
     check_resources,
     check_start,
-    choose_port,
     page_url,
     plan,
     read_config,
+    set_port,
 )
 
 PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
@@ -107,9 +107,9 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
         else:
             bounds = Bounds(arguments.ray_wait, arguments.wait)
             # Imported here because the preview's first process does not load Gradio.
-            from .http.launch import refusing_launch
+            from .http.launch import forbid_launch
 
-            with explained(), refusing_launch(import_path):
+            with explain_pickling_errors(), forbid_launch(import_path):
                 build = pkgutil.resolve_name(import_path)
             run(build, checks, arguments.config, arguments.port, arguments.metrics_port, bounds)
     except StartError as error:
@@ -185,7 +185,7 @@ def run(
     """
     config = read_config(path)
     if port is not None:
-        choose_port(config, port)
+        set_port(config, port)
     # On a cluster, files and resources may be on other nodes, or come later.
     alone = "RAY_ADDRESS" not in os.environ
     planned = plan(config, path, alone=alone)
@@ -201,7 +201,7 @@ def run(
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
     if alone:
-        trust_no_header(planned)
+        ignore_forwarded_headers(planned)
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())
@@ -235,17 +235,17 @@ def run(
                 if application.config.route_prefix is None:
                     continue
                 print(f"The page is up: {page_url(config, application.config)}", flush=True)
-                if config.http_options.host in LOOPBACK and application.has_no_login:
+                if config.http_options.host in LOOPBACK and application.lacks_login:
                     print("Other machines can open it without a login.", flush=True)
             print("Press Ctrl-C to stop.", flush=True)
             while True:
                 signal.pause()
     finally:
-        with ending():
+        with hide_exit_messages():
             ray.shutdown()
 
 
-def trust_no_header(planned: Sequence[Planned]) -> None:
+def ignore_forwarded_headers(planned: Sequence[Planned]) -> None:
     """Makes Serve's proxy use a request's real address, not the one in a header.
 
     If no login and no limit depends on the address, headers are kept. A page behind a proxy on this
@@ -275,8 +275,8 @@ def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300
     """Starts Ray on this machine, or connects to the cluster in RAY_ADDRESS."""
     try:
         with (
-            patience(seconds, alone=alone) as deadline,
-            reports(lambda: f"Ray, whose logs are in {own_logs()}"),
+            extend_start_timeouts(seconds, alone=alone) as deadline,
+            report_progress(lambda: f"Ray, whose logs are in {own_logs()}"),
         ):
             context = None
             while context is None:
@@ -289,7 +289,7 @@ def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300
                         _metrics_export_port=metrics_port,
                     )
                 except ChildProcessError:
-                    end_children(before)
+                    kill_children(before)
                     if time.monotonic() > deadline:
                         raise
     # If a node takes too long to start, Ray raises a plain Exception.
@@ -313,7 +313,7 @@ def own_logs() -> str:
 
 
 @contextmanager
-def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
+def report_progress(waiting_for: Callable[[], str]) -> Iterator[None]:
     """Prints every few seconds what the block waits for, even during a blocking call."""
     started, done = time.monotonic(), threading.Event()
 
@@ -344,14 +344,14 @@ def quiet(name: str, level: int) -> Iterator[None]:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
+def hide_exit_messages() -> Iterator[None]:
     """Hides the lines that Ray prints about processes that have ended."""
     with redirect_stdout(StringIO()):
         yield
 
 
 @contextmanager
-def patience(seconds: float, *, alone: bool) -> Iterator[float]:
+def extend_start_timeouts(seconds: float, *, alone: bool) -> Iterator[float]:
     """Makes Ray wait this long for each of its processes, instead of half a minute.
 
     Yields the deadline, on the monotonic clock. If the raylet ends, Ray's start raises a
@@ -380,7 +380,7 @@ def patience(seconds: float, *, alone: bool) -> Iterator[float]:
                     raise TimeoutError(f"the raylet is not up after {seconds:.0f} s") from error
                 if not alone:
                     raise
-                if not raylet_lives():
+                if not is_raylet_running():
                     raise ChildProcessError("the raylet ended. See raylet.out") from error
                 time.sleep(POLL_SECONDS)
             else:
@@ -396,14 +396,14 @@ def patience(seconds: float, *, alone: bool) -> Iterator[float]:
             del os.environ[name]
 
 
-def raylet_lives() -> bool:
+def is_raylet_running() -> bool:
     return any(
         child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE
         for child in psutil.Process().children()
     )
 
 
-def end_children(but: Sequence[psutil.Process]) -> None:
+def kill_children(but: Sequence[psutil.Process]) -> None:
     """Kills the processes that a failed start of Ray left behind."""
     children = psutil.Process().children(recursive=True)
     kept = {*but, *(each for child in but for each in child.children(recursive=True))}
@@ -434,7 +434,7 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
     # By default, Serve gives its HTTP proxies 60 seconds.
     given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
-        with reports(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
+        with report_progress(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
             try:
                 client = api.serve_start(
                     http_options=config.http_options.model_dump(),
@@ -451,14 +451,14 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
         yield
     finally:
         api.HTTP_PROXY_TIMEOUT = given
-        with ending():
+        with hide_exit_messages():
             serve.shutdown()
 
 
 def wait_for_applications(deadline: float, logs: str) -> None:
     """Waits until every deployment is running."""
     started, waiting = time.monotonic(), "Serve"
-    with reports(lambda: waiting):
+    with report_progress(lambda: waiting):
         while True:
             details = ServeInstanceDetails(**_get_global_client().get_serve_details())
             applications = details.applications.values()
@@ -474,11 +474,11 @@ def wait_for_applications(deadline: float, logs: str) -> None:
                     "raise --wait if it is slow."
                 )
             deployments = [each for app in applications for each in app.deployments.values()]
-            waiting = how_far(deployments) if deployments else "Serve"
+            waiting = progress_of(deployments) if deployments else "Serve"
             time.sleep(POLL_SECONDS)
 
 
-def how_far(deployments: Sequence[DeploymentDetails]) -> str:
+def progress_of(deployments: Sequence[DeploymentDetails]) -> str:
     """Returns which deployments are not up, whether they are scheduled, and how many are up."""
     waiting = []
     for each in deployments:

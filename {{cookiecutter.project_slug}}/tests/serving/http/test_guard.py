@@ -27,7 +27,7 @@ from {{ cookiecutter.__package }}.serving.base import LoginError
 from {{ cookiecutter.__package }}.serving.http import files as files_module
 from {{ cookiecutter.__package }}.serving.http import guard as guard_module
 from {{ cookiecutter.__package }}.serving.http.guard import (
-    BodyLimit,
+    BodyLimitMiddleware,
     explain_refusals,
     guard,
 )
@@ -406,7 +406,7 @@ def test_a_page_without_a_place_for_files_gives_them_no_room() -> None:
 
 
 def test_a_text_beside_a_file_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "FIELD_BYTES", 100)
+    monkeypatch.setattr(files_module, "MAX_FIELD_BYTES", 100)
     with TestClient(mount(page_with(gr.File), HttpSettings()), base_url=HERE) as page:
         for query in ("", "?upload_id=1"):
             address = f"/gradio_api/upload{query}"
@@ -470,7 +470,7 @@ async def test_who_is_slow_may_send_a_file(monkeypatch: pytest.MonkeyPatch) -> N
         assert await Request(scope, receive, send).body() == b"a" * 10
 
     parts = list[bytes]()
-    limited = BodyLimit(echo, SMALL, takes_files=True)
+    limited = BodyLimitMiddleware(echo, SMALL, takes_files=True)
     await limited({"type": "http", "path": "/", "headers": []}, receive, AsyncMock())
     assert len(parts) == 10
 
@@ -511,7 +511,7 @@ async def test_a_body_that_breaks_off_is_not_waited_for(monkeypatch: pytest.Monk
             await Request(scope, receive, send).body()
 
     scope = {"type": "http", "path": "/", "headers": []}
-    limited = BodyLimit(echo, SMALL, takes_files=False)
+    limited = BodyLimitMiddleware(echo, SMALL, takes_files=False)
     await asyncio.wait_for(limited(scope, receive, AsyncMock()), 10)
 
 
@@ -532,7 +532,7 @@ async def test_a_client_that_stays_after_its_body_is_not_taken_for_one_that_brok
         assert [message["type"] for message in heard] == ["http.request", "http.disconnect"]
 
     scope = {"type": "http", "path": "/", "headers": []}
-    limited = BodyLimit(stream, SMALL, takes_files=False)
+    limited = BodyLimitMiddleware(stream, SMALL, takes_files=False)
     await asyncio.wait_for(limited(scope, messages.get, AsyncMock()), 10)
 
 

@@ -28,11 +28,14 @@ from {{ cookiecutter.__package }}.serving import (
     Launch,
     StartError,
 )
-from {{ cookiecutter.__package }}.serving.base import LoginError, explained
+from {{ cookiecutter.__package }}.serving.base import (
+    LoginError,
+    explain_pickling_errors,
+)
 from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.http import ingress
 from {{ cookiecutter.__package }}.serving.http.launch import REFUSED, built
-from {{ cookiecutter.__package }}.serving.http.login import Logins
+from {{ cookiecutter.__package }}.serving.http.login import SignedLogins
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.preview import load_page
 from {{ cookiecutter.__package }}.serving.start import main
@@ -347,7 +350,7 @@ def test_gradios_client_logs_in() -> None:
 async def test_a_token_is_worth_nothing_that_is_old_changed_or_of_another_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logins = Logins({"ada": "pw", "bob": "b"}, "key")
+    logins = SignedLogins({"ada": "pw", "bob": "b"}, "key")
     token = await logins.log_in("ada", "pw")
     assert token is not None
     name, until, signature = token.split(".")
@@ -365,9 +368,9 @@ async def test_a_token_is_worth_nothing_that_is_old_changed_or_of_another_page(
         f"{name}.{until}.\xff",
     ]
     assert [logins.get(each) for each in forged] == [None] * len(forged)
-    assert Logins({"ada": "pw"}, "other").get(token) is None
-    assert Logins({"ada": "changed"}, "key").get(token) is None
-    assert Logins({"bob": "b"}, "key").get(token) is None
+    assert SignedLogins({"ada": "pw"}, "other").get(token) is None
+    assert SignedLogins({"ada": "changed"}, "key").get(token) is None
+    assert SignedLogins({"bob": "b"}, "key").get(token) is None
     monkeypatch.setattr("time.time", lambda: int(until) + 1.0)
     assert logins.get(token) is None
 
@@ -472,7 +475,10 @@ def failing() -> gr.Blocks:
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [
-        (lambda: plain().launch(), "calls launch.., but Serve starts the page. Return the page instead"),
+        (
+            lambda: plain().launch(),
+            "calls launch.., but Serve starts the page. Return the page instead",
+        ),
         (lambda: plain().queue().launch(share=True), "Return the page instead"),
         (launching_server, "launching_server calls launch"),
         (lambda: None, "returns nothing, not a page"),
@@ -511,7 +517,10 @@ def test_a_page_that_is_bound_itself_or_held_is_told_to_be_imported(
 ) -> None:
     page = kind()
     for builder in (page, lambda: page):
-        with pytest.raises(StartError, match=r"Import the page inside the function"), explained():
+        with (
+            pytest.raises(StartError, match=r"Import the page inside the function"),
+            explain_pickling_errors(),
+        ):
             deployments_in(GradioServer.bind(HttpSettings(), builder))
 
 
@@ -592,7 +601,10 @@ from {PACKAGE}.my_demo import demo
     )
     assert run.returncode == 1
     [*_, line] = run.stderr.splitlines()
-    assert f": {PACKAGE}.my_demo calls launch() when it is imported, but Serve starts the page." in line
+    assert (
+        f": {PACKAGE}.my_demo calls launch() when it is imported, but Serve starts the page."
+        in line
+    )
     # What is run itself may launch.
     run = python(f"import {PACKAGE}\n{top}demo.launch(prevent_thread_lock=True)\ndemo.close()\n")
     assert run.returncode == 0, run.stderr

@@ -373,9 +373,7 @@ async def test_a_file_of_the_server_is_no_argument(tools: str) -> None:
         for path in ("/etc/passwd", "file:///etc/passwd", __file__):
             result = await client.call_tool("length_of", {"path": path})
             assert result.is_error
-            assert texts(result) == [
-                "A file must be a URL. Start it with https:, http: or data:."
-            ]
+            assert texts(result) == ["A file must be a URL. Start it with https:, http: or data:."]
 
 
 async def test_progress_is_told_in_words(tools: str) -> None:
@@ -394,7 +392,9 @@ async def test_a_function_that_fails_says_as_much_as_the_page_would(tools: str) 
         failed = await client.call_tool("fail", {"_text": "whale"})
         refused = await client.call_tool("refuse", {"_text": "whale"})
     assert failed.is_error
-    assert texts(failed) == ["fail failed. Call it again. If it keeps failing, see the server's log."]
+    assert texts(failed) == [
+        "fail failed. Call it again. If it keeps failing, see the server's log."
+    ]
     assert refused.is_error
     assert texts(refused) == ["Not today"]
 

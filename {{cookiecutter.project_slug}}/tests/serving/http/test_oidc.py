@@ -254,7 +254,7 @@ def test_cookies_of_logins_that_nobody_has_begun_are_left_alone(provider: Provid
     answer = browser.get("/", headers=headers)
     assert answer.status_code == 303
     # What it begins, and some of what it takes away.
-    assert len(answer.headers.get_list("set-cookie")) == 1 + oidc_module.FORGOTTEN_AT_ONCE
+    assert len(answer.headers.get_list("set-cookie")) == 1 + oidc_module.MAX_DELETED_COOKIES
 
 
 def test_a_code_that_the_provider_does_not_know_is_no_fault_of_its(

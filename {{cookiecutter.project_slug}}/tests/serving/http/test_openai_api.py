@@ -32,10 +32,12 @@ from {{ cookiecutter.__package }}.serving.deployments.openai_client import (
 from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
-from {{ cookiecutter.__package }}.serving.http.ingress import put_first
+from {{ cookiecutter.__package }}.serving.http.ingress import (
+    add_outer_middleware,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.sessions import (
-    WITHOUT_SESSION,
+    SESSIONLESS_PATH,
 )
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.pages.settings import (
@@ -457,7 +459,7 @@ def behind_a_login(
     )
     builder = PageOfModels(settings, build_page)
     web = mount(builder.preview((), serve.run, engine=False), settings, LAUNCH)
-    put_first(web, builder, settings)
+    add_outer_middleware(web, builder, settings)
     with TestClient(web, base_url="http://localhost") as client:
         yield client
 
@@ -567,7 +569,7 @@ def test_without_keys_nobody_elsewhere_is_answered(
     ],
 )
 def test_the_router_leaves_the_protocol_to_any_replica(path: str, without: bool) -> None:
-    assert (WITHOUT_SESSION.fullmatch(path) is not None) == without
+    assert (SESSIONLESS_PATH.fullmatch(path) is not None) == without
 
 
 def test_without_a_page_it_is_an_application_of_its_own_that_scales_by_itself() -> None:

@@ -177,7 +177,7 @@ async def test_without_redis_each_replica_has_its_share(
 async def test_while_redis_is_away_each_replica_counts_by_itself(
     stoppable: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rate_limits, "AWAY_SECONDS", 0.5)
+    monkeypatch.setattr(rate_limits, "REDIS_RETRY_SECONDS", 0.5)
     limiter = Limiter(RateLimits(requests_per_minute=2, redis_url_variable=VARIABLE))
     assert await refusal_of(limiter, ADA) is None
 
@@ -207,7 +207,7 @@ async def test_redis_sees_no_name(redis: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_many_callers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limits, "MOST_COUNTERS", 10)
+    monkeypatch.setattr(rate_limits, "MAX_COUNTERS", 10)
     limiter = Limiter(RateLimits(requests_per_minute=2))
     assert await refusal_of(limiter, ADA) is None
 

@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from {{ cookiecutter.__package }}.serving.telemetry.logs import (
-    LONGEST_NAME,
-    CleanRequestId,
+    MAX_NAME_LENGTH,
+    RequestIdFilter,
     clean,
     where,
 )
@@ -27,7 +27,7 @@ def test_the_name_of_a_request_is_kept_as_it_is(name: str) -> None:
 
 def test_of_a_forged_name_there_is_left_what_fits_into_a_log() -> None:
     assert clean(FORGED).startswith("ab31mdropxxx")
-    assert len(clean(FORGED)) <= LONGEST_NAME
+    assert len(clean(FORGED)) <= MAX_NAME_LENGTH
     assert clean("a\nlevel=ERROR\r\u2028\u202e") == "alevelERROR"
 
 
@@ -35,10 +35,10 @@ def test_a_line_that_serve_gave_a_name_has_it_cleaned() -> None:
     log, lines = logging.getLogger("test_logs"), io.StringIO()
     handler = logging.StreamHandler(lines)
     handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
-    handler.addFilter(CleanRequestId())
+    handler.addFilter(RequestIdFilter())
     log.addHandler(handler)
     log.warning("answer", extra={"request_id": FORGED})
-    assert len(lines.getvalue()) < 2 * LONGEST_NAME
+    assert len(lines.getvalue()) < 2 * MAX_NAME_LENGTH
 
 
 def test_of_an_error_the_log_has_its_kind_and_place_alone() -> None:

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from ..telemetry.logs import clean_request_ids
-from ..telemetry.traces import TracedRequests
-from .disconnects import ProxyLoss
+from ..telemetry.traces import TracingMiddleware
+from .disconnects import ProxyLossMiddleware
 from .guard import RETRY_SECONDS
 from .openai_api import refuse
 
@@ -22,7 +22,7 @@ class ApiIngress(ASGIAppReplicaWrapper):
 
     def __init__(self, builder: Callable[..., Middleware], *models: DeploymentHandle) -> None:
         clean_request_ids()
-        layers = [Middleware(ProxyLoss), Middleware(TracedRequests), builder(*models)]
+        layers = [Middleware(ProxyLossMiddleware), Middleware(TracingMiddleware), builder(*models)]
         super().__init__(Starlette(middleware=layers, exception_handlers={HTTPException: refuse}))
 
 

@@ -14,19 +14,19 @@ from ..telemetry.logs import logger, where
 
 ANSWER_STREAM = re.compile("/gradio_api/(queue/data|call/.+/.+)$")
 OPEN_TAB = re.compile("/gradio_api/heartbeat/.+$")
-RETURN_SECONDS = 30.0
+RECONNECT_SECONDS = 30.0
 """How long a paused stream waits for its client to reconnect."""
 STREAM = "x-stream"
 """The header with a stream's name, in both directions. A client that can reconnect sends `new`
 first."""
 NEW = "new"
 EVENTS = "text/event-stream"
-AGAIN = b":again\n\n"
+CONTINUED = b":again\n\n"
 """The end of a response whose stream goes on in the next one. In a stream, it is a comment."""
 CONFIG = b"<script>window.gradio_config"
 """The start of the page. The script goes here, because Gradio opens a stream before it adds
 `head`."""
-ASK_AGAIN = b"""<script>(() => {
+RECONNECT_SCRIPT = b"""<script>(() => {
     const ask = window.fetch
     window.fetch = async (input, init) => {
         const path = input instanceof Request ? new URL(input.url).pathname : ""
@@ -69,7 +69,7 @@ ASK_AGAIN = b"""<script>(() => {
 })()</script>"""
 
 
-class LeftStreams:
+class DisconnectMiddleware:
     """ASGI middleware that ends a stream cleanly when its client disconnects or closes the tab.
 
     Gradio stops a client's calls if their stream is cancelled while it waits for messages. If it is
@@ -86,15 +86,18 @@ class LeftStreams:
         seconds: how long a request for a stream may take. Then it ends, and the client reconnects.
             The stream itself goes on, and holds back its messages until then. This applies only to
             clients that send the header, such as the page's script. Others keep their stream.
-        return_seconds: how long a stream waits for its client to reconnect.
+        reconnect_seconds: how long a stream waits for its client to reconnect.
     """
 
     def __init__(
-        self, app: ASGIApp, seconds: float | None = None, return_seconds: float = RETURN_SECONDS
+        self,
+        app: ASGIApp,
+        seconds: float | None = None,
+        reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> None:
         self._app = app
         self._seconds = seconds
-        self._return_seconds = return_seconds
+        self._return_seconds = reconnect_seconds
         self._waiting: dict[str, _Stream] = {}
         self._begun: dict[tuple[str, str], _Stream] = {}
         self._ending = set[asyncio.Task[None]]()
@@ -103,8 +106,8 @@ class LeftStreams:
         gets = scope["type"] == "http" and scope["method"] == "GET"
         tab = gets and OPEN_TAB.search(scope["path"]) is not None
         if not tab and not (gets and ANSWER_STREAM.search(scope["path"])):
-            asks_again = gets and self._seconds is not None
-            await self._app(scope, receive, _with_script(send) if asks_again else send)
+            can_reconnect = gets and self._seconds is not None
+            await self._app(scope, receive, _with_script(send) if can_reconnect else send)
             return
         name = None if self._seconds is None else Headers(scope=scope).get(STREAM)
         stream = self._waiting.pop(name or NEW, None)
@@ -112,12 +115,12 @@ class LeftStreams:
             detail = "This stream has ended. Reload the page."
             await JSONResponse({"detail": detail}, 410)(scope, receive, send)
             return
-        asks_again = name is not None
-        stream = stream or await self._taken_over(scope, asks_again=asks_again)
+        can_reconnect = name is not None
+        stream = stream or await self._taken_over(scope, can_reconnect=can_reconnect)
         leaving = asyncio.create_task(_disconnected(receive))
         begun = stream is not None
         if stream is None:
-            stream = _Stream(self._app, scope, send, tab=tab, asks_again=asks_again)
+            stream = _Stream(self._app, scope, send, tab=tab, can_reconnect=can_reconnect)
             self._keep(stream, _session(scope))
         turn = stream.next_turn()
         waits = False
@@ -137,7 +140,7 @@ class LeftStreams:
                 self._waiting[stream.name] = stream
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._return_seconds, self._give_up, stream.name)
-                await send({"type": "http.response.body", "body": AGAIN})
+                await send({"type": "http.response.body", "body": CONTINUED})
             elif turn.done():
                 await send({"type": "http.response.body"})
         finally:
@@ -156,7 +159,7 @@ class LeftStreams:
 
         stream.task.add_done_callback(forget)
 
-    async def _taken_over(self, scope: Scope, *, asks_again: bool) -> "_Stream | None":
+    async def _taken_over(self, scope: Scope, *, can_reconnect: bool) -> "_Stream | None":
         """Returns the session's running stream, if there is one and the page admits the client."""
         session = _session(scope)
         if session not in self._begun or not await self._lets_in(scope):
@@ -166,7 +169,7 @@ class LeftStreams:
         if stream is None or not stream.may_be_taken_over:
             return None
         self._waiting.pop(stream.name, None)
-        stream.asks_again = asks_again
+        stream.can_reconnect = can_reconnect
         return stream
 
     async def _lets_in(self, scope: Scope) -> bool:
@@ -222,12 +225,12 @@ class _Stream:
     """A stream of the page, in its own task. Several requests may read it, one after another."""
 
     def __init__(
-        self, app: ASGIApp, scope: Scope, send: Send, *, tab: bool, asks_again: bool
+        self, app: ASGIApp, scope: Scope, send: Send, *, tab: bool, can_reconnect: bool
     ) -> None:
         self.name = token_hex(16)
         self._send = send
         self._tab = tab
-        self.asks_again = asks_again
+        self.can_reconnect = can_reconnect
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._start: Message | None = None
         self._left = self._sending = False
@@ -255,7 +258,7 @@ class _Stream:
 
         If the client cannot reconnect, it does nothing and returns False.
         """
-        if self._start is None or not self.asks_again:
+        if self._start is None or not self.can_reconnect:
             return False
         self._is_read.clear()
         sent = asyncio.create_task(self._has_sent.wait())
@@ -303,7 +306,7 @@ class _Stream:
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
     def _named(self, start: Message) -> Message:
-        if not self.asks_again:
+        if not self.can_reconnect:
             return start
         return {**start, "headers": [*start["headers"], (STREAM.encode(), self.name.encode())]}
 
@@ -336,7 +339,7 @@ def _with_script(send: Send) -> Send:
             start = message
             return
         if start is not None:
-            body = message.get("body", b"").replace(CONFIG, ASK_AGAIN + CONFIG, 1)
+            body = message.get("body", b"").replace(CONFIG, RECONNECT_SCRIPT + CONFIG, 1)
             headers = MutableHeaders(scope=start)
             if "content-length" in headers:
                 added = len(body) - len(message.get("body", b""))
@@ -354,7 +357,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class ProxyLoss:
+class ProxyLossMiddleware:
     """ASGI middleware that treats a request whose HTTP proxy died as disconnected.
 
     Ray blocks the replica for a second for each response to a dead process, even for an error. With

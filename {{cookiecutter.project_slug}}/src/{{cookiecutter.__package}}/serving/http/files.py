@@ -41,19 +41,19 @@ from ..telemetry.logs import logger, where
 
 NOT_UPLOADED = "The request names a file that was not uploaded. Upload it first."
 
-LAYERS = 100
+MAX_LAYERS = 100
 """How many layers one edited picture may have."""
-EDITS = 100
+MAX_EDITS = 100
 """How many edited pictures an ImageEditor keeps until the calls that use them arrive."""
-EDITED_BYTES = 2**28
+MAX_EDITED_BYTES = 2**28
 """How many bytes these pictures may take together."""
-FIELD_BYTES = 2**20
+MAX_FIELD_BYTES = 2**20
 """The largest text field beside a file. It is kept in memory."""
 
 UPLOADED = re.compile("[0-9a-f]{32}")
 CACHED = re.compile("[0-9a-f]{64}")
 """The names of the folders for uploads and for results."""
-LONGEST_PAUSE = 3600.0
+MAX_PAUSE_SECONDS = 3600.0
 """The longest time, in seconds, between two searches for old files."""
 
 unreadable: ContextVar[list[BaseException]] = ContextVar("unreadable")
@@ -136,22 +136,22 @@ def remove_old_files(web: FastAPI, page: gr.Blocks, keep_seconds: float) -> None
     # Collected before the first call, so without any visitor's files.
     needed = _needed(page)
 
-    async def look_again_and_again() -> None:
+    async def remove_repeatedly() -> None:
         while True:
             try:
                 await asyncio.to_thread(_remove_old, needed, keep_seconds)
             except OSError as error:
                 logger.warning("Old files could not be removed: %s", where(error))
-            await asyncio.sleep(min(keep_seconds / 4, LONGEST_PAUSE))
+            await asyncio.sleep(min(keep_seconds / 4, MAX_PAUSE_SECONDS))
 
     @asynccontextmanager
-    async def lifespan_with_looks(web: FastAPI) -> AsyncGenerator[Any]:
+    async def lifespan_with_removal(web: FastAPI) -> AsyncGenerator[Any]:
         async with lifespan(web) as state:
-            looking = asyncio.create_task(look_again_and_again())
+            looking = asyncio.create_task(remove_repeatedly())
             yield state
             looking.cancel()
 
-    web.router.lifespan_context = lifespan_with_looks
+    web.router.lifespan_context = lifespan_with_removal
 
 
 def _needed(page: gr.Blocks) -> set[str]:
@@ -229,9 +229,9 @@ gradio_on_part_data = GradioMultiPartParser.on_part_data
 def on_part_data(parser: GradioMultiPartParser, data: bytes, start: int, end: int) -> None:
     part = parser._current_part
     if part.file is None:
-        if len(part.data) + end - start > FIELD_BYTES:
+        if len(part.data) + end - start > MAX_FIELD_BYTES:
             # Gradio answers 413 if it finds "exceeded maximum allowed size" in the message.
-            reason = f"A text field exceeded maximum allowed size of {FIELD_BYTES:,} bytes."
+            reason = f"A text field exceeded maximum allowed size of {MAX_FIELD_BYTES:,} bytes."
             raise MultiPartException(reason)
         # With an `upload_id`, Gradio would look for a file name, which a text field does not have.
         part.data += data[start:end]
@@ -285,19 +285,19 @@ gradio_accept_blobs = gr.ImageEditor.accept_blobs
 def accept_blobs(editor: gr.ImageEditor, data: Any) -> None:
     """Keeps a part of an edited picture, and limits the number and size of all of them."""
     edit, index = data.data["id"], data.data["index"]
-    if index not in ("", "null") and not 0 <= int(index) < LAYERS:
-        raise HTTPException(400, f"A picture may have at most {LAYERS} layers. Send fewer.")
+    if index not in ("", "null") and not 0 <= int(index) < MAX_LAYERS:
+        raise HTTPException(400, f"A picture may have at most {MAX_LAYERS} layers. Send fewer.")
     gradio_accept_blobs(editor, data)
     kept = editor.blob_storage
     sizes = {name: len(name) + _size(blobs) for name, blobs in list(kept.items())}
     # Gradio removes a picture with the call that uses it, but that call may never come.
     for oldest in list(sizes):
-        if len(sizes) <= EDITS and sum(sizes.values()) <= EDITED_BYTES:
+        if len(sizes) <= MAX_EDITS and sum(sizes.values()) <= MAX_EDITED_BYTES:
             break
         del sizes[oldest]
         kept.pop(oldest, None)
     if edit not in sizes:
-        reason = f"An edited picture may have at most {EDITED_BYTES:,} bytes. Send less."
+        reason = f"An edited picture may have at most {MAX_EDITED_BYTES:,} bytes. Send less."
         raise HTTPException(413, reason)
 
 

@@ -21,26 +21,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..telemetry.logs import logger, where
 from . import files
-from .hosts import OwnSite, PublicAddress, hosts_of_environment
+from .hosts import HostAndOriginMiddleware, PublicUrlMiddleware, hosts_from_environment
 from .launch import Launch
-from .login import login_of, rate_limits, read_keys
+from .login import login_middleware, rate_limits, read_keys
 from .settings import TOOLS_NEED_KEYS, HttpSettings, RequestLimits
 
 RETRY_SECONDS = 5
 QUEUE_IS_FULL = "Too many requests are waiting. Try again in a few seconds."
-UPLOADS = re.compile(r"\bupload\b")
+UPLOAD_CALL = re.compile(r"\bupload\b")
 """How the JavaScript of a gr.HTML uploads a file: the function's name, or the end of the path."""
 BODY_SECONDS = 15.0
 """How long a request may pause while it sends its body."""
 FILES_AT_ONCE = 10
 """How many files of the largest size fit into one upload. More of them fit if they are smaller."""
-WITH_FILES = re.compile(rf"{API_PREFIX}/(upload|component_server)/?$")
+FILE_PATHS = re.compile(rf"{API_PREFIX}/(upload|component_server)/?$")
 """The only paths whose requests Gradio writes to a file, piece by piece."""
 MULTIPART = "multipart/form-data"
 SELF = "'self'"
 UNBUFFERED = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 """nginx would buffer a stream up to a few kilobytes, and other proxies would compress it."""
-READERS = {
+PARSING_PACKAGES = {
     *("anyio", "asyncio", "concurrent", "contextlib", "fastapi", "functools", "gradio", "json"),
     *("orjson", "pydantic", "python_multipart", "starlette", "tempfile", "threading"),
 }
@@ -67,12 +67,12 @@ def guard(
             not set.
     """
     if settings.rate_limits is not None:
-        limits = rate_limits().limits_of(settings, settings.rate_limits)
+        limits = rate_limits().rate_limit_middleware(settings, settings.rate_limits)
         web.add_middleware(limits.cls, *limits.args, **limits.kwargs)
     if settings.asks_login and asks_login:
-        login = login_of(settings, read_keys(TOOLS_NEED_KEYS) if offers_tools else None)
+        login = login_middleware(settings, read_keys(TOOLS_NEED_KEYS) if offers_tools else None)
         web.add_middleware(login.cls, *login.args, **login.kwargs)
-    web.add_middleware(BodyLimit, limits=settings.limits, takes_files=takes_files)
+    web.add_middleware(BodyLimitMiddleware, limits=settings.limits, takes_files=takes_files)
     # Needed even if no origin is allowed, because Gradio would allow all of them.
     web.add_middleware(
         CORSMiddleware,
@@ -81,14 +81,14 @@ def guard(
         allow_headers=["*"],
         allow_credentials=True,
     )
-    web.add_middleware(PublicAddress, public_url=settings.public_url)
+    web.add_middleware(PublicUrlMiddleware, public_url=settings.public_url)
     host = urlsplit(settings.public_url or "").netloc
-    hosts = (*settings.hosts, host, *hosts_of_environment())
-    web.add_middleware(OwnSite, hosts=hosts, origins=settings.origins)
+    hosts = (*settings.hosts, host, *hosts_from_environment())
+    web.add_middleware(HostAndOriginMiddleware, hosts=hosts, origins=settings.origins)
     policy = f"frame-ancestors {' '.join([SELF, *settings.embedded_in])}"
     if settings.content_policy:
         policy += f"; {settings.content_policy}"
-    web.add_middleware(SecurityHeaders, policy=policy)
+    web.add_middleware(SecurityHeadersMiddleware, policy=policy)
 
 
 def explain_refusals(web: FastAPI) -> None:
@@ -96,7 +96,7 @@ def explain_refusals(web: FastAPI) -> None:
     mounted = web.router.routes[-1]
     if not isinstance(mounted, Mount):
         raise TypeError(f"{mounted} is not a mounted application")
-    mounted.app = QueueLimit(Unprocessable(mounted.app))
+    mounted.app = QueueFullMiddleware(UnprocessableMiddleware(mounted.app))
 
 
 def refuse_files(web: FastAPI, *, takes_files: bool) -> None:
@@ -114,13 +114,13 @@ def refuse_files(web: FastAPI, *, takes_files: bool) -> None:
 
 def takes_files(page: gr.Blocks, launch: Launch) -> bool:
     """Returns whether a component or a script of the page takes files."""
-    if any(UPLOADS.search(str(script)) for script in (launch.js, launch.head)):
+    if any(UPLOAD_CALL.search(str(script)) for script in (launch.js, launch.head)):
         return True
     # gr.render may make such a component later.
     if any(function.renderable is not None for function in page.fns.values()):
         return True
     for block in page.blocks.values():
-        if isinstance(block, gr.HTML) and UPLOADS.search(block.js_on_load or ""):
+        if isinstance(block, gr.HTML) and UPLOAD_CALL.search(block.js_on_load or ""):
             return True
         is_input = isinstance(block, Component) and not block.skip_api
         if is_input and value_is_file(block.api_info()):
@@ -128,7 +128,7 @@ def takes_files(page: gr.Blocks, launch: Launch) -> bool:
     return False
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuses bodies over the limit with 413. If the length is unknown, it counts as they arrive.
 
     If a client stops in the middle of a body, it gets 408 after `BODY_SECONDS`. A slow client does
@@ -146,7 +146,7 @@ class BodyLimit:
             return
         limit = self._limits.request_bytes
         refusal = f"A request may have at most {limit:,} bytes. Send less."
-        found = WITH_FILES.search(scope["path"]) if self._takes_files else None
+        found = FILE_PATHS.search(scope["path"]) if self._takes_files else None
         if found and Headers(scope=scope).get("content-type", "").startswith(MULTIPART):
             files = FILES_AT_ONCE if found[1] == "upload" else 1
             limit += files * self._limits.file_bytes
@@ -180,7 +180,7 @@ class BodyLimit:
         await self._app(scope, receive_up_to_the_limit, send)
 
 
-class QueueLimit:
+class QueueFullMiddleware:
     """Answers 429 with a retry time when Gradio's queue is full."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -203,7 +203,7 @@ class QueueLimit:
         await self._app(scope, receive, send_or_refuse)
 
 
-class Unprocessable:
+class UnprocessableMiddleware:
     """Answers 422 to an invalid request, for which Gradio would fail with 500.
 
     Gradio's routes look up names from a request without checking that they exist. If a function of
@@ -257,10 +257,10 @@ def _is_of_the_page(error: BaseException) -> bool:
     if "component_server" not in names:
         return False
     modules = {frame.f_globals["__name__"] for frame in frames[names.index("component_server") :]}
-    return any(each.split(".")[0] not in READERS for each in modules - {files.__name__})
+    return any(each.split(".")[0] not in PARSING_PACKAGES for each in modules - {files.__name__})
 
 
-class SecurityHeaders:
+class SecurityHeadersMiddleware:
     """Adds headers: who may frame the page, what it may load, and that proxies must not buffer."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
-REMEDY = "If this is the page's own name, add it to `hosts` in the settings."
+ADD_TO_HOSTS = "If this is the page's own name, add it to `hosts` in the settings."
 ORIGIN = re.compile(r"(https?)://(.+)")
 PORT = re.compile("[0-9]{1,5}", re.ASCII)
 HOSTS_VARIABLE = "PAGE_HOSTS"
@@ -31,7 +31,7 @@ class Authority(NamedTuple):
     port: str | None
 
 
-class OwnSite:
+class HostAndOriginMiddleware:
     """Refuses a request for another host with 421, and one that another site sends with 403.
 
     IP addresses and localhost are always accepted, because rebinding needs a name. Other names must
@@ -61,7 +61,7 @@ class OwnSite:
                 detail = "The Host header is not valid. Send the name of a host."
                 return JSONResponse({"detail": detail}, 400)
             if not self._is_right(authority):
-                detail = f"This page does not answer to {authority.name}. {REMEDY}"
+                detail = f"This page does not answer to {authority.name}. {ADD_TO_HOSTS}"
                 return JSONResponse({"detail": detail}, 421)
             asked.append(authority)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
@@ -74,9 +74,7 @@ class OwnSite:
         else:
             foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign:
-            detail = (
-                f"Another site sent this request. {REMEDY} To allow that site, add it to `origins`."
-            )
+            detail = f"Another site sent this request. {ADD_TO_HOSTS} To allow that site, add it to `origins`."
             return JSONResponse({"detail": detail}, 403)
         return None
 
@@ -106,7 +104,7 @@ class OwnSite:
         )
 
 
-class PublicAddress:
+class PublicUrlMiddleware:
     """Rewrites a request to the address that its visitor sees, from the headers of proxies.
 
     Gradio builds the addresses of files and of the page from it.
@@ -160,7 +158,7 @@ def _authority(text: str, before: str = "") -> Authority | None:
     return found and Authority(wildcard + found[1].lower().removesuffix("."), found[2])
 
 
-def hosts_of_environment() -> tuple[str, ...]:
+def hosts_from_environment() -> tuple[str, ...]:
     """Returns the comma-separated names in the variable `PAGE_HOSTS`.
 
     With it, one config can be deployed in several places under different names.

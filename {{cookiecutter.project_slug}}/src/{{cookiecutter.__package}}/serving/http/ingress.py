@@ -15,13 +15,13 @@ from starlette.routing import BaseRoute
 
 from ..base import PAGE_DEPLOYMENT, StartError, behind_haproxy
 from ..telemetry.logs import clean_request_ids, where
-from ..telemetry.traces import TracedRequests, start_traces
-from .disconnects import LeftStreams, ProxyLoss
+from ..telemetry.traces import TracingMiddleware, start_traces
+from .disconnects import DisconnectMiddleware, ProxyLossMiddleware
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
 from .proxy import check_rules
-from .sessions import SessionCookie, SessionRouter, application_name
+from .sessions import SessionCookieMiddleware, SessionRouter, application_name
 from .settings import HttpSettings
 
 
@@ -71,14 +71,14 @@ class PageIngress(GradioIngress):
         page = _built(builder, *models)
         web = mount(page, settings, launch, middleware, routes, application_name())
         web.add_middleware(
-            SessionCookie,
+            SessionCookieMiddleware,
             embedded=bool(settings.embedded_in or settings.origins),
             path=settings.public_path,
             origins=settings.origins,
         )
-        web.add_middleware(LeftStreams, seconds=settings.stream_seconds)
-        put_first(web, builder, settings)
-        web.add_middleware(ProxyLoss)
+        web.add_middleware(DisconnectMiddleware, seconds=settings.stream_seconds)
+        add_outer_middleware(web, builder, settings)
+        web.add_middleware(ProxyLossMiddleware)
         # GradioIngress would serve the Blocks without a theme and a queue. Its parent class takes
         # the
         # mounted app, which has both.
@@ -90,13 +90,13 @@ class PageIngress(GradioIngress):
             self._builder.check_health()
 
 
-def put_first(web: FastAPI, builder: object, settings: HttpSettings) -> None:
+def add_outer_middleware(web: FastAPI, builder: object, settings: HttpSettings) -> None:
     """Puts the builder's middleware outside of the rest, and tracing outside of that."""
     for each in builder.middleware() if isinstance(builder, HasMiddleware) else ():
         web.add_middleware(each.cls, *each.args, **each.kwargs)
     if settings.traces is not None:
         start_traces(settings.traces)
-        web.add_middleware(TracedRequests)
+        web.add_middleware(TracingMiddleware)
 
 
 def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server:

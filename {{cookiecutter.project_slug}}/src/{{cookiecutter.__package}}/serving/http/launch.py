@@ -139,7 +139,7 @@ def name_of(builder: object) -> str:
 
 
 @contextmanager
-def refusing_launch(who: str) -> Iterator[None]:
+def forbid_launch(who: str) -> Iterator[None]:
     """Raises StartError if `launch()` is called, because that would start a server and block."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -148,7 +148,7 @@ def refusing_launch(who: str) -> Iterator[None]:
             'call under `if __name__ == "__main__":`. Pass the options of launch() to Launch.'
         )
 
-    with launching(refuse):
+    with replace_launch(refuse):
         yield
 
 
@@ -158,7 +158,7 @@ def built(builder: Callable[..., Any], *handles: object) -> gr.Blocks | gr.Serve
     Raises:
         StartError: the builder launches the page, or does not return one.
     """
-    with refusing_launch(name_of(builder)):
+    with forbid_launch(name_of(builder)):
         page = builder(*handles)
     if not isinstance(page, gr.Blocks | gr.Server):
         what = "nothing" if page is None else f"a {type(page).__name__}"
@@ -180,7 +180,7 @@ def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, di
         started.append((blocks, options))
         return None, "", None
 
-    with launching(remember):
+    with replace_launch(remember):
         page.launch(**launch.options(), inbrowser=False, prevent_thread_lock=True, quiet=True)
     [(blocks, options)] = started
     if not getattr(blocks, "exited", True):
@@ -194,7 +194,7 @@ def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, di
 
 
 @contextmanager
-def launching(launch: Callable[..., object]) -> Iterator[None]:
+def replace_launch(launch: Callable[..., object]) -> Iterator[None]:
     """Replaces Gradio's `launch()` with this function."""
     own = gr.Blocks.launch
     gr.Blocks.launch = launch

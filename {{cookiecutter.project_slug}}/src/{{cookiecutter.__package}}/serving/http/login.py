@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..base import HAPROXY, LoginError, behind_haproxy, from_extra
+from ..base import HAPROXY, LoginError, behind_haproxy, require_extra
 from ..telemetry.logs import logger
 from .launch import Launch
 from .settings import HttpSettings, Oidc
@@ -41,14 +41,14 @@ BY_KEY = "page.by_key"
 KEYS_VARIABLE = "API_KEYS"
 KEYS_FILE_VARIABLE = "API_KEYS_FILE"
 KEY = re.compile(r"([^:]*[^:\s])\s*:\s*([!-~]+)")
-GRADIOS_TOOLS = "/gradio_api/mcp"
-TOOLS = ("/mcp", *(f"{GRADIOS_TOOLS}{end}" for end in ("", "/", "/http", "/http/")))
+GRADIO_TOOLS = "/gradio_api/mcp"
+TOOLS = ("/mcp", *(f"{GRADIO_TOOLS}{end}" for end in ("", "/", "/http", "/http/")))
 """The paths that MCP clients call."""
 SECRET_VARIABLE = "PAGE_SECRET"  # noqa: S105
 SECRET_CHARACTERS = 32
 FORWARDED_VARIABLE = "FORWARDED_ALLOW_IPS"
 """The proxies whose `X-Forwarded-For` uvicorn trusts."""
-LONGEST_USER = 256
+MAX_USER_LENGTH = 256
 LIMITS_LIBRARIES = {"limits", "redis"}
 OIDC_LIBRARIES = {"authlib", "httpx2", "joserfc"}
 LOGIN_SECONDS = 7 * 24 * 3600
@@ -204,7 +204,7 @@ def _names_of(text: str, source: str) -> dict[bytes, str]:
     return names
 
 
-def refused_key() -> Response:
+def invalid_key_response() -> Response:
     """Returns OpenAI's error for a wrong or missing API key."""
     reason = "The API key is missing or wrong. Send it in a header: Authorization: Bearer KEY"
     error = {"message": reason, "type": "invalid_request_error", "param": None}
@@ -230,7 +230,7 @@ class Login:
         request = HTTPConnection(scope)
         if self._keys is not None and inner_path(scope) in TOOLS:
             user = self._keys.name_of(request.headers.get("authorization", ""))
-            by_key, refuse = True, cast("ASGIApp", refused_key())
+            by_key, refuse = True, cast("ASGIApp", invalid_key_response())
         else:
             user, by_key, refuse = self.user_of(request), False, self.answer
         if user is not None:
@@ -280,7 +280,7 @@ class PasswordLogin(Login):
                 if len(form) > FORM_BYTES:
                     return PlainTextResponse("The login form is too long. Send less.", 413)
         except HTTPException as refused:
-            # From `BodyLimit`. The handler that would turn it into an answer is further inside.
+            # From `BodyLimitMiddleware`. The handler that would turn it into an answer is further inside.
             return PlainTextResponse(refused.detail, refused.status_code)
         if not self._credentials.allow_form(form.decode("latin-1")):
             return _refusal()
@@ -319,7 +319,7 @@ class HeaderLogin(Login):
             name = names[0].encode("latin-1").decode().strip()
         except UnicodeDecodeError:
             return None
-        return name if name.isprintable() and 0 < len(name) <= LONGEST_USER else None
+        return name if name.isprintable() and 0 < len(name) <= MAX_USER_LENGTH else None
 
     def _is_of_a_proxy(self, scope: Scope) -> bool:
         host, _ = scope.get("client") or ("", 0)
@@ -332,7 +332,7 @@ class HeaderLogin(Login):
         return any(address in network for network in self._proxies)
 
 
-def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
+def login_middleware(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
     """Returns the middleware for the login in the settings.
 
     Raises:
@@ -344,7 +344,7 @@ def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
         return Middleware(PasswordLogin, keys=keys, credentials=credentials)
     if settings.oidc is not None:
         secret, client_secret = _secret_for("oidc"), _client_secret(settings.oidc)
-        with from_extra("oidc", "oidc", OIDC_LIBRARIES):
+        with require_extra("oidc", "oidc", OIDC_LIBRARIES):
             from .oidc import OidcLogin
         return Middleware(
             OidcLogin,
@@ -377,7 +377,7 @@ def check_login(settings: HttpSettings) -> None:
     Raises:
         LoginError: something is missing, or the provider does not answer.
     """
-    login_of(settings, None)
+    login_middleware(settings, None)
     if settings.oidc is not None:
         # Imported here because its libraries may not be installed.
         from .oidc import check_provider
@@ -412,7 +412,7 @@ def rate_limits() -> ModuleType:
     Raises:
         StartError: they are not installed.
     """
-    with from_extra("limits", "rate_limits", LIMITS_LIBRARIES):
+    with require_extra("limits", "rate_limits", LIMITS_LIBRARIES):
         return import_module(".rate_limits", __package__)
 
 
@@ -437,11 +437,11 @@ def read_secret() -> str | None:
     return secret
 
 
-def derived(secret: str, *purpose: str) -> str:
+def derive_key(secret: str, *purpose: str) -> str:
     return hmac.digest(secret.encode(), "\0".join(purpose).encode(), hashlib.sha256).hex()
 
 
-class Logins(dict[str, str]):
+class SignedLogins(dict[str, str]):
     """Signed tokens for Gradio's login, which hold the user's name and the time of expiry.
 
     No replica stores them. So a login outlives its replica, and logging out only removes the token
@@ -483,10 +483,10 @@ class Logins(dict[str, str]):
         # Changing the password invalidates the tokens made with the old one.
         password = "" if callable(self._accounts) else self._accounts.get(user, "")
         name = base64.urlsafe_b64encode(user.encode()).decode()
-        return f"{name}.{until}.{derived(self._key, user, str(until), password)}"
+        return f"{name}.{until}.{derive_key(self._key, user, str(until), password)}"
 
 
-def keep_logins(app: Any, name: str) -> None:
+def share_logins(app: Any, name: str) -> None:
     """Makes Gradio's login valid on each replica, and after a deploy.
 
     Gradio keeps tokens, and the name of their cookie, in the process that made them.
@@ -501,9 +501,9 @@ def keep_logins(app: Any, name: str) -> None:
             "long random string in the environment in which Ray starts, the same on each node. Or "
             "use login_user instead of auth."
         )
-    key = derived(secret, "login", name)
-    app.cookie_id = derived(key, "cookie")[:16]
-    app.tokens = logins = Logins(app.auth, key)
+    key = derive_key(secret, "login", name)
+    app.cookie_id = derive_key(key, "cookie")[:16]
+    app.tokens = logins = SignedLogins(app.auth, key)
 
     async def log_in(request: Request) -> Response:
         form = await request.form()
@@ -535,7 +535,7 @@ async def user_of(app: Any, request: Request) -> str | None:
         if user is not None:
             return user
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "basic" or not isinstance(app.tokens, Logins):
+    if scheme.lower() != "basic" or not isinstance(app.tokens, SignedLogins):
         return None
     try:
         name, _, password = base64.b64decode(given).decode().partition(":")
@@ -544,7 +544,9 @@ async def user_of(app: Any, request: Request) -> str | None:
     return name if await app.tokens.log_in(name, password) else None
 
 
-def keep_browser_states(page: gr.Blocks, settings: HttpSettings, launch: Launch, name: str) -> None:
+def share_browser_states(
+    page: gr.Blocks, settings: HttpSettings, launch: Launch, name: str
+) -> None:
     """Gives each gr.BrowserState, and a saved history, the same key on each replica.
 
     Gradio encrypts what it stores in a browser. By default, each process draws its own random
@@ -566,4 +568,4 @@ def keep_browser_states(page: gr.Blocks, settings: HttpSettings, launch: Launch,
         if str(given.get("storage_key") or OWN_HISTORY).startswith(OWN_HISTORY):
             state.storage_key = f"{name}-state-{number}"
         if not given.get("secret"):
-            state.secret = derived(secret or "", "browser", name, state.storage_key)
+            state.secret = derive_key(secret or "", "browser", name, state.storage_key)

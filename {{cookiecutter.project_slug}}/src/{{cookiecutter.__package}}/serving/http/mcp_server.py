@@ -61,10 +61,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..telemetry.logs import keep_request_id, logger
 from .guard import QUEUE_IS_FULL
-from .login import GRADIOS_TOOLS, TOOLS, user_of
+from .login import GRADIO_TOOLS, TOOLS, user_of
 
 USER = "page.mcp-user"
-LONGEST_NAME = 64
+MAX_NAME_LENGTH = 64
 FILE = "Gradio File Input"
 """How the format of a string starts in Gradio's schema if the string is a file's address."""
 TEMPLATE = re.compile(r"\{([^}]+)\}")
@@ -150,7 +150,7 @@ def offer_tools(web: FastAPI, app: Any) -> None:
     mounted = len(web.router.routes) - 1
     web.router.routes[mounted:mounted] = [
         *(Route(path, answer) for path in TOOLS),
-        Route(f"{GRADIOS_TOOLS}/schema", tell_schema),
+        Route(f"{GRADIO_TOOLS}/schema", tell_schema),
     ]
     lifespan = web.router.lifespan_context
 
@@ -209,11 +209,11 @@ def _offer(function: Any, endpoint: dict[str, Any], taken: set[str]) -> Offer:
 
 def _unique(name: str, taken: set[str]) -> str:
     """Returns a name that is not taken. Clients limit its characters and its length."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:LONGEST_NAME]
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:MAX_NAME_LENGTH]
     number = 1
     unique = name
     while unique in taken:
-        unique = f"{name[: LONGEST_NAME - 4]}_{number}"
+        unique = f"{name[: MAX_NAME_LENGTH - 4]}_{number}"
         number += 1
     return unique
 

@@ -19,7 +19,7 @@ from ..telemetry.logs import logger
 from .files import check_files, remove_old_files
 from .guard import explain_refusals, guard, refuse_files, takes_files
 from .launch import Launch, launched
-from .login import keep_browser_states, keep_logins, logged_in, rate_limits
+from .login import logged_in, rate_limits, share_browser_states, share_logins
 from .settings import HttpSettings
 
 IDLE_SECONDS = 0.005
@@ -61,7 +61,7 @@ def mount(
     guard(web, settings, takes_files=files_are_taken, offers_tools=offers_tools)
     web.router.routes.extend(routes)
     refuse_files(web, takes_files=files_are_taken)
-    keep_browser_states(blocks, settings, launch, name)
+    share_browser_states(blocks, settings, launch, name)
     check_files(blocks)
     log_failures(blocks)
     if settings.rate_limits is not None:
@@ -87,10 +87,10 @@ def mount(
         gr.mount_gradio_app(web, blocks, path="/", **options)
     app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
     if launch.auth is not None:
-        keep_logins(app, name)
+        share_logins(app, name)
     if settings.rate_limits is not None and blocks.api_open:
         mounted = web.router.routes[-1]
-        mounted.app = rate_limits().DirectCalls(app, app)  # type: ignore[attr-defined]
+        mounted.app = rate_limits().DirectCallMiddleware(app, app)  # type: ignore[attr-defined]
     if offers_tools:
         # Imported here because that takes a second.
         from .mcp_server import offer_tools

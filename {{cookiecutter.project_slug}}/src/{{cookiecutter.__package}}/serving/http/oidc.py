@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..base import LoginError
 from ..telemetry.logs import logger
 from .hosts import SESSION_PATH
-from .login import LONGEST_USER, ApiKeys, Login, derived, inner_path
+from .login import MAX_USER_LENGTH, ApiKeys, Login, derive_key, inner_path
 from .settings import Oidc
 
 CALLBACK = "/oidc/callback"
@@ -39,9 +39,9 @@ LOGGED_OUT = "/oidc/logged-out"
 LOGOUT = "/logout"
 FLOW_SECONDS = 600
 """How long a user may take to log in at the provider."""
-FLOWS_AT_ONCE = 5
+MAX_FLOWS = 5
 """How many tabs of one browser may log in at the same time."""
-FORGOTTEN_AT_ONCE = 20
+MAX_DELETED_COOKIES = 20
 """How many cookies of older logins one answer deletes. A forged request may have thousands."""
 SESSION_SECONDS = 12 * 3600
 HTTP_SECONDS = 10.0
@@ -50,16 +50,16 @@ LEEWAY_SECONDS = 60
 METADATA_SECONDS = 3600.0
 KEYS_SECONDS = 10.0
 """The shortest time between two requests for the provider's keys, to look for a new one."""
-LONGEST_CODE = 4096
+MAX_CODE_LENGTH = 4096
 """The longest code to send to the provider. Some providers put a token into it."""
-LONGEST_ADDRESS = 1500
+MAX_ADDRESS_LENGTH = 1500
 """The longest address to keep in a cookie during a login. Browsers drop cookies over 4,096
 bytes."""
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
 """Algorithms with a public key. With a shared key, everybody who knows it could sign a token."""
 KEY_TYPES = {"RSA", "EC"}
-SEALED = {"alg": "dir", "enc": "A256GCM"}
-NEEDED = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+ENCRYPTION = {"alg": "dir", "enc": "A256GCM"}
+REQUIRED_METADATA = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 
 
 class ProviderError(Exception):
@@ -96,15 +96,15 @@ class OidcLogin(Login):
         super().__init__(app, keys)
         self._provider = Provider(settings, client_secret)
         # Other settings may admit other users, so a change of the settings ends all logins.
-        key = derived(secret, "oidc", settings.model_dump_json())
-        self._flows = Box(derived(key, "flow"))
-        self._sessions = Box(derived(key, "session"))
+        key = derive_key(secret, "oidc", settings.model_dump_json())
+        self._flows = CookieCipher(derive_key(key, "flow"))
+        self._sessions = CookieCipher(derive_key(key, "session"))
         # Applications on one host see each other's cookies.
-        self._cookie = f"page-oidc-{derived(key, 'cookie')[:8]}"
+        self._cookie = f"page-oidc-{derive_key(key, 'cookie')[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the login's own paths before it checks who sent the request."""
-        own = {CALLBACK: self._finish, LOGGED_OUT: self._say_bye, LOGOUT: self._log_out}
+        own = {CALLBACK: self._finish, LOGGED_OUT: self._show_logged_out, LOGOUT: self._log_out}
         path = inner_path(scope).rstrip("/") if scope["type"] == "http" else ""
         if path in own and scope["method"] == "GET":
             response = await own[path](Request(scope, receive))
@@ -113,7 +113,7 @@ class OidcLogin(Login):
             await super().__call__(scope, receive, send)
 
     def user_of(self, request: HTTPConnection) -> str | None:
-        session = self._sessions.opened(request.cookies.get(self._cookie, ""))
+        session = self._sessions.decrypt(request.cookies.get(self._cookie, ""))
         return None if session is None else str(session["user"])
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ class OidcLogin(Login):
             nonce=token_urlsafe(32),
             verifier=token_urlsafe(48),
             redirect_uri=_url(request, root + CALLBACK),
-            address=address if len(address) <= LONGEST_ADDRESS else f"{root}/",
+            address=address if len(address) <= MAX_ADDRESS_LENGTH else f"{root}/",
         )
         try:
             response: Response = RedirectResponse(await self._provider.login_url(flow), 303)
@@ -143,7 +143,7 @@ class OidcLogin(Login):
         response.headers["cache-control"] = "no-store"
         own = re.compile(re.escape(self._cookie) + "-" + "[0-9a-f]" * 16)
         begun = [name for name in request.cookies if own.fullmatch(name)]
-        for name in begun[: 1 - FLOWS_AT_ONCE][:FORGOTTEN_AT_ONCE]:
+        for name in begun[: 1 - MAX_FLOWS][:MAX_DELETED_COOKIES]:
             response.delete_cookie(name, path=root or "/")
         self._keep(request, response, self._flow_cookie(flow["state"]), self._flows, flow)
         return response
@@ -151,7 +151,7 @@ class OidcLogin(Login):
     async def _finish(self, request: Request) -> Response:
         given = request.query_params
         name = self._flow_cookie(given.get("state", ""))
-        flow = self._flows.opened(request.cookies.get(name, ""))
+        flow = self._flows.decrypt(request.cookies.get(name, ""))
         if flow is None or not _equal(given.get("state", ""), flow["state"]):
             reason = "This login began in another browser, or too long ago. Start again."
             return _message(request, 400, reason, "Log in again")
@@ -182,7 +182,7 @@ class OidcLogin(Login):
         response.delete_cookie(self._cookie, path=_root(request) or "/")
         return response
 
-    async def _say_bye(self, request: Request) -> Response:
+    async def _show_logged_out(self, request: Request) -> Response:
         return _message(request, 200, "You are logged out.", "Log in again")
 
     def _unreachable(self, request: Request, error: ProviderError) -> Response:
@@ -191,20 +191,20 @@ class OidcLogin(Login):
         return _message(request, 502, reason, "Try again")
 
     def _flow_cookie(self, state: str) -> str:
-        return f"{self._cookie}-{derived(state, 'flow')[:16]}"
+        return f"{self._cookie}-{derive_key(state, 'flow')[:16]}"
 
     def _keep(
         self,
         request: Request,
         response: Response,
         name: str,
-        box: "Box",
+        cipher: "CookieCipher",
         content: Mapping[str, Any],
     ) -> None:
-        seconds = SESSION_SECONDS if box is self._sessions else FLOW_SECONDS
+        seconds = SESSION_SECONDS if cipher is self._sessions else FLOW_SECONDS
         response.set_cookie(
             name,
-            box.closed(content, seconds),
+            cipher.encrypt(content, seconds),
             max_age=seconds,
             path=_root(request) or "/",
             secure=request.url.scheme == "https",
@@ -213,20 +213,20 @@ class OidcLogin(Login):
         )
 
 
-class Box:
+class CookieCipher:
     """Encrypts the content of a cookie, with a time of expiry."""
 
     def __init__(self, key: str) -> None:
         self._key = OctKey.import_key(bytes.fromhex(key))
-        self._registry = JWERegistry(algorithms=list(SEALED.values()))
-        self._begins = self.closed({}, 0).partition(".")[0] + "."
+        self._registry = JWERegistry(algorithms=list(ENCRYPTION.values()))
+        self._begins = self.encrypt({}, 0).partition(".")[0] + "."
 
-    def closed(self, content: Mapping[str, Any], seconds: int) -> str:
+    def encrypt(self, content: Mapping[str, Any], seconds: int) -> str:
         claims = {**content, "exp": int(time.time()) + seconds}
-        text: str = jwt.encode(SEALED, claims, self._key, registry=self._registry)
+        text: str = jwt.encode(ENCRYPTION, claims, self._key, registry=self._registry)
         return text
 
-    def opened(self, text: str) -> Any:
+    def decrypt(self, text: str) -> Any:
         """Returns the content, or None if it was made elsewhere, was changed or has expired."""
         # The header must be ours, so a sender cannot choose another algorithm.
         if not text.startswith(self._begins):
@@ -279,7 +279,7 @@ class Provider:
             ProviderError: the provider does not answer, or its token is not valid.
         """
         code, issuer = given.get("code", ""), given.get("iss", self._settings.issuer)
-        if not 0 < len(code) <= LONGEST_CODE or issuer != self._settings.issuer:
+        if not 0 < len(code) <= MAX_CODE_LENGTH or issuer != self._settings.issuer:
             raise RefusedUserError("The login service did not log you in.")
         metadata = await self.metadata()
         try:
@@ -292,7 +292,7 @@ class Provider:
                     redirect_uri=flow["redirect_uri"],
                 )
                 claims = await self._claims(token, flow["nonce"])
-                if not self._wanted() <= claims.keys() and metadata.get("userinfo_endpoint"):
+                if not self._needed_claims() <= claims.keys() and metadata.get("userinfo_endpoint"):
                     # Some providers put these claims only into the user info, not into the token.
                     answer = await client.get(metadata["userinfo_endpoint"])
                     answer.raise_for_status()
@@ -309,18 +309,18 @@ class Provider:
             raise ProviderError(f"it returned no token: {error.error}") from error
         except (HTTPError, InvalidURL, LookupError, TypeError, ValueError) as error:
             raise ProviderError(f"it returned no token: {type(error).__name__}") from error
-        return self._admitted(claims)
+        return self._check_claims(claims)
 
-    def _wanted(self) -> set[str]:
+    def _needed_claims(self) -> set[str]:
         return {self._settings.username_claim, *self._settings.required_claims}
 
-    def _admitted(self, claims: Mapping[str, Any]) -> str:
+    def _check_claims(self, claims: Mapping[str, Any]) -> str:
         for name, value in self._settings.required_claims.items():
             said = claims.get(name)
             if str(value) not in map(str, said if isinstance(said, list) else [said]):
                 raise RefusedUserError("You are logged in, but you may not use this page.")
         user = claims.get(self._settings.username_claim)
-        if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= LONGEST_USER):
+        if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= MAX_USER_LENGTH):
             logger.warning(
                 "The OIDC provider sends no valid claim %s for a user. In oidc, set username_claim to "
                 "a claim that it sends, or add the scope that includes this one to scope.",
@@ -357,7 +357,9 @@ class Provider:
         if not self._keys or now > self._keys_until or again:
             fetched = self._keys_until - METADATA_SECONDS
             if not again or now > fetched + KEYS_SECONDS:
-                found = (await self._fetched((await self.metadata())["jwks_uri"])).get("keys", [])
+                found = (await self._fetch_json((await self.metadata())["jwks_uri"])).get(
+                    "keys", []
+                )
                 # A provider may have keys for other purposes.
                 own = [
                     key
@@ -378,16 +380,16 @@ class Provider:
             return self._metadata
         issuer = self._settings.issuer
         address = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
-        found = await self._fetched(address)
+        found = await self._fetch_json(address)
         if found.get("issuer") != issuer:
             raise ProviderError(f"{address} has the issuer {str(found.get('issuer'))[:200]!r}")
-        for name in NEEDED:
+        for name in REQUIRED_METADATA:
             if not isinstance(found.get(name), str):
                 raise ProviderError(f"{address} has no {name}")
         self._metadata, self._metadata_until = found, time.monotonic() + METADATA_SECONDS
         return found
 
-    async def _fetched(self, address: str) -> dict[str, Any]:
+    async def _fetch_json(self, address: str) -> dict[str, Any]:
         try:
             async with AsyncClient(timeout=HTTP_SECONDS, verify=self._tls) as client:
                 answer = await client.get(address)

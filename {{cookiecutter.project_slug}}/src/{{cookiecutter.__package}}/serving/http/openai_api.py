@@ -38,21 +38,21 @@ from ..protocol import (
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .guard import RETRY_SECONDS, UNBUFFERED, guard
 from .hosts import is_loopback
-from .login import BY_KEY, USER, ApiKeys, inner_path, refused_key
+from .login import BY_KEY, USER, ApiKeys, inner_path, invalid_key_response
 from .settings import HttpSettings
 
 PREFIX = "/v1"
 MODELS = f"{PREFIX}/models"
-MOST_MESSAGES = 2048
-MOST_STOPS = 4
-SMALLEST_TOP_P = 1e-6
+MAX_MESSAGES = 2048
+MAX_STOPS = 4
+MIN_TOP_P = 1e-6
 """Replaces a `top_p` of 0, and selects only the likeliest token."""
 REASONS = {"stop": "stop", "length": "length", "filtered": "content_filter"}
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KIND = re.compile(r"str$|list\[")
 """What pydantic adds to an error's location for each type of a union."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
-HARMLESS: Mapping[str, tuple[object, ...]] = {
+UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
     "function_call": ("none",),
@@ -131,7 +131,7 @@ class StreamOptions(Asked):
 
 class ChatRequest(Asked):
     model: str
-    messages: list[Turn] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -158,13 +158,13 @@ class ChatRequest(Asked):
             )
             raise ApiError(400, f"{reason} Ask for fewer.", named)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stop) > MOST_STOPS or "" in stop:
-            reason = f"stop has an empty string, or more than {MOST_STOPS}. Send fewer, none empty."
+        if len(stop) > MAX_STOPS or "" in stop:
+            reason = f"stop has an empty string, or more than {MAX_STOPS}. Send fewer, none empty."
             raise ApiError(400, reason, "stop")
         return GenerationOptions(
             max_new_tokens=limits.new_tokens if most is None else most,
             temperature=self.temperature,
-            top_p=None if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
+            top_p=None if self.top_p is None else max(self.top_p, MIN_TOP_P),
             stop=tuple(stop),
             seed=self.seed,
         )
@@ -190,21 +190,21 @@ class OpenAIApi:
         self._api = Starlette(
             routes=[
                 Route(MODELS, api.list_models),
-                Route(MODELS + "/{name}", api.tell_model),
+                Route(MODELS + "/{name}", api.get_model),
                 Route(f"{PREFIX}/chat/completions", api.complete, methods=["POST"]),
             ],
             exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: _fail},
         )
-        self._api.add_middleware(Admission, keys=keys)
+        self._api.add_middleware(ApiKeyMiddleware, keys=keys)
         guard(self._api, settings, takes_files=False, asks_login=False)
-        self._api.add_middleware(InOpenAIsForm)
+        self._api.add_middleware(OpenAIErrorMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = scope["type"] == "http" and f"{inner_path(scope)}/".startswith(f"{PREFIX}/")
         await (self._api if own else self._app)(scope, receive, send)
 
 
-class Admission:
+class ApiKeyMiddleware:
     """Requires an API key, or if there are no keys, that the request comes from this machine."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
@@ -223,7 +223,7 @@ class Admission:
         else:
             name = self._keys.name_of(Headers(scope=scope).get("authorization", ""))
             own = {**scope, USER: name, BY_KEY: True}
-            await (refused_key() if name is None else self._app)(own, receive, send)
+            await (invalid_key_response() if name is None else self._app)(own, receive, send)
 
 
 def _is_from_here(scope: Scope) -> bool:
@@ -241,7 +241,7 @@ def _is_own_address(address: str) -> bool:
         return False
 
 
-class InOpenAIsForm:
+class OpenAIErrorMiddleware:
     """Turns the guards' refusals into OpenAI's error format."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -289,13 +289,13 @@ class Api:
     async def list_models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [*map(self._about, self._models)]})
 
-    async def tell_model(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> Response:
         return JSONResponse(self._about(self._model(request.path_params["name"]).name))
 
     async def complete(self, request: Request) -> ASGIApp:
         keep_request_id(request.headers)
         body = await _read(request)
-        for name, harmless in HARMLESS.items():
+        for name, harmless in UNSUPPORTED.items():
             if body.get(name) is not None and body[name] not in harmless:
                 reason = f"{name} is not supported. Leave it out."
                 raise ApiError(400, reason, name, "unsupported_parameter")

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..base import HAPROXY, PAGE_DEPLOYMENT, StartError
 from ..telemetry.logs import clean
-from .sessions import COOKIE, WITHOUT_SESSION, cookie_name
+from .sessions import COOKIE, SESSIONLESS_PATH, cookie_name
 
 REQUEST_ID = b"x-request-id"
 RULES = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
@@ -34,7 +34,7 @@ HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRIC
 """The ports of HAProxy's statistics and metrics, and Serve's defaults."""
 
 
-class CleanRequestIds:
+class RequestIdMiddleware:
     """Cleans the ID that a caller gives to a request, because the proxy writes it to its log."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,7 +51,7 @@ class CleanRequestIds:
 
 
 def middleware() -> list[Middleware]:
-    return [Middleware(CleanRequestIds)]
+    return [Middleware(RequestIdMiddleware)]
 
 
 def haproxy_variables(applications: Iterable[str]) -> dict[str, str]:
@@ -82,7 +82,7 @@ def session_rules(applications: Iterable[str]) -> str:
         # Each application has its own backend, and each backend gets all of these lines.
         here = f"be_name {_safe(f'http-{name}')}"
         cookie = f"req.cook({cookie_name(name)})"
-        of_cookie = (f"{cookie} -m reg ^{session}$", f"!path_reg {WITHOUT_SESSION.pattern}$")
+        of_cookie = (f"{cookie} -m reg ^{session}$", f"!path_reg {SESSIONLESS_PATH.pattern}$")
         page = _safe(f"SERVE_REPLICA::{name}#{PAGE_DEPLOYMENT}#")
         rules += [
             f"http-request set-var(txn.session) {cookie}"

@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..base import ALLOWANCE, Allowance, StartError, behind_haproxy
-from ..telemetry.calls import function_of, goes_by_itself
+from ..telemetry.calls import function_of, is_automatic
 from ..telemetry.logs import logger
 from .login import BY_KEY, FORWARDED_VARIABLE, USER, user_of
 from .sessions import application_name
@@ -43,18 +43,18 @@ from .settings import HttpSettings, RateLimits
 
 REDIS_SECONDS = 3.0
 """How long a request waits for Redis."""
-AWAY_SECONDS = 10.0
+REDIS_RETRY_SECONDS = 10.0
 """How long to wait before asking Redis again if it did not answer."""
-MOST_COUNTERS = 20_000
+MAX_COUNTERS = 20_000
 """How many counters one replica keeps. With more, the search for expired ones takes too long."""
 REDIS_SCHEMES = ("redis://", "rediss://")
 NETWORK_BITS = 64
 """The prefix of an IPv6 address that is counted, because one client usually owns all of it."""
-MOST_PROXIES = 50
+MAX_PROXIES = 50
 """How many proxies to follow in a header, which could list 100,000."""
 DIRECT_CALLS = re.compile(rf"{API_PREFIX}/(run|api)/")
 """Gradio's paths for calls that bypass its queue."""
-UNNAMED_PROXY = (
+UNKNOWN_PROXY = (
     "This page limits requests by address, but the request came through an unknown proxy. If you run "
     "this page, add the proxy's address to `proxies` in the settings."
 )
@@ -91,7 +91,7 @@ class Refusal:
     amount: int
     seconds: int
 
-    def said_to(self, caller: Caller) -> HTTPException:
+    def error_for(self, caller: Caller) -> HTTPException:
         whose = WHOSE.get(caller.kind, "The limit of your address is")
         unit = self.limit.unit if self.amount > 1 else self.limit.unit[:-1]
         said = f"{whose} {self.amount:,} {unit} a {self.limit.window}."
@@ -139,7 +139,7 @@ class Limiter:
         if refusal := await self._ask(partial(self._taken, caller)):
             limit = f"{refusal.limit.unit}_per_{refusal.limit.window}"
             self._refused.inc(tags={"limit": limit, "caller": caller.kind})
-            raise refusal.said_to(caller)
+            raise refusal.error_for(caller)
 
     def spend(self, caller: Caller, tokens: int) -> None:
         """Counts tokens in the background."""
@@ -168,7 +168,7 @@ class Limiter:
     def _name(self, caller: Caller, item: RateLimitItem, store: Store) -> str:
         """Returns a counter's name. When memory is full, new callers share one counter."""
         name = f"{application_name()}/{caller.digest}"
-        if store is not self._local or len(self._memory.storage) < MOST_COUNTERS:
+        if store is not self._local or len(self._memory.storage) < MAX_COUNTERS:
             return name
         return name if item.key_for(name) in self._memory.storage else "others"
 
@@ -179,7 +179,7 @@ class Limiter:
                 async with asyncio.timeout(REDIS_SECONDS):
                     return await question(self._shared)
             except (StorageError, OSError, TimeoutError) as error:
-                self._away_until = time.monotonic() + AWAY_SECONDS
+                self._away_until = time.monotonic() + REDIS_RETRY_SECONDS
                 self._lost.inc()
                 # Without the error's text, which may contain the address of Redis.
                 reason = type(error.__cause__ or error).__name__
@@ -187,7 +187,7 @@ class Limiter:
                     "Redis does not answer (%s). This replica counts by itself for %d seconds, then "
                     "tries Redis again.",
                     reason,
-                    AWAY_SECONDS,
+                    REDIS_RETRY_SECONDS,
                 )
         return await question(self._local)
 
@@ -282,7 +282,7 @@ def _in_words(seconds: int) -> str:
 
 
 @dataclass(frozen=True)
-class CallersAllowance:
+class CallerAllowance:
     """The rate limits that apply to the caller of a request."""
 
     limiter: Limiter
@@ -317,12 +317,12 @@ def address_of(scope: Scope, settings: HttpSettings) -> str:
     # Serve's HAProxy wrote the last one.
     foreign = hops[:-1] if behind_haproxy() else hops
     if not settings.proxies and (foreign or "forwarded" in headers):
-        logger.warning("A request was refused: %s", UNNAMED_PROXY)
-        raise HTTPException(403, UNNAMED_PROXY)
+        logger.warning("A request was refused: %s", UNKNOWN_PROXY)
+        raise HTTPException(403, UNKNOWN_PROXY)
     sender, _ = scope.get("client") or ("", 0)
     seen = str(sender)
     # The first hop that is not a proxy is the caller. Everything left of it may be forged.
-    for hop in (seen, *reversed(hops[-MOST_PROXIES:])):
+    for hop in (seen, *reversed(hops[-MAX_PROXIES:])):
         address = _address(hop)
         if address is None:
             break
@@ -350,7 +350,7 @@ def _network(address: IPv4Address | IPv6Address) -> str:
     return str(IPv6Network((int(address), NETWORK_BITS), strict=False))
 
 
-class RateLimited:
+class RateLimitMiddleware:
     """Adds the limits to each request. They are checked where an answer begins."""
 
     def __init__(self, app: ASGIApp, allowance: Allowance) -> None:
@@ -361,14 +361,14 @@ class RateLimited:
         await self._app({**scope, ALLOWANCE: self._allowance}, receive, send)
 
 
-def limits_of(settings: HttpSettings, rates: RateLimits) -> Middleware:
+def rate_limit_middleware(settings: HttpSettings, rates: RateLimits) -> Middleware:
     """Returns the middleware that adds the limits to each request.
 
     Raises:
         StartError: the address of Redis is not set, or callers could forge their address.
     """
     check_addresses(settings)
-    return Middleware(RateLimited, allowance=CallersAllowance(limiter_of(rates), settings))
+    return Middleware(RateLimitMiddleware, allowance=CallerAllowance(limiter_of(rates), settings))
 
 
 def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
@@ -382,7 +382,7 @@ def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
         if (
             function is not None
             and allowance is not None
-            and not goes_by_itself(function)
+            and not is_automatic(function)
             and settings.counts(function.concurrency_id, function.api_visibility)
         ):
             await allowance.take(request.scope, username)
@@ -391,7 +391,7 @@ def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
     queue.push = push_within_limits
 
 
-class DirectCalls:
+class DirectCallMiddleware:
     """Checks the rate limits before Gradio takes a call that bypasses its queue."""
 
     def __init__(self, answer: ASGIApp, app: Any) -> None:

@@ -24,16 +24,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..base import SESSION_LOST, chosen_by_hash
+from ..base import SESSION_LOST, rendezvous_hash
 from .hosts import SESSION_PATH
 
-ABOUT_AS_FEW = 3
+QUEUE_LENGTH_MARGIN = 3
 """How many more requests than the least busy replica another one may have and still be chosen."""
 
-LEAVING_SECONDS = 10.0
+DRAINING_SECONDS = 10.0
 """How long a replica that shuts down still gets the follow-up requests of calls that it began."""
 
-REMEMBERED = 10_000
+MAX_REMEMBERED_SESSIONS = 10_000
 """How many sessions a router remembers, each with the replica that began its last call."""
 
 COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}\.[0-9a-f]{1,16}", re.ASCII)
@@ -45,10 +45,10 @@ IN_PATH = re.compile(rf"/~({COOKIE.pattern})(?=/|$)", re.ASCII)
 Across sites, browsers send cookies only if the script asks for it, and <gradio-app> does not.
 """
 
-WITHOUT_SESSION = re.compile("/v1/(chat/completions|models(/[^/]*)?)")
+SESSIONLESS_PATH = re.compile("/v1/(chat/completions|models(/[^/]*)?)")
 """Paths that any replica can answer: the OpenAI API."""
 
-FOLLOWS_A_CALL = re.compile(
+FOLLOW_UP_PATH = re.compile(
     "/gradio_api/(queue/data|cancel|reset|file=|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
 )
 """Paths of requests that follow up on the session's last call."""
@@ -86,7 +86,7 @@ class SessionRouter(RequestRouter):
         """Keeps replicas that shut down in the list for a few seconds."""
         now = time.monotonic()
         left = self.curr_replicas.keys() - {replica.replica_id for replica in replicas}
-        until = {name: self._leaving.get(name, now + LEAVING_SECONDS) for name in left}
+        until = {name: self._leaving.get(name, now + DRAINING_SECONDS) for name in left}
         self._leaving = {name: end for name, end in until.items() if end > now}
         super().update_replicas([*replicas, *(self.curr_replicas[name] for name in self._leaving)])
 
@@ -107,7 +107,7 @@ class SessionRouter(RequestRouter):
         ]
         if request is None or cookie is None or _needs_no_session(request):
             return [[self._next(staying)]] if staying else []
-        if FOLLOWS_A_CALL.search(request.scope["path"]):
+        if FOLLOW_UP_PATH.search(request.scope["path"]):
             began = self._began.get(cookie)
             replica = began if began in candidate_replicas else _named(cookie, candidate_replicas)
             if replica is not None:
@@ -125,7 +125,7 @@ class SessionRouter(RequestRouter):
         }
         fewest = min(in_hand.values())
         replica = min(
-            (replica for replica in replicas if in_hand[replica] <= fewest + ABOUT_AS_FEW),
+            (replica for replica in replicas if in_hand[replica] <= fewest + QUEUE_LENGTH_MARGIN),
             key=lambda replica: self._last_turn.get(replica.replica_id, 0),
         )
         self._last_turn[replica.replica_id] = next(self._turns)
@@ -134,7 +134,7 @@ class SessionRouter(RequestRouter):
     def _remember(self, cookie: str, replica: RunningReplica) -> None:
         self._began.pop(cookie, None)
         self._began[cookie] = replica
-        if len(self._began) > REMEMBERED:
+        if len(self._began) > MAX_REMEMBERED_SESSIONS:
             del self._began[next(iter(self._began))]
 
 
@@ -148,7 +148,7 @@ def _http_request(request: PendingRequest | None) -> HTTPConnection | None:
 
 def _needs_no_session(request: HTTPConnection) -> bool:
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    return WITHOUT_SESSION.fullmatch(path) is not None
+    return SESSIONLESS_PATH.fullmatch(path) is not None
 
 
 def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None:
@@ -158,7 +158,7 @@ def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None
 
 def _hashed(cookie: str, replicas: list[RunningReplica]) -> RunningReplica:
     named = {replica.replica_id.unique_id: replica for replica in replicas}
-    return named[chosen_by_hash(cookie, named)]
+    return named[rendezvous_hash(cookie, named)]
 
 
 def cookie_name(application: str) -> str:
@@ -193,7 +193,7 @@ class Replica(Protocol):
     def replica_tag(self) -> str: ...
 
 
-class SessionCookie:
+class SessionCookieMiddleware:
     """ASGI middleware that puts the name of the page replica into a cookie.
 
     If the cookie names another replica, that replica is gone, because the router would have chosen

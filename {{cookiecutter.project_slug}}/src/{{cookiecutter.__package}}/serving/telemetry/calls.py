@@ -27,12 +27,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .logs import keep_request_id, logger, request_id, where
-from .traces import Step, past, step, step_of
+from .traces import Step, add_ended_step, step, step_of
 
 ENDPOINT = ("endpoint",)
 SECONDS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 
-BY_ITSELF = {"load", "tick", "unload"}
+AUTOMATIC_EVENTS = {"load", "tick", "unload"}
 """Events that an open page sends by itself."""
 
 Outcome = Literal["done", "cancelled", "refused", "limited", "invalid", "failed"]
@@ -45,13 +45,13 @@ REFUSALS: dict[str, Outcome] = {"queue_full": "refused", "validator_error": "inv
 def meter_calls(page: gr.Blocks) -> None:
     """Counts each call of the page's functions, including those that `gr.render` makes."""
     calls, queue = Calls(page), page._queue
-    page.process_api = calls.in_steps(page.process_api)
-    page.call_function = calls.marking(page.call_function)
-    queue.push = calls.entering(queue.push)
-    queue.process_events = calls.leaving(queue.process_events)
+    page.process_api = calls.wrap_process_api(page.process_api)
+    page.call_function = calls.wrap_call_function(page.call_function)
+    queue.push = calls.wrap_push(queue.push)
+    queue.process_events = calls.wrap_process_events(queue.process_events)
     # These remove calls from the queue when the caller disconnects or cancels.
-    queue.clean_events = calls.giving_up(queue.clean_events)
-    queue.remove_from_queue = calls.giving_up(queue.remove_from_queue)
+    queue.clean_events = calls.wrap_removal(queue.clean_events)
+    queue.remove_from_queue = calls.wrap_removal(queue.remove_from_queue)
 
 
 def endpoint_of(function: BlockFunction) -> str:
@@ -62,8 +62,8 @@ def endpoint_of(function: BlockFunction) -> str:
     return str(function.api_name if function.rendered_in is None else function.name)
 
 
-def goes_by_itself(function: BlockFunction) -> bool:
-    return function.renderable is not None or BY_ITSELF.issuperset(
+def is_automatic(function: BlockFunction) -> bool:
+    return function.renderable is not None or AUTOMATIC_EVENTS.issuperset(
         event for _, event in function.targets
     )
 
@@ -79,7 +79,9 @@ def trace_waiting(event: Event, outcome: Outcome = "done") -> None:
     asked = step_of(event.request.scope)
     if asked.is_sent:
         waited = time.monotonic() - event.enqueue_time
-        past("queue", time.time_ns() - int(waited * 1e9), below=asked.span, outcome=outcome)
+        add_ended_step(
+            "queue", time.time_ns() - int(waited * 1e9), below=asked.span, outcome=outcome
+        )
 
 
 def tracing(event: Event) -> AbstractContextManager[Step]:
@@ -139,7 +141,7 @@ class Calls:
             "page_call_waiting_seconds", "Seconds that a call waited.", SECONDS, ENDPOINT
         )
 
-    def in_steps(self, process_api: Method) -> Method:
+    def wrap_process_api(self, process_api: Method) -> Method:
         async def process(
             block_fn: BlockFunction | int, *args: Any, iterator: object = None, **options: Any
         ) -> Any:
@@ -166,7 +168,7 @@ class Calls:
 
         return process
 
-    def marking(self, call_function: Method) -> Method:
+    def wrap_call_function(self, call_function: Method) -> Method:
         async def call(*args: Any, **options: Any) -> Any:
             if run := running.get():
                 run.has_input = True
@@ -174,7 +176,7 @@ class Calls:
 
         return call
 
-    def entering(self, push: Method) -> Method:
+    def wrap_push(self, push: Method) -> Method:
         """Meters calls that end before they wait: refused ones, and those from a cache."""
 
         async def enter(body: Any, request: Any, username: str | None) -> Any:
@@ -198,7 +200,7 @@ class Calls:
 
         return enter
 
-    def leaving(self, process_events: Method) -> Method:
+    def wrap_process_events(self, process_events: Method) -> Method:
         async def leave(events: Sequence[Event], *args: Any) -> None:
             began = time.monotonic()
             keep_request_id(events[0].request.headers)
@@ -224,7 +226,7 @@ class Calls:
 
         return leave
 
-    def giving_up(self, forget: Method) -> Method:
+    def wrap_removal(self, forget: Method) -> Method:
         async def give_up(*args: Any, **options: Any) -> None:
             await forget(*args, **options)
             known = self._page._queue.event_ids_to_events
@@ -240,7 +242,7 @@ class Calls:
         """Excludes events that an open page sends by itself from the traces."""
         asked = step_of(request.scope)
         if asked.span is not None and (function := function_of(self._page, body)):
-            asked.is_sent = not goes_by_itself(function)
+            asked.is_sent = not is_automatic(function)
 
     def _record(
         self,
@@ -256,7 +258,7 @@ class Calls:
             self._seconds.observe(ran, tags)
         if waited is not None:
             self._waited.observe(waited, tags)
-        if run.outcome == "done" and goes_by_itself(function):
+        if run.outcome == "done" and is_automatic(function):
             # Otherwise, every open tab would log a line each time its timer ticks.
             return
         facts: dict[str, object] = {

@@ -13,7 +13,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The `x-request-id` of the request that began an answer. Serve's proxy adds one if it is
 missing."""
 
-LONGEST_NAME = 64
+MAX_NAME_LENGTH = 64
 
 
 def keep_request_id(headers: Mapping[str, str]) -> None:
@@ -23,10 +23,10 @@ def keep_request_id(headers: Mapping[str, str]) -> None:
 
 def clean(name: str) -> str:
     """Removes what is not safe in a log from an ID that a client chose."""
-    return re.sub(r"[^\w.:-]", "", name[:LONGEST_NAME], flags=re.ASCII)
+    return re.sub(r"[^\w.:-]", "", name[:MAX_NAME_LENGTH], flags=re.ASCII)
 
 
-class CleanRequestId(logging.Filter):
+class RequestIdFilter(logging.Filter):
     """Cleans the request ID that Serve adds to each line of a replica."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -39,7 +39,7 @@ def clean_request_ids() -> None:
     """Adds the filter to Serve's log. Call it in a replica, where the log is set up."""
     for handler in logger.handlers:
         # After Serve's own filter, which adds the ID to a line.
-        handler.addFilter(CleanRequestId())
+        handler.addFilter(RequestIdFilter())
 
 
 def where(error: BaseException) -> str:

@@ -21,14 +21,14 @@ MODEL = ("model",)
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 RATES = [1, 2, 5, 10, 20, 50, 100, 200, 500]
 RECENT_SECONDS = 20
-MOST_RECENT = 1000
+MAX_RECENT = 1000
 
 
 def answers_counter() -> Counter:
     return Counter("model_answers", "Answers that ended.", ("model", "outcome"))
 
 
-class Metered:
+class MeteredModel:
     """A model that counts its answers by their outcome.
 
     - `done`
@@ -45,7 +45,7 @@ class Metered:
         self._log_prompts = log_prompts
         self._running_now = 0
         self._waiting_since: list[float] = []
-        self._recent = deque[tuple[float, float]](maxlen=MOST_RECENT)
+        self._recent = deque[tuple[float, float]](maxlen=MAX_RECENT)
         """When each recent wait for a first text ended, and how long it took."""
         self._answers = answers_counter()
         self._tokens = Counter("model_tokens", "Tokens that were generated.", MODEL)

@@ -32,17 +32,17 @@ SEND_SECONDS = 3.0
 """How long sending one batch may take, with retries."""
 STOP_SECONDS = 3.0
 """How long sending the rest may take when the process ends."""
-MOST_WAITING = 4096
+MAX_WAITING = 4096
 """How many spans may wait to be sent. A further one replaces the oldest."""
 PACKAGE = (__package__ or "").split(".")[0]
 
 
-class Exporting:
+class TraceExporter:
     """Makes and sends the spans of this process."""
 
     def __init__(self, settings: Traces) -> None:
         self.settings = settings
-        # The library logs each batch that fails. `Reporting` logs only the first one.
+        # The library logs each batch that fails. `ReportingExporter` logs only the first one.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         own = {SERVICE_INSTANCE_ID: f"{socket.gethostname()}-{os.getpid()}"}
@@ -53,8 +53,8 @@ class Exporting:
             sampler=ALWAYS_ON, resource=Resource.create(own), shutdown_on_exit=False
         )
         exporter = OTLPSpanExporter(settings.endpoint, timeout=SEND_SECONDS)
-        self._reporting = Reporting(exporter, settings.endpoint)
-        self._processor = BatchSpanProcessor(self._reporting, max_queue_size=MOST_WAITING)
+        self._reporting = ReportingExporter(exporter, settings.endpoint)
+        self._processor = BatchSpanProcessor(self._reporting, max_queue_size=MAX_WAITING)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer(PACKAGE)
         self._propagator = TraceContextTextMapPropagator()
@@ -94,7 +94,7 @@ class Exporting:
         self._propagator.inject(carrier, set_span_in_context(span, Context()))
         return carrier[TRACEPARENT]
 
-    def told(self, traceparent: str) -> Span | None:
+    def parent_span(self, traceparent: str) -> Span | None:
         """Returns the span in a header, or None if the header is not valid."""
         context = self._propagator.extract({TRACEPARENT: traceparent}, Context())
         span = get_current_span(context)
@@ -102,11 +102,11 @@ class Exporting:
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
-        self._reporting.give_up_after(STOP_SECONDS)
+        self._reporting.stop_after(STOP_SECONDS)
         self._processor.shutdown()
 
 
-class Reporting(SpanExporter):
+class ReportingExporter(SpanExporter):
     """Sends spans. Logs once when sending fails, and once when it works again."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
@@ -115,7 +115,7 @@ class Reporting(SpanExporter):
         self._arrives = True
         self._deadline = math.inf
 
-    def give_up_after(self, seconds: float) -> None:
+    def stop_after(self, seconds: float) -> None:
         """Stops sending after that time."""
         self._deadline = time.monotonic() + seconds
 

@@ -17,13 +17,13 @@ from pydantic import Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..base import Strict, from_extra
+from ..base import Strict, require_extra
 from .logs import clean, where
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from .otlp import Exporting
+    from .otlp import TraceExporter
 
 CollectorUrl = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$")]
 Attributes = Mapping[str, str | int | float | Sequence[str]]
@@ -57,7 +57,7 @@ class TracedSettings(Strict):
     """Sends the spans of each answer to an OpenTelemetry collector."""
 
 
-_exporting: "Exporting | None" = None
+_exporter: "TraceExporter | None" = None
 _here: ContextVar["Span | None"] = ContextVar("here", default=None)
 """The parent of the next span."""
 
@@ -68,8 +68,8 @@ def check_traces() -> None:
     Raises:
         StartError: they are not.
     """
-    with from_extra("traces", "traces", {LIBRARY}):
-        from .otlp import Exporting  # noqa: F401
+    with require_extra("traces", "traces", {LIBRARY}):
+        from .otlp import TraceExporter  # noqa: F401
 
 
 def start_traces(settings: Traces | None) -> None:
@@ -78,22 +78,22 @@ def start_traces(settings: Traces | None) -> None:
     Raises:
         StartError: the libraries are not installed.
     """
-    global _exporting
-    if settings is None or (_exporting is not None and _exporting.settings == settings):
+    global _exporter
+    if settings is None or (_exporter is not None and _exporter.settings == settings):
         return
     check_traces()
-    from .otlp import Exporting
+    from .otlp import TraceExporter
 
     stop_traces()
-    _exporting = Exporting(settings)
+    _exporter = TraceExporter(settings)
 
 
 def stop_traces() -> None:
     """Sends the remaining spans, within a time limit."""
-    global _exporting
-    if _exporting is not None:
-        _exporting.stop()
-        _exporting = None
+    global _exporter
+    if _exporter is not None:
+        _exporter.stop()
+        _exporter = None
 
 
 @dataclass
@@ -112,15 +112,15 @@ class Step:
     def ends(self, outcome: str, error: BaseException | None = None, kind: str = "") -> None:
         """Records the outcome, with the same words as metrics and logs, without request data."""
         self.outcome = outcome
-        if self.span is None or _exporting is None:
+        if self.span is None or _exporter is None:
             return
         self.say({"outcome": outcome})
         if outcome not in ("done", "cancelled"):
             self.say({"error.type": kind or (type(error).__qualname__ if error else outcome)})
-            _exporting.fail(self.span, where(error) if error and error.__traceback__ else None)
+            _exporter.fail(self.span, where(error) if error and error.__traceback__ else None)
 
 
-def here() -> "Span | None":
+def current_span() -> "Span | None":
     return _here.get()
 
 
@@ -138,10 +138,10 @@ def step(
     """
     before = _here.get()
     above = below or before
-    if above is None or _exporting is None:
+    if above is None or _exporter is None:
         yield Step()
         return
-    with _running(_exporting.begin(name, kind, attributes, above=above), before) as begun:
+    with _running(_exporter.begin(name, kind, attributes, above=above), before) as begun:
         yield begun
 
 
@@ -169,7 +169,7 @@ def _running(span: "Span", before: "Span | None") -> Iterator[Step]:
             span.end()
 
 
-def past(
+def add_ended_step(
     name: str,
     began: int,
     ended: int | None = None,
@@ -179,12 +179,12 @@ def past(
 ) -> None:
     """Adds a step that has ended already. Times are nanoseconds since 1970, by default until
     now."""
-    if below is not None and _exporting is not None:
-        span = _exporting.begin(name, "internal", {"outcome": outcome}, above=below, began=began)
+    if below is not None and _exporter is not None:
+        span = _exporter.begin(name, "internal", {"outcome": outcome}, above=below, began=began)
         span.end(ended or time.time_ns())
 
 
-class Carried(str):
+class TracedRequestId(str):
     """A request ID with the parent span for another process."""
 
     traceparent: str
@@ -193,25 +193,25 @@ class Carried(str):
 def traceparent() -> str:
     """Returns the `traceparent` header for another server, or an empty string."""
     span = _here.get()
-    return "" if span is None or _exporting is None else _exporting.traceparent(span)
+    return "" if span is None or _exporter is None else _exporter.traceparent(span)
 
 
-def carried(request: str) -> str:
+def with_traceparent(request: str) -> str:
     """Returns the request ID for another process, with the current span if it is traced."""
-    if not (told := traceparent()):
+    if not (header := traceparent()):
         return request
-    named = Carried(request)
-    named.traceparent = told
+    named = TracedRequestId(request)
+    named.traceparent = header
     return named
 
 
-def carry_on(request: str) -> None:
+def continue_trace(request: str) -> None:
     """Continues below the span that came with another process's request ID."""
-    told = request.traceparent if isinstance(request, Carried) else ""
-    _here.set(_exporting.told(told) if told and _exporting is not None else None)
+    header = request.traceparent if isinstance(request, TracedRequestId) else ""
+    _here.set(_exporter.parent_span(header) if header and _exporter is not None else None)
 
 
-class TracedRequests:
+class TracingMiddleware:
     """ASGI middleware that begins a trace for each request for an answer.
 
     A client's `traceparent` only sets the parent span. The client does not decide whether the
@@ -228,21 +228,21 @@ class TracedRequests:
             finally:
                 await asyncio.to_thread(stop_traces)
             return
-        asks = _exporting is not None and scope["type"] == "http" and scope["method"] == "POST"
+        asks = _exporter is not None and scope["type"] == "http" and scope["method"] == "POST"
         found = ASKS.search(scope["path"]) if asks else None
-        if found is None or _exporting is None or not _exporting.samples():
+        if found is None or _exporter is None or not _exporter.samples():
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         # If there are two, neither can be trusted.
         given = headers.getlist(TRACEPARENT)
-        above = _exporting.told(given[0]) if len(given) == 1 else None
+        above = _exporter.parent_span(given[0]) if len(given) == 1 else None
         attributes = {
             "http.request.method": "POST",
             "http.route": found[1],
             "http.request.header.x-request-id": [clean(headers.get("x-request-id", ""))],
         }
-        span = _exporting.begin(f"POST {found[1]}", "server", attributes, above=above)
+        span = _exporter.begin(f"POST {found[1]}", "server", attributes, above=above)
         status, complete = 0, False
 
         async def send_and_see(message: Message) -> None:
