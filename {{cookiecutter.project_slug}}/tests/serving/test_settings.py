@@ -89,7 +89,7 @@ def test_an_option_out_of_range_is_refused_with_its_range(
     [
         ("tool", "Hi", "roles system, user, assistant, not 'tool'"),
         ("user", [{"type": "image_url"}], "may contain only text. Leave out images"),
-        ("user", None, "holds text alone"),
+        ("user", None, "may contain only text"),
         ("user", "half \ud83d", "half of a character. Remove it"),
     ],
 )

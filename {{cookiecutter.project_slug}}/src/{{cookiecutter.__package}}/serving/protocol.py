@@ -37,7 +37,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             roles = ", ".join(get_args(Role))
-            raise PromptError(f"A message cannot have the role {self.role!r}. Use one of: {roles}.")
+            raise PromptError(f"A message has one of the roles {roles}, not {self.role!r}.")
         if not isinstance(self.content, str):
             raise PromptError(
                 "A message may contain only text. Leave out images, files and the like."
@@ -96,8 +96,8 @@ class GenerationOptions(Strict):
     def _check(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, which is more than max_new_tokens, "
-                f"{self.max_new_tokens}. Raise the maximum or lower the minimum"
+                f"at least {self.min_new_tokens} tokens and at most {self.max_new_tokens} "
+                "contradict each other. Raise the maximum or lower the minimum"
             )
         return self
 

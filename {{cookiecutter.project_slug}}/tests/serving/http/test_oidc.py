@@ -402,7 +402,7 @@ def test_those_alone_come_in_of_whom_the_provider_says_what_is_required(
     for user in ("2", "3"):
         answer = browser.get(provider.log_in(sent_to(browser), user))
         assert answer.status_code == 403
-        assert "not for you" in answer.text
+        assert "you may not use this page" in answer.text
     log_in(browser, provider)
     assert browser.get("/").json() == "ada"
 

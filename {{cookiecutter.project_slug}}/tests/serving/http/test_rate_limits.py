@@ -292,7 +292,7 @@ def test_settings_that_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) 
     [
         (None, f"{VARIABLE} is not set"),
         ("http://secret@localhost", "is not an address of Redis"),
-        ("redis://:secret@127.0.0.1:no/0", "cannot be read"),
+        ("redis://:secret@127.0.0.1:no/0", "is not valid"),
         ("redis://:secret@127.0.0.1:1/0", "does not answer"),
     ],
 )

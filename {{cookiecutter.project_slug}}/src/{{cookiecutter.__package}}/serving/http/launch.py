@@ -106,7 +106,7 @@ class Launch:
             for path in listed(getattr(self, name)):
                 if not Path(path).is_absolute():
                     raise StartError(
-                        f"the path {str(path)!r} in {name} of Launch is not absolute. Start it with "
+                        f"{name} of Launch: the path {str(path)!r} is not absolute. Start it with "
                         f"/, or write it as Path(__file__).parent / {str(path)!r}"
                     )
         if self.auth is not None and self.auth_dependency is not None:

@@ -497,7 +497,7 @@ def share_logins(app: Any, name: str) -> None:
     secret = read_secret()
     if secret is None:
         raise LoginError(
-            f"auth of Launch signs its logins with {SECRET_VARIABLE}, which is not set. Set it to a "
+            f"auth of Launch signs its logins, but {SECRET_VARIABLE} is not set. Set it to a "
             "long random string in the environment in which Ray starts, the same on each node. Or "
             "use login_user instead of auth."
         )
