@@ -42,7 +42,7 @@ class Loaded(deployment.ModelReplica):  # type: ignore[misc]
 
     def __init__(self, name: str, load_seconds: float, seconds: float) -> None:
         time.sleep(load_seconds)
-        self._metered = metrics.Metered(Crowded(name, seconds), log_prompts=False)
+        self._metered = metrics.MeteredModel(Crowded(name, seconds), log_prompts=False)
 
     def check_health(self) -> None:
         """Always passes."""

@@ -59,7 +59,7 @@ class Replica:
     def __init__(self, hindrance: str) -> None:
         if Path(hindrance).exists():
             raise RuntimeError("hindered")
-        self._model = part("serving.telemetry.metrics").Metered(Obedient(), log_prompts=False)
+        self._model = part("serving.telemetry.metrics").MeteredModel(Obedient(), log_prompts=False)
 
     async def stream(
         self,

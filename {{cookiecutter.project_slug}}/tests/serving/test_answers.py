@@ -61,7 +61,7 @@ async def test_a_model_that_takes_too_long_is_stopped_with_a_message() -> None:
     whole, stopped = updates[-1]
     assert (whole.state, whole.text) == (State.DONE, "one two three")
     assert (stopped.state, stopped.text) == (State.FAILED, "in time ")
-    assert "late was stopped, because it took too long" in stopped.failure
+    assert "late was stopped because it took too long" in stopped.failure
     assert late.left == 1
 
 

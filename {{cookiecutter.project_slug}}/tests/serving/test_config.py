@@ -120,8 +120,8 @@ def test_a_config_that_names_an_unknown_deployment_is_refused(
     with pytest.raises(StartError) as refused:
         check_deployments(application, Path("config/ours.yaml"))
     assert str(refused.value) == (
-        "config/ours.yaml: deployments names gone, which is not there. The application default "
-        f"has: {there}. Rename or remove it."
+        "config/ours.yaml: deployments lists gone, but the application default "
+        f"has only: {there}. Rename or remove it."
     )
 
 
@@ -176,7 +176,7 @@ def test_required_cpus_are_counted_as_serve_counts_them(
     on(4, 4)
     with pytest.raises(StartError) as refused:
         check_resources([application], Path("config/ours.yaml"))
-    reason = f"the deployments ask for {asked} CPUs (Big {asked}) and this machine has 4"
+    reason = f"the deployments need {asked} CPUs (Big {asked}), but this machine has 4"
     assert str(refused.value).startswith(f"config/ours.yaml: {reason}")
     on(9, 9)
     check_resources([application], Path("config/ours.yaml"))
@@ -188,7 +188,7 @@ def test_missing_gpus_are_reported(
     page = {"name": "GradioServer", "ray_actor_options": {"num_cpus": 0, "num_gpus": 2}}
     application = planned(deployments=[page])
     on(99, 1)
-    with pytest.raises(StartError, match=r"2 GPUs \(GradioServer 2.*and this machine has 1\."):
+    with pytest.raises(StartError, match=r"2 GPUs \(GradioServer 2.*but this machine has 1\."):
         check_resources([application], Path("config/ours.yaml"))
 
 
@@ -199,7 +199,7 @@ def test_the_available_resources_are_those_that_ray_detects(
     found = ResourceAndLabelSpec().resolve(is_head=True).num_cpus
     assert found == 3
     page = {"name": "GradioServer", "num_replicas": 4, "ray_actor_options": {"num_cpus": 1}}
-    with pytest.raises(StartError, match=r"and this machine has 3\."):
+    with pytest.raises(StartError, match=r"but this machine has 3\."):
         check_resources([planned(deployments=[page])], Path("config/ours.yaml"))
 
 
@@ -250,7 +250,7 @@ def test_a_nested_function_that_returns_a_global_page_is_refused(
         "    return GradioServer.bind(settings, your_page)\n"
     )
     name = module(tmp_path, DEMO + text, monkeypatch)
-    with pytest.raises(StartError, match=r"import it inside of the function") as refused:
+    with pytest.raises(StartError, match=r"Import the page inside the function") as refused:
         planned(import_path=f"{name}:build")
     assert "\n" not in str(refused.value)
 
@@ -292,7 +292,7 @@ def test_the_checks_of_the_project_do_not_apply_to_other_applications(
     check_deployments(application, Path("config.yaml"))
     check_start(application)
     assert application.deployments is None
-    assert not application.has_no_login
+    assert not application.lacks_login
 
 
 def test_arguments_of_another_application_are_validated_by_its_builder(

@@ -34,7 +34,7 @@ from ..support.stand_ins import pieces_of
 
 SECONDS = 120
 UP = "The preview is up: "
-FOLLOWS = "It follows each change"
+FOLLOWS = "It reloads on changes"
 PASSWORD = "a wet whale"  # noqa: S105
 
 APP = """

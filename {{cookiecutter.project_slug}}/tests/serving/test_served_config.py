@@ -57,7 +57,7 @@ TERMINAL = re.compile(
 (\d+ s: waiting for (Serve|{WORD}(, {WORD})*)(; \d of \d up)?
 )*The page is up: \S+
 The page is up: \S+
-Ctrl-C stops it\.
+Press Ctrl-C to stop\.
 Stopped\.
 """
 )

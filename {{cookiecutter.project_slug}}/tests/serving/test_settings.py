@@ -88,9 +88,9 @@ def test_an_option_out_of_range_is_refused_with_its_range(
     ("role", "content", "reason"),
     [
         ("tool", "Hi", "roles system, user, assistant, not 'tool'"),
-        ("user", [{"type": "image_url"}], "holds text alone. Leave out images"),
-        ("user", None, "holds text alone"),
-        ("user", "half \ud83d", "half a character. Leave it out"),
+        ("user", [{"type": "image_url"}], "may contain only text. Leave out images"),
+        ("user", None, "may contain only text"),
+        ("user", "half \ud83d", "half of a character. Remove it"),
     ],
 )
 def test_a_message_that_is_not_text_is_refused_in_one_line(

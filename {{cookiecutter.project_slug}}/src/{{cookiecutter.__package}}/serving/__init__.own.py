@@ -1,13 +1,13 @@
-"""The machinery. Import from here, and from nothing below: updates replace this whole folder.
+"""The template's code. Import only from here, not from its modules: updates replace this folder.
 
-You may rely on the names in `__init__.pyi`. The template's changelog says which one a version changes.
+The names in `__init__.pyi` are public. The template's changelog lists changes to them.
 
-- `GradioServer` serves the page that your function builds, and takes `Launch` options,
-  middleware and routes of yours. You add fields to `HttpSettings`.
-- `main` starts it. Checks of your own before that raise a `StartError`.
+- `GradioServer` serves the page that your function builds. It takes `Launch` options, your
+  middleware and your routes. Add your own fields to `HttpSettings`.
+- `main` starts the application. Your own checks before the start raise a `StartError`.
 """
 
 import lazy_loader
 
-# A name is loaded when it is used: what knows the settings alone goes without Gradio.
+# Names are loaded on first use, so code that only needs the settings never loads Gradio.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

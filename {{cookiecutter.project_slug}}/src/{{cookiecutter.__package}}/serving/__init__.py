@@ -1,16 +1,18 @@
-"""The machinery. Import from here, and from nothing below: updates replace this whole folder.
+"""The template's code. Import only from here, not from its modules: updates replace this folder.
 
-You may rely on the names in `__init__.pyi`. The template's changelog says which one a version changes.
+The names in `__init__.pyi` are public. The template's changelog lists changes to them.
 
-- The application: `GradioServer`, which takes `Launch` options, middleware and routes of yours,
-  or `ApiServer`, without a page. You add fields to `PageSettings`. `main` starts it.
-- The models: `ModelSettings` with `DeploymentSettings`, `deployments_of`, `PageOfModels`. A class
-  of yours is a `Model`: it takes `Message`s and `GenerationOptions`, and yields `Piece`s and one `End`.
-- The page: `panes_of`, `option_controls`, `connect`; of a chat `chat_panes_of`, `connect_chat`;
-  `check_prompt`, `fan_out` for another page.
+- The application: `GradioServer` takes `Launch` options, your middleware and your routes.
+  `ApiServer` has no page. Add your own fields to `PageSettings`. `main` starts the application.
+- Models: `ModelSettings` with `DeploymentSettings`, `deployments_of`, `PageOfModels`. To add a
+  class
+  of your own, write a `Model`: from `Message`s and `GenerationOptions`, it yields `Piece`s and an
+  `End`.
+- The page: `panes_of`, `option_controls`, `connect`. For a chat: `chat_panes_of`, `connect_chat`.
+  For your own page: `check_prompt`, `fan_out`.
 """
 
 import lazy_loader
 
-# A name is loaded when it is used: a model's process goes without Gradio, the page's without torch.
+# Names are loaded on first use, so a model's process never loads Gradio, and the page never torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

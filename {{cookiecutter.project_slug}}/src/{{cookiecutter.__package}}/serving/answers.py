@@ -1,6 +1,6 @@
-"""What several models answer to the same messages, and how far each is.
+"""Asks several models at once, and keeps the progress of each answer.
 
-Knows neither Ray nor Gradio nor torch.
+It imports neither Ray nor Gradio nor torch.
 """
 
 import asyncio
@@ -33,21 +33,21 @@ class State(StrEnum):
 
 @dataclass
 class Answer:
-    """How far one model is."""
+    """One model's answer so far."""
 
     text: str = ""
     thoughts: str = ""
-    """What a reasoning model said to itself before."""
+    """The reasoning of a model before its answer."""
     tokens: int = 0
     state: State = State.WAITING
     starting: bool = False
-    """Whether it waits for its model to be started."""
+    """Whether the answer waits for its model to start."""
     failure: str = ""
-    """Why it failed, for the person in front of the page."""
+    """Why it failed, as a message for the visitor."""
     end: End | None = None
     _asked: float = field(default_factory=time.monotonic)
     _first: tuple[float, int] | None = None
-    """When the first piece came, and with how many tokens."""
+    """When the first piece arrived, and its number of tokens."""
     _last: float = 0
 
     @property
@@ -56,24 +56,24 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the tokens that followed the first piece."""
+        """The speed of the tokens after the first piece."""
         if self._first is None or self._last <= self._first[0]:
             return None
         return (self.tokens - self._first[1]) / (self._last - self._first[0])
 
     @property
     def seconds(self) -> float:
-        """Until the last piece came."""
+        """The time until the last piece arrived."""
         return max(self._last - self._asked, 0)
 
     @property
     def cut_off(self) -> bool:
-        """Whether the most tokens were written before the model was done."""
+        """Whether the answer reached the token limit before the model was done."""
         return self.end is not None and self.end.reason == "length"
 
     @property
     def whole(self) -> str:
-        """The text and, in a line of its own, the failure."""
+        """The text, and the failure in a paragraph of its own."""
         return f"{self.text}\n\n⚠ {self.failure}".lstrip() if self.failure else self.text
 
     def add(self, piece: Piece | End) -> None:
@@ -103,10 +103,10 @@ def fan_out(
     pause: Callable[[], float],
     answer_seconds: float,
 ) -> AsyncGenerator[list[Answer], None]:
-    """Asks all models at once and yields every model's answer so far when any of them changed.
+    """Asks all models at once, and yields all answers so far whenever one of them changes.
 
-    What changes within a pause after an update is shown with the next: an eye follows no more.
-    A model that fails says so in its own answer. Closing the iterator stops all models.
+    After each update, it pauses and collects further changes, because nobody can read faster. If a
+    model fails, its answer has the reason. Closing the iterator stops all models.
     """
     return fan_out_each(models, [messages] * len(models), options, pause, answer_seconds)
 
@@ -118,7 +118,7 @@ async def fan_out_each(
     pause: Callable[[], float],
     answer_seconds: float,
 ) -> AsyncGenerator[list[Answer], None]:
-    """Does what `fan_out` does, with a conversation of its own for each model."""
+    """Works like `fan_out`, but with a separate conversation for each model."""
     answers = [Answer() for _ in models]
     changed, all_ended = asyncio.Event(), asyncio.Event()
     running = len(models)
@@ -167,17 +167,17 @@ async def fan_out_each(
 
 
 def explain(model: Model, error: Exception, *, starting: bool = False) -> str:
-    """Returns why a model failed, for who asked it, and logs what that does not say.
+    """Returns why a model failed, for the visitor, and logs unexpected errors.
 
     Args:
-        starting: the model had not been started when it failed.
+        starting: whether the model had not started yet when it failed.
     """
     if isinstance(error, PromptError | BusyError | InterruptionError):
         return str(error)
     if isinstance(error, TimeoutError):
         if starting:
             return f"{model.name} is still starting. Run again in a moment."
-        return f"{model.name} was stopped, because it took too long. Ask for fewer tokens."
+        return f"{model.name} was stopped because it took too long. Ask for fewer tokens."
     facts = {"request": request_id.get(), "model": model.name}
     logger.error("%s failed", model.name, exc_info=error, extra=facts)
-    return f"{model.name} failed to answer. Run again; if it stays so, look at the server's log."
+    return f"{model.name} failed to answer. Run again. If it keeps failing, see the server's log."

@@ -1,6 +1,6 @@
-"""What every part of the machinery builds on: strict settings, and errors that a person reads.
+"""The basis of all other modules: strict settings, and errors with readable messages.
 
-Knows neither Ray nor Gradio.
+It imports neither Ray nor Gradio.
 """
 
 import os
@@ -19,72 +19,75 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 SESSION_LOST = "x-session-lost"
-"""Header that the page finds in a request whose session went with a replica that is gone."""
+"""The header of a request whose session was lost with its replica. The page reads it."""
 
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 PAGE_DEPLOYMENT = "GradioServer"
 
 
 ALLOWANCE = "page.allowance"
-"""Where a request has an `Allowance`, if the settings limit what callers may ask for."""
+"""The key in the ASGI scope for a request's `Allowance`, if the settings have rate limits."""
 
 
 class Allowance(Protocol):
-    """What callers may ask for. A user is one whom Gradio's own login knows."""
+    """The rate limits of callers. `user` is the name from Gradio's own login."""
 
     async def take(self, scope: MutableMapping[str, Any], user: str | None = None) -> None:
-        """Counts a request of whoever sent it.
+        """Counts a request of its caller.
 
         Raises:
-            HTTPException: it is over a limit; the message says which, and when to come again.
+            HTTPException: it is over a limit. The message says which one, and when to try again.
         """
 
     def spend(self, scope: MutableMapping[str, Any], tokens: int, user: str | None = None) -> None:
-        """Counts tokens that an answer took."""
+        """Counts the tokens of an answer."""
 
 
 def behind_haproxy() -> bool:
-    """Whether Serve's HAProxy stands in the place of its own proxy."""
+    """Returns whether Serve uses HAProxy instead of its own proxy."""
     return os.environ.get(HAPROXY) == "1"
 
 
 class Strict(BaseModel):
-    """Refuses names it does not know, so that a misspelt argument is an error."""
+    """Refuses unknown names, so that a misspelled setting is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class StartError(RuntimeError):
-    """The application cannot start; the message says why and what to do."""
+    """The application cannot start. The message says why, and what to do."""
 
 
 class LoginError(StartError):
-    """The login cannot be offered; the message says why and what to do."""
+    """The login is not set up. The message says why, and what to do."""
 
 
-def chosen_by_hash(key: str, names: Iterable[str]) -> str:
-    """Rendezvous hashing: every process chooses the same name, and few keys change it with one."""
+def rendezvous_hash(key: str, names: Iterable[str]) -> str:
+    """Chooses a name by rendezvous hashing.
+
+    Every process chooses the same one. If a name is added or removed, few keys move.
+    """
     return max(names, key=lambda name: blake2b(f"{key} {name}".encode()).digest())
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Says in one line what Ray says in thirty where an application cannot be pickled."""
+def explain_pickling_errors() -> Iterator[None]:
+    """Turns Ray's long error for an application that cannot be pickled into a short one."""
     try:
         yield
     except TypeError as error:
         if not str(error).startswith("Could not serialize the deployment"):
             raise
         raise StartError(
-            "a deployment is bound with something that cannot be sent to its replicas. A Gradio "
-            "page cannot: import it inside of the function that you bind, as in "
+            "a deployment is bound with an object that cannot be sent to its replicas, such as a "
+            "Gradio page. Import the page inside the function that you bind: "
             "def build_page(): from .my_demo import demo; return demo"
         ) from error
 
 
 @contextmanager
-def from_extra(extra: str, setting: str, libraries: Collection[str]) -> Iterator[None]:
-    """Says what to install where a setting's own module is imported without its libraries.
+def require_extra(extra: str, setting: str, libraries: Collection[str]) -> Iterator[None]:
+    """Explains what to install if a setting needs libraries that are not installed.
 
     Raises:
         StartError: one of them is not installed.
@@ -95,24 +98,24 @@ def from_extra(extra: str, setting: str, libraries: Collection[str]) -> Iterator
         if (error.name or "").split(".")[0] not in libraries:
             raise
         raise StartError(
-            f"the setting {setting} needs {error.name}, which is an extra of the project. Install "
-            f"it: uv sync --extra {extra}"
+            f"the setting {setting} needs {error.name}, which is not installed. Install the extra: "
+            f"uv sync --extra {extra}"
         ) from error
 
 
 def refuse_launch_on_import(package: str) -> None:
-    """Has Gradio's `launch()` fail where a module of the package calls it on import.
+    """Makes Gradio's `launch()` fail if a module of the package calls it on import.
 
-    It would start a server and wait for ever. `serve run` imports the application by itself, so
-    nothing else of the package is there to say so. Gradio need not be imported for this.
+    Otherwise, it would start a server and block. `serve run` imports the application itself, so no
+    other code of the package can catch this. It works without importing Gradio.
     """
     if blocks := sys.modules.get("gradio.blocks"):
         _refuse_launch(blocks, package)
     else:
-        sys.meta_path.insert(0, _ImportOfGradio(package))
+        sys.meta_path.insert(0, _GradioImportHook(package))
 
 
-class _ImportOfGradio(MetaPathFinder):
+class _GradioImportHook(MetaPathFinder):
     def __init__(self, package: str) -> None:
         self._package = package
 
@@ -143,8 +146,9 @@ def _refuse_launch(blocks: ModuleType, package: str) -> None:
             module = frame.f_globals.get("__name__", "")
             if frame.f_code.co_name == "<module>" and module.startswith(f"{package}."):
                 raise StartError(
-                    f"{module} calls launch() when it is imported, and Serve does that. Put the "
-                    'call under `if __name__ == "__main__":`. What launch() takes, give to Launch.'
+                    f"{module} calls launch() when it is imported, but Serve starts the page. Move "
+                    'the call under `if __name__ == "__main__":`. Pass the options of launch() to '
+                    "Launch."
                 )
         return launch(*args, **options)
 

@@ -1,4 +1,4 @@
-"""Reads a Serve config, and finds what does not fit before anything starts."""
+"""Reads a Serve config, and checks it before anything starts."""
 
 import errno
 import inspect
@@ -24,20 +24,20 @@ from ray.serve._private.build_app import build_app
 from ray.serve.deployment import deployment_to_schema
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from .base import StartError, explained
+from .base import StartError, explain_pickling_errors
 from .http.settings import HttpSettings
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-"""Addresses of every interface, and where this machine finds what listens there."""
+"""Addresses for all interfaces, and this machine's own address for each."""
 RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 RUN_CHECKS = """
 import pickle, signal, sys
 from importlib import import_module
 base = import_module(f"{sys.argv[1]}.base")
-# Else Ctrl-C would print its traceback too.
+# Otherwise, Ctrl-C would also print a traceback of this process.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-# What the checks print goes to the terminal, and the error alone to who asked.
+# Output of the checks goes to the terminal. Only the error goes to the parent process.
 answer, sys.stdout = sys.stdout, sys.stderr
 try:
     for check in pickle.load(sys.stdin.buffer):
@@ -48,7 +48,7 @@ except base.StartError as error:
 """
 
 Options = dict[str, Any]
-"""Of a deployment, under Serve's names."""
+"""Options of a deployment, with Serve's names."""
 
 
 @runtime_checkable
@@ -56,46 +56,46 @@ class HasDeployments(Protocol):
     """Settings that describe deployments."""
 
     @property
-    def resources_said(self) -> str:
-        """Where in a config they say what these take."""
+    def resources_setting(self) -> str:
+        """Where in a config these settings set the resources of deployments."""
 
     def check_deployments(self, there: Collection[str]) -> None: ...
 
 
 @runtime_checkable
 class HasHost(Protocol):
-    """Settings that may not be reached from everywhere."""
+    """Settings that do not allow every host."""
 
     def check_host(self, host: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Planned:
-    """An application of a config, as far as this process can know it."""
+    """An application of a config, with what this process can find out about it."""
 
     config: ServeApplicationSchema
     builder: object = None
-    """What `import_path` names; None where that cannot be imported here."""
+    """The object at `import_path`, or None if it cannot be imported here."""
     settings: BaseModel | None = None
-    """What the builder is called with, where it takes settings."""
+    """The settings for the builder, or None if it takes none."""
     deployments: Mapping[str, Options] | None = None
-    """Those of the code; None where it cannot be run here."""
+    """The deployments in the code, or None if the code cannot run here."""
 
     @property
-    def resources_said(self) -> str | None:
-        """Where its settings say what deployments take, if they do."""
+    def resources_setting(self) -> str | None:
+        """Where its settings set the resources of deployments, if they do."""
         if isinstance(self.settings, HasDeployments):
-            return self.settings.resources_said
+            return self.settings.resources_setting
         return None
 
     @property
-    def has_no_login(self) -> bool:
-        """Whether that is known."""
+    def lacks_login(self) -> bool:
+        """Whether it is known to have no login."""
         return isinstance(self.settings, HttpSettings) and not self.settings.asks_login
 
     @property
     def trusts_addresses(self) -> bool:
-        """Whether who somebody is depends on the address that a request comes from."""
+        """Whether a login or a limit depends on the address of a request."""
         return isinstance(self.settings, HttpSettings) and self.settings.trusts_addresses
 
 
@@ -105,17 +105,17 @@ def read_config(path: Path) -> ServeDeploySchema:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = ServeDeploySchema.model_validate(written)
     except OSError as error:
-        raise StartError(f"{path}: {error.strerror}. Name a Serve config.") from error
+        raise StartError(f"{path}: {error.strerror}. Pass the path of a Serve config.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise StartError(f"{path} is no YAML: line {line}: {error.problem}") from error
+        raise StartError(f"{path} is not valid YAML: line {line}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StartError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise StartError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise StartError(f"{path}: {_reasons(error, ())}") from error
-    # Serve drops names that it does not know, misspelt ones among them.
+    # Serve silently drops unknown names, including misspelled ones.
     for name in _dropped(written, config.model_dump(exclude_unset=True)):
-        raise StartError(f"{path}: {name}: there is no such name; check its spelling")
+        raise StartError(f"{path}: {name}: there is no such name. Check its spelling")
     return config
 
 
@@ -132,29 +132,29 @@ def _dropped(written: object, kept: object, path: tuple[str, ...] = ()) -> Itera
 
 
 def plan(config: ServeDeploySchema, path: Path, *, alone: bool) -> list[Planned]:
-    """Builds each application, in so far as its code is here.
+    """Builds each application, if its code is available here.
 
     Args:
-        alone: Ray will run on this machine, with this environment.
+        alone: whether Ray will run only on this machine, with this environment.
 
     Raises:
-        StartError: the arguments do not fit, or the code is nowhere.
+        StartError: the arguments are not valid, or the code cannot be found.
     """
     return [_plan(application, path, alone) for application in config.applications]
 
 
 def _plan(application: ServeApplicationSchema, path: Path, alone: bool) -> Planned:
     variables = application.runtime_env.get("env_vars", {})
-    # Anything else brings code or packages that this process does not have.
+    # Any other option adds code or packages that this process does not have.
     if set(application.runtime_env) - {"env_vars"}:
         return Planned(application)
     with environment(variables):
         try:
-            with explained():
+            with explain_pickling_errors():
                 builder = pkgutil.resolve_name(application.import_path)
         except StartError:
             raise
-        # A module that is imported may raise anything.
+        # An import may raise any error.
         except Exception as error:
             if alone and "PYTHONPATH" not in variables:
                 raise StartError(
@@ -174,8 +174,8 @@ def _settings(builder: object, application: ServeApplicationSchema, path: Path) 
         return None
     if isinstance(builder.__annotations__[name], str):
         raise StartError(
-            f"{builder.__module__} has `from __future__ import annotations`, and then Serve does "
-            f"not see the class of {builder.__name__}'s {name}. Remove that line."
+            f"{builder.__module__} has `from __future__ import annotations`, so Serve cannot see "
+            f"the class of {builder.__name__}'s {name}. Remove that line."
         )
     try:
         return kind.model_validate(application.args)
@@ -185,21 +185,21 @@ def _settings(builder: object, application: ServeApplicationSchema, path: Path) 
 
 def _deployments(builder: object, settings: BaseModel | None) -> Mapping[str, Options] | None:
     if not isinstance(builder, Application) and settings is None:
-        # Whatever it does when it is called, it may count on Ray.
+        # Calling it may need Ray.
         return None
     try:
-        with explained():
+        with explain_pickling_errors():
             application = builder if isinstance(builder, Application) else builder(settings)  # type: ignore[operator]
         return deployments_in(application)
     except StartError:
         raise
     except Exception:
-        # It may count on Ray as well, and Serve says what went wrong.
+        # It may need Ray too. If it really fails, Serve reports the error.
         return None
 
 
 def deployments_in(application: Application) -> Mapping[str, Options]:
-    """Returns the options of each deployment of a graph, the page's first."""
+    """Returns the options of each deployment in an application. The page comes first."""
     built = build_app(application, name="planned")
     options = [deployment_to_schema(each) for each in reversed(built.deployments)]
     return {each.name: each.model_dump(exclude_unset=True) for each in options}
@@ -207,7 +207,7 @@ def deployments_in(application: Application) -> Mapping[str, Options]:
 
 def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
     details = error.errors()
-    # A list is said to be empty when the only fault is within its first item.
+    # If the only error is in a list's first item, pydantic also reports the list as empty.
     whole = {detail["loc"][:end] for detail in details for end in range(len(detail["loc"]))}
     return "; ".join(
         f"{'.'.join(map(str, (*inside, *detail['loc'])))}: {_reason(detail)}"
@@ -218,12 +218,12 @@ def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
 
 def _reason(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
-        return "there is no such name; check its spelling"
+        return "there is no such name. Check its spelling"
     return detail["msg"].removeprefix("Value error, ")
 
 
 def check_deployments(planned: Planned, path: Path) -> None:
-    """Compares the deployments that a config names with those that the code makes."""
+    """Checks that the code makes all deployments that a config names."""
     if planned.deployments is None:
         return
     there = planned.deployments.keys()
@@ -231,8 +231,8 @@ def check_deployments(planned: Planned, path: Path) -> None:
     if unknown:
         one = len(unknown) == 1
         raise StartError(
-            f"{path}: deployments names {', '.join(unknown)}, which {'is' if one else 'are'} not "
-            f"there. The application {planned.config.name} has: {', '.join(there)}. "
+            f"{path}: deployments lists {', '.join(unknown)}, but the application "
+            f"{planned.config.name} has only: {', '.join(there)}. "
             f"Rename or remove {'it' if one else 'them'}."
         )
     if isinstance(planned.settings, HasDeployments):
@@ -243,7 +243,7 @@ def check_deployments(planned: Planned, path: Path) -> None:
 
 
 def check_host(planned: Planned, host: str, path: Path) -> None:
-    """Looks whether an application may listen at the config's host."""
+    """Checks that an application may listen on the config's host."""
     if isinstance(planned.settings, HasHost):
         try:
             planned.settings.check_host(host)
@@ -252,10 +252,10 @@ def check_host(planned: Planned, host: str, path: Path) -> None:
 
 
 def check_start(planned: Planned, checks: Sequence[Callable[[Any], None]] = ()) -> None:
-    """Runs the checks of an application's settings, with the variables that it is going to have.
+    """Runs the checks of an application's settings, with the application's variables.
 
     Args:
-        checks: further ones, called with the settings.
+        checks: further checks, called with the settings.
     """
     if planned.settings is None:
         return
@@ -274,7 +274,7 @@ def check_start(planned: Planned, checks: Sequence[Callable[[Any], None]] = ()) 
 
 
 def _in_a_process_of_their_own(checks: Sequence[Callable[[], object]]) -> None:
-    """Some libraries read a variable once: when they are imported."""
+    """Runs checks in a new process, because some libraries read variables only on import."""
     result = subprocess.run(
         [sys.executable, "-c", RUN_CHECKS, __package__],
         input=pickle.dumps(checks),
@@ -282,12 +282,12 @@ def _in_a_process_of_their_own(checks: Sequence[Callable[[], object]]) -> None:
         check=False,
     )
     if result.returncode:
-        raise StartError(result.stdout.decode() or "a check before the start failed; see above")
+        raise StartError(result.stdout.decode() or "a check before the start failed. See above")
 
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Adds variables to this process's environment, until the block is left."""
+    """Adds variables to this process's environment for the block."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -298,7 +298,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_resources(planned: Sequence[Planned], path: Path) -> None:
-    """Serve itself would wait for ever for what this machine does not have."""
+    """Checks that this machine has enough resources. Otherwise, Serve would wait forever."""
     machine = ResourceAndLabelSpec().resolve(is_head=True)
     there = {"num_cpus": machine.num_cpus, "num_gpus": machine.num_gpus}
     asked = [each for application in planned for each in _asked(application)]
@@ -307,25 +307,25 @@ def check_resources(planned: Sequence[Planned], path: Path) -> None:
         total = sum(amounts[option] for _, amounts in asked)
         if total > there[option] + 1e-6:
             parts = ", ".join(f"{name} {amounts[option]:g}" for name, amounts in asked)
-            lacking.append(f"{total:g} {kind}s ({parts}) and this machine has {there[option]:g}")
+            lacking.append(f"{total:g} {kind}s ({parts}), but this machine has {there[option]:g}")
     if lacking:
-        said = {f"{place}, of others " for each in planned if (place := each.resources_said)}
+        said = {f"{place}, and of others " for each in planned if (place := each.resources_setting)}
         raise StartError(
-            f"{path}: the deployments ask for {', for '.join(lacking)}. Lower num_cpus, num_gpus "
-            f"or the replicas: {''.join(said)}under deployments:. Or join a larger cluster with "
-            "RAY_ADDRESS."
+            f"{path}: the deployments need {', and '.join(lacking)}. Lower num_cpus, num_gpus "
+            f"or the number of replicas {''.join(said)}under deployments:. Or set RAY_ADDRESS to use "
+            "a larger cluster."
         )
 
 
 def _asked(planned: Planned) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields each deployment with what its replicas take together at the start."""
+    """Yields each deployment with the resources that all of its replicas need at the start."""
     said = {each.name: each.model_dump(exclude_unset=True) for each in planned.config.deployments}
     for name in planned.deployments or said:
         code = (planned.deployments or {}).get(name)
         options = {**(code or {}), **said.get(name, {})}
         actor = options.get("ray_actor_options") or {}
         bundles = options.get("placement_group_bundles") or [
-            # Serve takes one CPU where nothing is said; of code that is not here nothing is known.
+            # Serve's default is one CPU. Without the code, the number is not known.
             {"CPU": actor.get("num_cpus", code is not None), "GPU": actor.get("num_gpus", 0)}
         ]
         replicas = _replicas_at_start(said.get(name, {}), code or {})
@@ -339,7 +339,7 @@ def _asked(planned: Planned) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def _replicas_at_start(*options: Options) -> int:
-    """Looks first in the options of the config, then in those of the code."""
+    """Returns the number of replicas from the first options that set it."""
     for each in options:
         if scaling := each.get("autoscaling_config"):
             least = scaling.get("min_replicas", 1)
@@ -350,8 +350,8 @@ def _replicas_at_start(*options: Options) -> int:
     return 1
 
 
-def choose_port(config: ServeDeploySchema, port: int) -> None:
-    # Set as a whole, because what a config does not set is left out for `serve run`.
+def set_port(config: ServeDeploySchema, port: int) -> None:
+    # Set as a whole, because options that a config does not set are left out later.
     config.http_options = config.http_options.model_copy(update={"port": port})
 
 
@@ -361,14 +361,14 @@ def check_port(host: str, port: int, option: str) -> None:
         try:
             probe.bind((host, port))
         except OverflowError as error:
-            raise StartError(f"port {port} is out of range; choose one below 65536.") from error
+            raise StartError(f"port {port} is out of range. Choose one below 65536.") from error
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise StartError(
-                    f"{bracketed(host)}:{port} cannot be used: {error.strerror}"
+                    f"{bracketed(host)}:{port} cannot be used: {error.strerror}. Choose another one."
                 ) from error
             raise StartError(
-                f"port {port} is in use. Stop what uses it, or add {option} with a free one."
+                f"port {port} is in use. Stop the program that uses it, or set {option} to a free one."
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""The page without Ray, loaded anew when a file of the package changes, for who changes it.
+"""Shows the page without Ray, and reloads it when a file of the package changes.
 
-One process watches the files, and another one loads the page and serves it. While there is no
-page to serve, the first one says why in its place, so that a browser always has an answer.
+One process watches the files, and another one loads the page and serves it. If there is no page to
+serve, the first process shows the reason, so that a browser always gets an answer.
 """
 
 import faulthandler
@@ -34,7 +34,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from watchfiles import DefaultFilter, watch
 
-from .base import StartError, explained
+from .base import StartError, explain_pickling_errors
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -49,7 +49,7 @@ LOAD_SECONDS = 120
 ENGINE_LOAD_SECONDS = 600
 STOP_SECONDS = 3
 VERSION_PATH = "/preview-version"
-LOAD_ANEW = Template("""<script>
+RELOAD_SCRIPT = Template("""<script>
     setInterval(async () => {
         const answer = await fetch("$path", {cache: "no-store"}).catch(() => null)
         if (answer?.ok && await answer.text() !== "$version") location.reload()
@@ -72,14 +72,14 @@ NOTICE = Template("""<!doctype html>
 <h1>$title</h1>
 <pre class="cause">$cause</pre>
 <pre class="traceback">$traceback</pre>
-<p>The page is loaded anew when a file of its package changes.</p>
-$load_anew
+<p>The page reloads when you change a file of its package.</p>
+$reload_script
 """)
 
 
 @runtime_checkable
 class HasPreview(Protocol):
-    """A page's builder that knows what may stand in for the deployments that it asks."""
+    """A page's builder that can build the page with stand-ins for its deployments."""
 
     def preview(
         self,
@@ -98,16 +98,16 @@ class Failure(NamedTuple):
 
 
 def preview(build: str, *, engine: bool, port: int) -> None:
-    """Shows what `build` binds until it is interrupted.
+    """Shows the page that `build` binds until it is interrupted.
 
     Args:
-        build: its import path, `package.app:build`, since importing it may fail.
-        engine: whether the engine answers, and not what stands in for it.
+        build: the import path `package.app:build`. It is not imported yet, because that may fail.
+        engine: whether the real models answer, instead of stand-ins.
 
     Raises:
         StartError: the port cannot be used.
     """
-    # SIGTERM ends it as Ctrl-C does, which a process in the background would ignore.
+    # SIGTERM works like Ctrl-C, which a background process would otherwise ignore.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with _listen(port) as listening:
@@ -119,18 +119,18 @@ def preview(build: str, *, engine: bool, port: int) -> None:
 
 def _follow_changes(build: str, engine: bool, listening: socket) -> None:
     host, port = listening.getsockname()
-    shown: Page | Notice = Notice("The page is loaded", None, listening)
+    shown: Page | Notice = Notice("Loading the page", None, listening)
     loading: Page | None = None
     told = False
     try:
         changes = watch(
             PACKAGE,
-            # Its other directories to ignore may be where the package is installed.
+            # The other directories that it ignores by default may contain the package.
             watch_filter=DefaultFilter(ignore_dirs=["__pycache__"]),
             rust_timeout=POLL_MS,
             yield_on_timeout=True,
         )
-        # It watches from here on, so that no change is missed while the page is loaded.
+        # This starts the watcher, so that it misses no change while the page loads.
         next(changes)
         loading = Page(build, engine, listening)
         for changed in changes:
@@ -149,11 +149,11 @@ def _follow_changes(build: str, engine: bool, listening: socket) -> None:
                     each.stop()
                 loading = None
                 if told and not failure:
-                    print("The page is loaded anew.", flush=True)
+                    print("The page was reloaded.", flush=True)
                 if not told:
                     told = True
                     print(f"The preview is up: http://{host}:{port}/", flush=True)
-                    print(f"It follows each change in {PACKAGE}. Ctrl-C stops it.", flush=True)
+                    print(f"It reloads on changes in {PACKAGE}. Press Ctrl-C to stop.", flush=True)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -166,40 +166,40 @@ def _listen(port: int) -> socket:
     try:
         return create_server((HOST, port))
     except OverflowError as error:
-        raise StartError(f"port {port} is out of range; choose one below 65536.") from error
+        raise StartError(f"port {port} is out of range. Choose one below 65536.") from error
     except OSError as error:
         raise StartError(
-            f"port {port} cannot be used: {os.strerror(error.errno or 0)}. Stop what uses it, or add "
-            "--port with a free one."
+            f"port {port} cannot be used: {os.strerror(error.errno or 0)}. Stop the program that uses "
+            "it, or set --port to a free one."
         ) from error
 
 
 class Page:
-    """A process that loads the page as the files are now, and serves it."""
+    """A process that loads the page from the current files, and serves it."""
 
     def __init__(self, build: str, engine: bool, listening: socket) -> None:
         spawn = get_context("spawn")
         self._news, sender = spawn.Pipe(duplex=False)
         self._process = spawn.Process(target=_serve_page, args=(build, engine, listening, sender))
-        # Ctrl-C in a terminal is sent to both processes, and it is this one that ends the other.
+        # A terminal sends Ctrl-C to both processes, but this process stops the other one.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._process.start()
         signal.signal(signal.SIGINT, handler)
         sender.close()
 
     def has_news(self) -> bool:
-        """Whether the page is up, could not be loaded, or ended."""
+        """Returns whether the page is up, could not be loaded, or ended."""
         return self._news.poll()
 
     def failure(self) -> Failure | None:
-        """Returns what the news are: why there is no page, or None where it is up."""
+        """Returns why there is no page, or None if it is up."""
         try:
             failure: Failure | None = self._news.recv()
         except EOFError:
             self._process.join(STOP_SECONDS)
             return Failure(
                 f"The page's process ended with exit status {self._process.exitcode}. "
-                "What it wrote in the terminal may say why."
+                "See its output in the terminal."
             )
         return failure
 
@@ -212,7 +212,7 @@ class Page:
 
 
 class Notice:
-    """Answers every request in the place of the page."""
+    """Answers every request with a message, while there is no page."""
 
     def __init__(self, title: str, failure: Failure | None, listening: socket) -> None:
         version = _version()
@@ -220,12 +220,12 @@ class Notice:
             title=title,
             cause=html.escape(failure.cause if failure else ""),
             traceback=html.escape(failure.traceback if failure else ""),
-            load_anew=_load_anew(version),
+            reload_script=_reload_script(version),
         )
         answer = HTMLResponse(page, 500 if failure else 503, {"cache-control": "no-store"})
         web = Starlette(
             routes=[Route(VERSION_PATH, PlainTextResponse(version)), Mount("/", answer)],
-            # Source code is in it, which no other site may read under a name of its own.
+            # A traceback has source code, which other sites could otherwise read by DNS rebinding.
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
         )
         self._server = uvicorn.Server(_server_config(web))
@@ -241,9 +241,9 @@ def _version() -> str:
     return f"{os.getpid()}.{time.time_ns()}"
 
 
-def _load_anew(version: str) -> str:
-    """Loads the page anew in a browser when another version is served."""
-    return LOAD_ANEW.substitute(path=VERSION_PATH, version=version)
+def _reload_script(version: str) -> str:
+    """Returns a script that reloads the page when another version is served."""
+    return RELOAD_SCRIPT.substitute(path=VERSION_PATH, version=version)
 
 
 def _server_config(web: Starlette) -> uvicorn.Config:
@@ -251,7 +251,7 @@ def _server_config(web: Starlette) -> uvicorn.Config:
 
 
 class PageServer(uvicorn.Server):
-    """Says when it is up."""
+    """A server that reports when it is up."""
 
     def __init__(self, config: uvicorn.Config, news: Connection) -> None:
         super().__init__(config)
@@ -264,12 +264,12 @@ class PageServer(uvicorn.Server):
 
 
 def _serve_page(build: str, engine: bool, listening: socket, news: Connection) -> None:
-    # What the page itself starts can be interrupted: an ignored signal would be inherited.
+    # A handler, because the page's child processes would inherit an ignored signal.
     signal.signal(signal.SIGINT, lambda *_: None)
-    # Not at once, but after what it holds has been given back.
+    # Exits cleanly, so that resources are released.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
-    # What never comes to an end says in the terminal where it is.
+    # If loading takes too long, this prints where it is stuck.
     faulthandler.dump_traceback_later(ENGINE_LOAD_SECONDS if engine else LOAD_SECONDS, exit=True)
     try:
         web = load_page(build, engine=engine, version=_version())
@@ -288,7 +288,7 @@ def _end_with(parent: BaseProcess) -> None:
 
 
 def _failure(error: BaseException) -> Failure:
-    """Returns its traceback from where the team's files begin."""
+    """Returns the traceback, starting at the first frame in your own files."""
     machinery = {__file__, pkgutil.__file__, importlib.__file__}
     frames = error.__traceback__
     while frames:
@@ -302,19 +302,19 @@ def _failure(error: BaseException) -> Failure:
 
 
 def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
-    """Mounts the page as its deployment does, but for the session cookie."""
-    # Here, because the process that watches the files does without Gradio.
-    from .http.ingress import PageIngress, put_first
-    from .http.launch import built, refusing_launch
+    """Mounts the page as its deployment does, but without the session cookie."""
+    # Imported here because the process that watches the files does not load Gradio.
+    from .http.ingress import PageIngress, add_outer_middleware
+    from .http.launch import built, forbid_launch
     from .http.mount import mount
 
-    with explained(), refusing_launch(build):
+    with explain_pickling_errors(), forbid_launch(build):
         bind = pkgutil.resolve_name(build)
         application: Application = bind(get_type_hints(bind)["settings"]())
     bound = application._bound_deployment
     if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
         raise StartError(
-            f"the preview shows a page of GradioServer, and {build} returns {bound.name}. "
+            f"the preview needs a page of GradioServer, but {build} returns {bound.name}. "
             "Return GradioServer.bind(…)."
         )
     given = inspect.signature(PageIngress).bind(*bound.init_args, **bound.init_kwargs)
@@ -323,17 +323,17 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     launch, builder = arguments["launch"], arguments["builder"]
     make = update_wrapper(partial(_built, builder, arguments["models"], engine=engine), builder)
     page = built(make)
-    # What a gr.Blocks was given counts where Launch says nothing.
+    # Without a head in Launch, the one of gr.Blocks applies.
     head = getattr(page, "_deprecated_head", None) if launch.head is None else launch.head
     web = mount(
         page,
         arguments["settings"],
-        replace(launch, head=(head or "") + _load_anew(version)),
+        replace(launch, head=(head or "") + _reload_script(version)),
         arguments["middleware"],
         [Route(VERSION_PATH, PlainTextResponse(version)), *arguments["routes"]],
     )
-    put_first(web, builder, arguments["settings"])
-    # Else middleware that cannot be made would fail each request.
+    add_outer_middleware(web, builder, arguments["settings"])
+    # Fails now if middleware cannot be created, rather than at each request.
     web.middleware_stack = web.build_middleware_stack()
     return web
 

@@ -1,6 +1,6 @@
-"""What a model is asked and answers, and how it fails.
+"""The protocol of models: messages, options, pieces of an answer, and errors.
 
-Knows neither Ray nor Gradio nor torch.
+It imports neither Ray nor Gradio nor torch.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -13,10 +13,10 @@ from pydantic import Field, StringConstraints, model_validator
 from .base import StartError, Strict
 
 MOST_TOP_K = 50
-"""The most tokens that one is drawn from."""
+"""The largest `top_k`."""
 
 CHARACTERS_PER_TOKEN = 4
-"""About as many, in English."""
+"""The rough average in English."""
 
 Role = Literal["system", "user", "assistant"]
 EndReason = Literal["stop", "length", "filtered"]
@@ -28,7 +28,7 @@ class Message:
     """One turn of a conversation.
 
     Raises:
-        PromptError: the role is unknown, or the content is no text.
+        PromptError: the role is unknown, or the content is not text.
     """
 
     role: Role
@@ -39,72 +39,74 @@ class Message:
             roles = ", ".join(get_args(Role))
             raise PromptError(f"A message has one of the roles {roles}, not {self.role!r}.")
         if not isinstance(self.content, str):
-            raise PromptError("A message holds text alone. Leave out images, files and the like.")
+            raise PromptError(
+                "A message may contain only text. Leave out images, files and the like."
+            )
         try:
             self.content.encode()
         except UnicodeEncodeError:
-            raise PromptError("A message holds half a character. Leave it out.") from None
+            raise PromptError("A message has half of a character. Remove it.") from None
 
 
 class Piece(NamedTuple):
-    """Text that follows what came before."""
+    """The next piece of an answer's text."""
 
     text: str
     tokens: int
-    """How many it was made of."""
+    """The number of tokens in it."""
     thought: bool = False
-    """Whether a reasoning model thinks this aloud, before its answer."""
+    """Whether it is reasoning, before the answer itself."""
 
 
 class End(NamedTuple):
-    """The last of a stream."""
+    """The last item of a stream."""
 
     reason: EndReason
-    """The model was done, the most tokens were written, or a server held the rest back."""
+    """The model was done, the token limit was reached, or a server filtered the rest."""
     prompt_tokens: int | None = None
-    """None where a server does not say."""
+    """None if a server does not report it."""
     dropped_messages: int = 0
-    """Of the oldest ones, for which the context has no room."""
+    """How many of the oldest messages did not fit into the context."""
 
 
 def read_tokens(messages: Sequence[Message], end: End | None) -> int:
-    """Returns how many tokens a model read; where it does not say, about as many."""
+    """Returns how many tokens a model read, or an estimate if it does not report them."""
     if end is not None and end.prompt_tokens is not None:
         return end.prompt_tokens
     return -(-sum(len(message.content) for message in messages) // CHARACTERS_PER_TOKEN)
 
 
 class GenerationOptions(Strict):
-    """How one request is answered. None leaves the choice to each model's settings."""
+    """Options of one answer. If an option is None, each model uses its own settings."""
 
     min_new_tokens: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=100, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """0 always takes the likeliest token."""
+    """With 0, the model always takes the likeliest token."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     """Samples from the likeliest tokens that together have this probability."""
     top_k: int | None = Field(default=None, ge=1, le=MOST_TOP_K)
-    """Samples from so many of the likeliest tokens."""
+    """Samples from this many of the likeliest tokens."""
     stop: tuple[StopText, ...] = Field(default=(), max_length=8)
-    """Texts before which the answer ends."""
+    """The answer ends before any of these texts."""
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    """The same seed samples the same text, where model and format of numbers are the same."""
+    """The same seed gives the same text, if the model and its number format are the same."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"at least {self.min_new_tokens} tokens and at most {self.max_new_tokens} "
-                "contradict each other; raise the maximum or lower the minimum"
+                "contradict each other. Raise the maximum or lower the minimum"
             )
         return self
 
 
 class Model(Protocol):
-    """Whatever answers: an engine in this process, a deployment, another server, a class of yours.
+    """A model: an engine in this process, a deployment, another server, or a class of yours.
 
-    `stream` yields pieces and, at the last, one `End`. Leaving it ends the generation. A
-    conversation that ends with a message of the assistant asks to continue that message.
+    `stream` yields pieces, and one `End` at the end. Closing it stops the generation. If the last
+    message is the assistant's, the model continues that message.
     """
 
     @property
@@ -116,24 +118,25 @@ class Model(Protocol):
 
 
 on_model_start: ContextVar[Callable[[], None]] = ContextVar("on_model_start", default=lambda: None)
-"""Called when an answer has to wait until its model has started. Whoever reads the answer sets it."""
+"""Called when an answer must wait for its model to start. The code that reads the answer sets
+it."""
 
 
 class PromptError(ValueError):
-    """The text cannot be answered as it is; the message says what to change."""
+    """A model cannot answer this prompt. The message says what to change."""
 
 
 class ModelError(StartError):
-    """A model cannot be loaded; the message names it and the way out."""
+    """A model cannot be loaded. The message names the model, and says what to do."""
 
 
 class BusyError(RuntimeError):
-    """More is asked than the limits allow; the message says to come back later."""
+    """Too many requests are waiting. The message says to try again later."""
 
 
 class GenerationError(RuntimeError):
-    """A model gave a text up half way; the message says why."""
+    """A model failed in the middle of an answer. The message says why."""
 
 
 class InterruptionError(RuntimeError):
-    """An answer ended early, through no fault of the prompt; the message says what to do."""
+    """An answer was interrupted, but not because of the prompt. The message says what to do."""

@@ -1,6 +1,6 @@
-"""Starts the application from a Serve config, and says in one line what hinders it.
+"""Starts the application from a Serve config, and explains in one line why it cannot start.
 
-It does what `serve run` does, with checks before, a bounded wait for the page, and an exit status.
+It works like `serve run`, with checks before the start, a time limit and an exit status.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from ray.serve.schema import (
     ServeInstanceDetails,
 )
 
-from .base import StartError, behind_haproxy, explained
+from .base import StartError, behind_haproxy, explain_pickling_errors
 from .config import (
     LOOPBACK,
     Planned,
@@ -51,10 +51,10 @@ from .config import (
     check_port,
     check_resources,
     check_start,
-    choose_port,
     page_url,
     plan,
     read_config,
+    set_port,
 )
 
 PROXY_MIDDLEWARE = f"{__package__}.http.proxy:middleware"
@@ -69,35 +69,36 @@ LOOK_SECONDS = 2
 @dataclass(frozen=True)
 class Cluster:
     logs: str
-    """A directory on the node of this process."""
+    """The log directory, on this process's node."""
     metrics: str
-    """Where Prometheus finds them, of the same node."""
+    """The address of this node's metrics for Prometheus."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Seconds, after which the start is given up."""
+    """Time limits of the start, in seconds."""
 
     ray: float
     page: float
 
 
 def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
-    """Serves a config, previews the page, or does what else the command line says.
+    """Serves a config, previews the page, or runs another command from the command line.
 
     Args:
-        import_path: of `build`, which returns the application: `package.app:build`. By name,
-            so that the preview can show an error in it, and what mends it.
-        checks: your own, which are called with the settings before Ray starts on this machine.
-            They raise a StartError whose message says what to do.
+        import_path: the import path of `build`, which returns the application:
+            `package.app:build`. It is not imported yet, so that the preview can show errors in it
+            and load it again.
+        checks: your own checks, called with the settings before Ray starts on this machine. Raise
+            a StartError whose message says what to do.
     """
     arguments = _arguments(import_path.partition(".")[0])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # A process that a script starts in the background would ignore Ctrl-C.
+    # Otherwise, a process that a script starts in the background ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if arguments.command == "preview":
-            # Here, because the served page needs none of it.
+            # Imported here because the served page does not need it.
             from .preview import preview
 
             preview(import_path, engine=arguments.engine, port=arguments.port)
@@ -105,10 +106,10 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             arguments.run(arguments)
         else:
             bounds = Bounds(arguments.ray_wait, arguments.wait)
-            # Here, because the preview's first process does without Gradio.
-            from .http.launch import refusing_launch
+            # Imported here because the preview's first process does not load Gradio.
+            from .http.launch import forbid_launch
 
-            with explained(), refusing_launch(import_path):
+            with explain_pickling_errors(), forbid_launch(import_path):
                 build = pkgutil.resolve_name(import_path)
             run(build, checks, arguments.config, arguments.port, arguments.metrics_port, bounds)
     except StartError as error:
@@ -122,38 +123,45 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
 def _arguments(package: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         f"python -m {package}",
-        description="Starts the application until Ctrl-C. `serve` may be left out.",
+        description="Runs the application until Ctrl-C. Without a command, it runs `serve`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serving = commands.add_parser("serve", help="starts what a config describes, on Ray")
+    serving = commands.add_parser("serve", help="serves the application of a config on Ray")
     serving.add_argument(
         "config",
         nargs="?",
         type=Path,
         default=Path("config/local.yaml"),
-        help="a Serve config (config/local.yaml)",
+        help="the Serve config (default: config/local.yaml)",
     )
-    serving.add_argument("--port", type=int, help="another port than the config's")
+    serving.add_argument("--port", type=int, help="the page's port (default: the config's)")
     serving.add_argument(
-        "--metrics-port", type=int, help="where Prometheus finds Ray's metrics (one that is free)"
+        "--metrics-port", type=int, help="the port of Ray's metrics (default: a free one)"
     )
     serving.add_argument(
-        "--wait", type=float, default=600, metavar="SECONDS", help="for the page (600)"
+        "--wait",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="how long to wait for the page (default: 600)",
     )
     serving.add_argument(
         "--ray-wait",
         type=float,
         default=300,
         metavar="SECONDS",
-        help="for each of Ray's processes, which take minutes on a busy machine (300)",
+        help="how long to wait for each of Ray's processes, which take minutes on a busy machine "
+        "(default: 300)",
     )
-    preview = commands.add_parser("preview", help="shows the page without Ray, and its changes")
+    preview = commands.add_parser(
+        "preview", help="shows the page without Ray, and reloads it when you change a file"
+    )
     preview.set_defaults(engine=False)
     if find_spec(".engine", __package__):
         preview.add_argument(
-            "--engine", action="store_true", help="with the engine, not with what stands in for it"
+            "--engine", action="store_true", help="runs the real models, not a stand-in for them"
         )
-    preview.add_argument("--port", type=int, default=7860, help="another than 7860")
+    preview.add_argument("--port", type=int, default=7860, help="the page's port (default: 7860)")
     if find_spec(".votes", __package__):
         import_module(".votes.command", __package__).offer(commands)
     given = sys.argv[1:]
@@ -170,15 +178,15 @@ def run(
     metrics_port: int | None,
     bounds: Bounds,
 ) -> None:
-    """Serves what the config describes until it is interrupted.
+    """Serves the applications of a config until it is interrupted.
 
     Raises:
-        StartError: something in the config, or on this machine, hinders it.
+        StartError: the config, or this machine, does not allow the start.
     """
     config = read_config(path)
     if port is not None:
-        choose_port(config, port)
-    # On a cluster, files and resources may be elsewhere, or come later.
+        set_port(config, port)
+    # On a cluster, files and resources may be on other nodes, or come later.
     alone = "RAY_ADDRESS" not in os.environ
     planned = plan(config, path, alone=alone)
     for application in planned:
@@ -188,12 +196,12 @@ def run(
     if metrics_port is not None:
         if not alone:
             raise StartError(
-                "the metrics of a cluster have a port already. Leave --metrics-port out, or name "
-                "it where the cluster starts: ray start --metrics-export-port."
+                "the metrics of a cluster already have a port. Remove --metrics-port, or set the "
+                "port when you start the cluster: ray start --metrics-export-port."
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
     if alone:
-        trust_no_header(planned)
+        ignore_forwarded_headers(planned)
         check_resources(planned, path)
         for application in planned:
             check_start(application, checks if application.builder is build else ())
@@ -201,19 +209,20 @@ def run(
     else:
         check_cluster(os.environ["RAY_ADDRESS"])
     if ray.is_initialized():
-        # A builder began one by the way, without what is set below.
+        # A builder started Ray, without the settings below.
         ray.shutdown()
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    # A second deployment that fails while Serve ends for the first would print its traceback.
+    # If a deployment fails while Serve stops because of another one, Ray would print a traceback.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # A lost HTTP proxy is noticed after three of these; with Serve's own 10 after 30 seconds.
+    # Serve notices a lost HTTP proxy after three of these periods. With its default of 10 seconds,
+    # that takes 30.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-    # Serve gives up after 5 seconds, and on a busy machine a proxy takes longer to start.
+    # By default, Serve gives up after 5 seconds. On a busy machine, a proxy takes longer to start.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_MIDDLEWARE)
-    # Quicker than calls of actors from the proxy to a page.
+    # From the proxy to a page, gRPC is faster than actor calls.
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
-    # Serve's own 4 MB would refuse a page, or an answer, with a large table or picture in it.
+    # Serve's default of 4 MB would refuse pages and answers with a large table or picture.
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(2**31 - 1))
     print("Starting Ray", flush=True)
     with quiet(AUTHENTICATION, logging.ERROR):
@@ -226,48 +235,48 @@ def run(
                 if application.config.route_prefix is None:
                     continue
                 print(f"The page is up: {page_url(config, application.config)}", flush=True)
-                if config.http_options.host in LOOPBACK and application.has_no_login:
-                    print("Other machines reach it, without a login.", flush=True)
-            print("Ctrl-C stops it.", flush=True)
+                if config.http_options.host in LOOPBACK and application.lacks_login:
+                    print("Other machines can open it without a login.", flush=True)
+            print("Press Ctrl-C to stop.", flush=True)
             while True:
                 signal.pause()
     finally:
-        with ending():
+        with hide_exit_messages():
             ray.shutdown()
 
 
-def trust_no_header(planned: Sequence[Planned]) -> None:
-    """Has Serve's proxy tell who sent a request, not who a header says it was.
+def ignore_forwarded_headers(planned: Sequence[Planned]) -> None:
+    """Makes Serve's proxy use a request's real address, not the one in a header.
 
-    Where no login and no limit is by that, a page behind a proxy on this machine learns its
-    visitor's address.
+    If no login and no limit depends on the address, headers are kept. A page behind a proxy on this
+    machine then sees its visitor's address.
     """
     if any(application.trusts_addresses for application in planned):
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 
 def prepare_haproxy(planned: Sequence[Planned]) -> None:
-    """Has Serve's HAProxy keep sessions with their replicas, if Serve is told to use it."""
+    """Makes Serve's HAProxy keep sessions on their replicas, if Serve uses HAProxy."""
     if not behind_haproxy():
         return
-    # Here, because the preview's first process does without Serve's routers.
+    # Imported here because the preview's first process does not load Serve's routers.
     from .http import proxy
 
     proxy.check_haproxy()
     for name, port in proxy.HAPROXY_PORTS.items():
-        check_port("0.0.0.0", int(os.environ.get(name, port)), f"{name} as a variable")  # noqa: S104
+        check_port("0.0.0.0", int(os.environ.get(name, port)), f"the variable {name}")  # noqa: S104
     names = [application.config.name for application in planned]
     for name, value in proxy.haproxy_variables(names).items():
-        # An empty one, as in the image, says nothing.
+        # An empty variable, as in the image, counts as not set.
         os.environ[name] = os.environ.get(name) or value
 
 
 def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300) -> Cluster:
-    """Returns a cluster of its own, or the one that RAY_ADDRESS names."""
+    """Starts Ray on this machine, or connects to the cluster in RAY_ADDRESS."""
     try:
         with (
-            patience(seconds, alone=alone) as deadline,
-            reports(lambda: f"Ray, whose logs are in {own_logs()}"),
+            extend_start_timeouts(seconds, alone=alone) as deadline,
+            report_progress(lambda: f"Ray, whose logs are in {own_logs()}"),
         ):
             context = None
             while context is None:
@@ -280,16 +289,16 @@ def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300
                         _metrics_export_port=metrics_port,
                     )
                 except ChildProcessError:
-                    end_children(before)
+                    kill_children(before)
                     if time.monotonic() > deadline:
                         raise
-    # A node that takes too long to start is a bare Exception to Ray.
+    # If a node takes too long to start, Ray raises a plain Exception.
     except Exception as error:
-        remedy = "look at RAY_ADDRESS and RAY_AUTH_TOKEN"
+        remedy = "Check RAY_ADDRESS and RAY_AUTH_TOKEN"
         if alone:
-            remedy = f"see its logs in {own_logs()}, and raise --ray-wait if it is slow"
+            remedy = f"See its logs in {own_logs()}, and raise --ray-wait if it is slow"
         reason = " ".join(str(error).split())
-        raise StartError(f"Ray does not start; {remedy}: {reason}") from error
+        raise StartError(f"Ray does not start. {remedy}: {reason}") from error
     info = context.address_info
     return Cluster(
         f"{info['session_dir']}/logs",
@@ -298,14 +307,14 @@ def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300
 
 
 def own_logs() -> str:
-    """Returns the directory of the Ray that this process starts, as soon as there is one."""
+    """Returns the log directory of the Ray that this process starts, once it exists."""
     every = Path(get_default_ray_temp_dir())
     return str(max(every.glob(f"session_*_{os.getpid()}/logs"), default=every))
 
 
 @contextmanager
-def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
-    """Says every few seconds what is waited for, also while Ray does not return from a call."""
+def report_progress(waiting_for: Callable[[], str]) -> Iterator[None]:
+    """Prints every few seconds what the block waits for, even during a blocking call."""
     started, done = time.monotonic(), threading.Event()
 
     def report() -> None:
@@ -324,7 +333,7 @@ def reports(waiting_for: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def quiet(name: str, level: int) -> Iterator[None]:
-    """Keeps a library's lines below a level off the terminal."""
+    """Hides a library's log lines below a level."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -335,27 +344,27 @@ def quiet(name: str, level: int) -> Iterator[None]:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Keeps off the terminal that processes are gone, as Ray tells of those that end themselves."""
+def hide_exit_messages() -> Iterator[None]:
+    """Hides the lines that Ray prints about processes that have ended."""
     with redirect_stdout(StringIO()):
         yield
 
 
 @contextmanager
-def patience(seconds: float, *, alone: bool) -> Iterator[float]:
-    """Has Ray wait so long for each of its processes, in place of the half minute of its own.
+def extend_start_timeouts(seconds: float, *, alone: bool) -> Iterator[float]:
+    """Makes Ray wait this long for each of its processes, instead of half a minute.
 
-    Yields the end of it, of the clock that is monotonic. Has Ray's start raise a
-    ChildProcessError where its raylet ended: it gives its agents 15 seconds, and on a busy
-    machine they take longer.
+    Yields the deadline, on the monotonic clock. If the raylet ends, Ray's start raises a
+    ChildProcessError. The raylet gives its agents only 15 seconds, and on a busy machine they take
+    longer.
     """
     wanted = {
         "RAY_gcs_server_port_wait_time_s": f"{seconds:.0f}",
-        # Ray looks for the node as long, and Ctrl-C does not end that.
+        # Ray looks for the node for this long, and Ctrl-C cannot interrupt that.
         "RAY_raylet_start_wait_time_s": f"{LOOK_SECONDS}",
         "RAY_agent_register_timeout_ms": f"{seconds * 1000:.0f}",
     }
-    # Your own values stay, and the others hold for this start alone.
+    # Values that you set are kept. The others apply only to this start.
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     find, deadline = services.get_node, time.monotonic() + seconds
@@ -365,19 +374,19 @@ def patience(seconds: float, *, alone: bool) -> Iterator[float]:
             try:
                 found: dict[str, Any] = find(address, node)
             except RuntimeError as error:
-                # It is not there yet, or never will be.
+                # The node is not there yet, or never will be.
                 if time.monotonic() > deadline:
-                    # Ray would go on after a RuntimeError.
+                    # Ray would continue after a RuntimeError.
                     raise TimeoutError(f"the raylet is not up after {seconds:.0f} s") from error
                 if not alone:
                     raise
-                if not raylet_lives():
-                    raise ChildProcessError("the raylet ended; see raylet.out") from error
+                if not is_raylet_running():
+                    raise ChildProcessError("the raylet ended. See raylet.out") from error
                 time.sleep(POLL_SECONDS)
             else:
                 return found
 
-    # Ray asks for the node that it started in a loop whose bound cannot be set.
+    # Ray looks for the node that it started in a loop without a configurable limit.
     services.get_node = get_node
     try:
         yield deadline
@@ -387,15 +396,15 @@ def patience(seconds: float, *, alone: bool) -> Iterator[float]:
             del os.environ[name]
 
 
-def raylet_lives() -> bool:
+def is_raylet_running() -> bool:
     return any(
         child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE
         for child in psutil.Process().children()
     )
 
 
-def end_children(but: Sequence[psutil.Process]) -> None:
-    """Ends what a start of Ray that failed has left."""
+def kill_children(but: Sequence[psutil.Process]) -> None:
+    """Kills the processes that a failed start of Ray left behind."""
     children = psutil.Process().children(recursive=True)
     kept = {*but, *(each for child in but for each in child.children(recursive=True))}
     left = [child for child in children if child not in kept]
@@ -406,7 +415,7 @@ def end_children(but: Sequence[psutil.Process]) -> None:
 
 
 def check_cluster(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Checks that a cluster answers. Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "://" in address:
         return
@@ -421,11 +430,11 @@ def check_cluster(address: str) -> None:
 
 @contextmanager
 def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> Iterator[None]:
-    """Does what `serve run` does with a config, and ends it, in whatever way the block is left."""
-    # Serve itself gives its HTTP proxies 60 seconds.
+    """Serves a config like `serve run`, and shuts Serve down at the end of the block."""
+    # By default, Serve gives its HTTP proxies 60 seconds.
     given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
-        with reports(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
+        with report_progress(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
             try:
                 client = api.serve_start(
                     http_options=config.http_options.model_dump(),
@@ -437,19 +446,19 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
             except Exception as error:
                 reason = " ".join(str(error).split())
                 raise StartError(
-                    f"Serve does not start; see the logs in {logs}/serve: {reason}"
+                    f"Serve does not start. See the logs in {logs}/serve: {reason}"
                 ) from error
         yield
     finally:
         api.HTTP_PROXY_TIMEOUT = given
-        with ending():
+        with hide_exit_messages():
             serve.shutdown()
 
 
 def wait_for_applications(deadline: float, logs: str) -> None:
-    """Returns when every deployment answers."""
+    """Waits until every deployment is running."""
     started, waiting = time.monotonic(), "Serve"
-    with reports(lambda: waiting):
+    with report_progress(lambda: waiting):
         while True:
             details = ServeInstanceDetails(**_get_global_client().get_serve_details())
             applications = details.applications.values()
@@ -461,16 +470,16 @@ def wait_for_applications(deadline: float, logs: str) -> None:
             waited = time.monotonic() - started
             if time.monotonic() > deadline:
                 raise StartError(
-                    f"the page is not up after {waited:.0f} s. See the logs in {logs}/serve, or "
+                    f"the page is not up after {waited:.0f} s. See the logs in {logs}/serve, and "
                     "raise --wait if it is slow."
                 )
             deployments = [each for app in applications for each in app.deployments.values()]
-            waiting = how_far(deployments) if deployments else "Serve"
+            waiting = progress_of(deployments) if deployments else "Serve"
             time.sleep(POLL_SECONDS)
 
 
-def how_far(deployments: Sequence[DeploymentDetails]) -> str:
-    """Returns which deployments are not up, whether they have a place yet, and how many are."""
+def progress_of(deployments: Sequence[DeploymentDetails]) -> str:
+    """Returns which deployments are not up, whether they are scheduled, and how many are up."""
     waiting = []
     for each in deployments:
         if each.status != "HEALTHY":
@@ -481,12 +490,12 @@ def how_far(deployments: Sequence[DeploymentDetails]) -> str:
 
 
 def _cause(app: ApplicationDetails) -> str:
-    """The last line of the traceback of what failed: a deployment, or the builder."""
+    """Returns the last line of the traceback of the deployment or builder that failed."""
     messages = [
         deployment.message
         for deployment in app.deployments.values()
         if deployment.status == "DEPLOY_FAILED"
     ] or [app.message]
     lines = [str(message).strip().splitlines()[-1] for message in messages]
-    # An error of the machinery's own is a message; the kind of any other says something.
+    # The template's own errors are complete messages. For other errors, the type is useful too.
     return " ".join(OWN_ERROR.sub("", line) for line in lines)

@@ -30,11 +30,11 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     Piece,
     PromptError,
 )
-from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
+from {{ cookiecutter.__package }}.serving.telemetry.metrics import MeteredModel
 from {{ cookiecutter.__package }}.serving.telemetry.traces import (
-    Carried,
+    TracedRequestId,
     Traces,
-    carry_on,
+    continue_trace,
     start_traces,
     stop_traces,
 )
@@ -168,17 +168,17 @@ async def test_the_server_gets_the_trace_header_only_when_there_is_a_trace(
     await pieces_of(model.stream(user("Hello"), OPTIONS))
     with collecting() as collector:
         start_traces(Traces(endpoint=collector.url))
-        carry_on(carried_below("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
-        await pieces_of(Metered(model, log_prompts=False).stream(user("Hello"), OPTIONS))
+        continue_trace(carried_below("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"))
+        await pieces_of(MeteredModel(model, log_prompts=False).stream(user("Hello"), OPTIONS))
         stop_traces()
-        carry_on("")
+        continue_trace("")
     span = collector.one("chat whale")
     told = [headers.getlist("traceparent") for headers in loopback.headers]
     assert told == [[], [f"00-0af7651916cd43dd8448eb211c80319c-{span.id}-01"]]
 
 
-def carried_below(trace: str, span: str) -> Carried:
-    named = Carried("whale-1")
+def carried_below(trace: str, span: str) -> TracedRequestId:
+    named = TracedRequestId("whale-1")
     named.traceparent = f"00-{trace}-{span}-01"
     return named
 

@@ -18,12 +18,12 @@ from starlette.responses import HTMLResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.serving.http.disconnects import (
-    AGAIN,
-    ASK_AGAIN,
     CONFIG,
+    CONTINUED,
+    RECONNECT_SCRIPT,
     STREAM,
-    LeftStreams,
-    ProxyLoss,
+    DisconnectMiddleware,
+    ProxyLossMiddleware,
 )
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.settings import (
@@ -65,7 +65,7 @@ class Reader:
             assert scope["asgi"]["spec_version"] == "2.4"
             await app(receive, send)
 
-        await asyncio.wait_for(LeftStreams(with_scope)(scope, self.receive, self.send), 10)
+        await asyncio.wait_for(DisconnectMiddleware(with_scope)(scope, self.receive, self.send), 10)
 
 
 async def test_a_stream_read_to_its_end_is_complete() -> None:
@@ -88,7 +88,7 @@ async def test_a_request_with_a_body_is_left_unchanged() -> None:
         return {"type": "http.request", "body": b"{}"}
 
     call = {**SCOPE, "method": "POST", "path": "/gradio_api/call/v2/generate"}
-    await asyncio.wait_for(LeftStreams(app)(call, receive, Reader().send), 10)
+    await asyncio.wait_for(DisconnectMiddleware(app)(call, receive, Reader().send), 10)
 
 
 async def test_a_stream_that_fails_fails_its_request() -> None:
@@ -219,7 +219,7 @@ async def test_a_request_of_a_dead_proxy_ends_like_a_disconnect() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    loss: ASGIApp = ProxyLoss(app)
+    loss: ASGIApp = ProxyLossMiddleware(app)
     await loss(SCOPE, receive, send)
     assert heard == [DISCONNECT]
     assert sent == [{"type": "http.response.start"}]
@@ -264,18 +264,18 @@ async def asked(app: ASGIApp, reader: Reader, name: str, scope: Scope = SCOPE) -
     start, *_, last = reader.received[before:]
     assert start["type"] == "http.response.start"
     assert not last.get("more_body", False)
-    return Headers(scope=start).get(STREAM) if last.get("body") == AGAIN else None
+    return Headers(scope=start).get(STREAM) if last.get("body") == CONTINUED else None
 
 
 def numbers_in(reader: Reader) -> list[int]:
     bodies = b"".join(each.get("body", b"") for each in reader.received)
-    events = bodies.replace(AGAIN, b"").split(b"\n\n")[:-1]
+    events = bodies.replace(CONTINUED, b"").split(b"\n\n")[:-1]
     return [int(event.removeprefix(b"data: ")) for event in events]
 
 
 async def test_a_reader_who_reconnects_misses_nothing_and_gets_nothing_twice() -> None:
     numbers, reader = Numbers(20), Reader()
-    app = LeftStreams(numbers, seconds=0.1)
+    app = DisconnectMiddleware(numbers, seconds=0.1)
     name: str | None = "new"
     names = set[str]()
     while name is not None:
@@ -293,7 +293,7 @@ async def test_a_reader_who_reconnects_misses_nothing_and_gets_nothing_twice() -
 
 async def test_a_request_ends_only_after_the_current_message() -> None:
     numbers, reader = Numbers(2, pause=0), Reader()
-    app = LeftStreams(numbers, seconds=0.05)
+    app = DisconnectMiddleware(numbers, seconds=0.05)
     reader.takes.clear()
     request = asyncio.create_task(asked(app, reader, "new"))
     await asyncio.sleep(0.1)
@@ -310,7 +310,9 @@ async def test_clients_without_the_header_read_a_stream_in_one_request(
     headers: list[tuple[bytes, bytes]], seconds: float | None
 ) -> None:
     numbers, reader = Numbers(6), Reader()
-    await LeftStreams(numbers, seconds)({**SCOPE, "headers": headers}, reader.receive, reader.send)
+    await DisconnectMiddleware(numbers, seconds)(
+        {**SCOPE, "headers": headers}, reader.receive, reader.send
+    )
     assert numbers_in(reader) == list(range(6))
     assert [Headers(scope=each).get(STREAM) for each in reader.received[:1]] == [None]
     assert len(reader.received) == 8
@@ -320,7 +322,7 @@ async def test_clients_without_the_header_read_a_stream_in_one_request(
 async def test_a_reader_who_does_not_reconnect_counts_as_disconnected(pause: float) -> None:
     """The stream waits for its reader, or for data."""
     numbers, reader = Numbers(1, pause), Reader()
-    app = LeftStreams(numbers, seconds=0.01, return_seconds=0.1)
+    app = DisconnectMiddleware(numbers, seconds=0.01, reconnect_seconds=0.1)
     name = await asked(app, reader, "new")
     assert name
     await asyncio.sleep(0.05)
@@ -334,7 +336,7 @@ async def test_a_reader_who_does_not_reconnect_counts_as_disconnected(pause: flo
 
 async def test_a_reader_who_disconnects_while_reading_is_not_waited_for() -> None:
     numbers, reader = Numbers(1, 60), Reader()
-    app = LeftStreams(numbers, seconds=0.05)
+    app = DisconnectMiddleware(numbers, seconds=0.05)
     name = await asked(app, reader, "new")
     scope = {**SCOPE, "headers": [(STREAM.encode(), (name or "").encode())]}
     request = asyncio.create_task(app(scope, reader.receive, reader.send))
@@ -353,7 +355,7 @@ async def test_a_stream_that_fails_between_requests_fails_the_next_one() -> None
         raise ValueError("of this kind")
 
     reader = Reader()
-    streams = LeftStreams(app, seconds=0.05)
+    streams = DisconnectMiddleware(app, seconds=0.05)
     name = await asked(streams, reader, "new")
     await asyncio.sleep(0.1)
     with pytest.raises(ValueError, match="of this kind"):
@@ -385,7 +387,7 @@ async def test_a_tab_that_does_not_reconnect_is_closed_once(beats: float) -> Non
         await stream({**TAB, "asgi": {"spec_version": "2.4"}}, receive, send)
 
     reader = Reader()
-    app = LeftStreams(tab, seconds=0.05, return_seconds=0.1)
+    app = DisconnectMiddleware(tab, seconds=0.05, reconnect_seconds=0.1)
     name = await asked(app, reader, "new", TAB)
     await asyncio.sleep(0.05)
     name = await asked(app, reader, name or "", TAB)
@@ -401,9 +403,9 @@ async def test_the_page_reconnects_only_if_the_setting_is_on(seconds: float | No
     page = b"<title>Whales</title>" + CONFIG + b" = {}</script>"
     reader = Reader()
     scope = {**SCOPE, "path": "/", "headers": []}
-    await LeftStreams(HTMLResponse(page), seconds)(scope, reader.receive, reader.send)
+    await DisconnectMiddleware(HTMLResponse(page), seconds)(scope, reader.receive, reader.send)
     start, sent = reader.received
-    assert sent["body"] == (page.replace(CONFIG, ASK_AGAIN + CONFIG) if seconds else page)
+    assert sent["body"] == (page.replace(CONFIG, RECONNECT_SCRIPT + CONFIG) if seconds else page)
     assert Headers(scope=start)["content-length"] == str(len(sent["body"]))
 
 
@@ -447,7 +449,7 @@ async def test_a_second_request_takes_over_a_running_stream(
     scope: Scope, seconds: float | None
 ) -> None:
     sessions, old, new = Sessions(), Reader(), Reader()
-    app = LeftStreams(sessions, seconds)
+    app = DisconnectMiddleware(sessions, seconds)
     known = {**scope, "headers": [(b"cookie", b"ada"), (b"x-stream", b"new")]}
     before = asyncio.create_task(app(known, old.receive, old.send))
     sessions.told.put_nowait(b"old")
@@ -475,7 +477,7 @@ async def test_a_second_request_takes_over_a_running_stream(
 @pytest.mark.parametrize("scope", STREAMS)
 async def test_a_stream_is_taken_over_only_by_its_own_logged_in_session(scope: Scope) -> None:
     sessions, ada, stranger = Sessions(), Reader(), Reader()
-    app = LeftStreams(sessions)
+    app = DisconnectMiddleware(sessions)
     known = {**scope, "headers": [(b"cookie", b"ada")]}
     request = asyncio.create_task(app(known, ada.receive, ada.send))
     await asyncio.sleep(0.01)
@@ -502,7 +504,7 @@ async def test_a_reconnecting_reader_waits_a_bounded_time_for_a_silent_page() ->
             await asyncio.Event().wait()
         await sessions(scope, receive, send)
 
-    app = LeftStreams(page, return_seconds=0.05)
+    app = DisconnectMiddleware(page, reconnect_seconds=0.05)
     known = {**STREAMS[0], "headers": [(b"cookie", b"ada")]}
     before = asyncio.create_task(app(known, Reader().receive, Reader().send))
     await asyncio.sleep(0.01)
@@ -524,7 +526,7 @@ def test_a_client_that_reconnects_before_its_old_stream_ends_gets_its_answers() 
     numbers = {function.api_name: number for number, function in blocks.fns.items()}
 
     with (
-        in_thread(LeftStreams(web)) as url,
+        in_thread(DisconnectMiddleware(web)) as url,
         httpx2.Client(base_url=f"{url}/gradio_api/", timeout=10) as client,
     ):
 
@@ -604,11 +606,11 @@ def page_that_takes_its_time(closed: list[int], stopped: list[float]) -> gr.Bloc
 def test_a_program_may_reconnect_too() -> None:
     stopped: list[float] = []
     web = mount(page_that_takes_its_time([], stopped), HttpSettings())
-    streams = LeftStreams(web, seconds=0.8, return_seconds=0.5)
+    streams = DisconnectMiddleware(web, seconds=0.8, reconnect_seconds=0.5)
     with in_thread(streams) as url, httpx2.Client(base_url=f"{url}/gradio_api/") as client:
         event = client.post("call/speak", json={"data": [0]}).json()["event_id"]
         name, requests, text = "new", 0, ""
-        while requests == 0 or text.endswith(AGAIN.decode()):
+        while requests == 0 or text.endswith(CONTINUED.decode()):
             answer = client.get(f"call/speak/{event}", headers={STREAM: name})
             name = answer.headers[STREAM]
             text += answer.text
@@ -635,7 +637,7 @@ def test_the_reconnect_header_gives_no_stream_without_a_login(
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", "whales")
     web = mount(page_that_takes_its_time([], []), HttpSettings(login_user="ada"))
-    with in_thread(LeftStreams(web, seconds=0.8)) as url:
+    with in_thread(DisconnectMiddleware(web, seconds=0.8)) as url:
         answer = httpx2.get(f"{url}/gradio_api/{path}", headers={STREAM: name})
         assert answer.status_code in (401, 410)
         assert STREAM not in answer.headers
@@ -647,7 +649,7 @@ def test_in_the_browser_an_answer_may_outlast_the_request_limit_of_the_platform(
     closed: list[int] = []
     web = mount(page_that_takes_its_time(closed, []), HttpSettings())
     # On a busy machine a client reconnects much later than after 0.8 seconds.
-    platform = Platform(LeftStreams(web, seconds=0.8), seconds=PIECES * PAUSE - 0.5)
+    platform = Platform(DisconnectMiddleware(web, seconds=0.8), seconds=PIECES * PAUSE - 0.5)
     with in_thread(platform) as url:
         with browser.new_page() as page:
             faults: list[str] = []

@@ -27,7 +27,7 @@ from {{ cookiecutter.__package }}.serving.base import LoginError
 from {{ cookiecutter.__package }}.serving.http import files as files_module
 from {{ cookiecutter.__package }}.serving.http import guard as guard_module
 from {{ cookiecutter.__package }}.serving.http.guard import (
-    BodyLimit,
+    BodyLimitMiddleware,
     explain_refusals,
     guard,
 )
@@ -225,10 +225,10 @@ def test_with_a_login_but_no_keys_tools_are_off(
 ) -> None:
     monkeypatch.setenv("PAGE_PASSWORD", PASSWORD)
     monkeypatch.delenv("API_KEYS", raising=False)
-    with pytest.raises(LoginError, match=r"mcp asks for keys, and there are none\. Set API_KEYS"):
+    with pytest.raises(LoginError, match="mcp needs API keys, but there are none"):
         guard(FastAPI(), HttpSettings(login_user="ada"), offers_tools=True)
     _, check = HttpSettings(login_user="ada", mcp=True).start_checks()
-    with pytest.raises(LoginError, match="mcp asks for keys"):
+    with pytest.raises(LoginError, match="mcp needs API keys"):
         check()
     assert len(HttpSettings(login_user="ada").start_checks()) == 1
 
@@ -239,7 +239,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(
     file = tmp_path / "keys"
     monkeypatch.delenv("API_KEYS", raising=False)
     monkeypatch.setenv("API_KEYS_FILE", str(file))
-    with pytest.raises(LoginError, match="API_KEYS_FILE names cannot be read: No such file"):
+    with pytest.raises(LoginError, match="file in API_KEYS_FILE cannot be read: No such file"):
         read_keys("the test asks for keys")
     file.write_text("ada:one\nbob:two\n", "utf-8")
     keys = read_keys("the test asks for keys")
@@ -254,7 +254,7 @@ def test_a_file_of_keys_is_read_again_when_it_changes(
     for broken in ("bob", "\x00:", None):
         file.write_text(broken, "utf-8") if broken else file.unlink()
         assert keys.name_of("Bearer two") == "bob"
-    assert caplog.text.count("The keys stay as they were") == 3
+    assert caplog.text.count("the old ones stay valid") == 3
     file.write_text("", "utf-8")
     assert keys.name_of("Bearer two") is None
 
@@ -408,7 +408,7 @@ def test_the_file_limit_does_not_apply_to_a_page_without_files() -> None:
 
 
 def test_text_fields_beside_a_file_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "FIELD_BYTES", 100)
+    monkeypatch.setattr(files_module, "MAX_FIELD_BYTES", 100)
     with TestClient(mount(page_with(gr.File), HttpSettings()), base_url=HERE) as page:
         for query in ("", "?upload_id=1"):
             address = f"/gradio_api/upload{query}"
@@ -472,7 +472,7 @@ async def test_a_slow_client_may_upload_a_file(monkeypatch: pytest.MonkeyPatch) 
         assert await Request(scope, receive, send).body() == b"a" * 10
 
     parts = list[bytes]()
-    limited = BodyLimit(echo, SMALL, takes_files=True)
+    limited = BodyLimitMiddleware(echo, SMALL, takes_files=True)
     await limited({"type": "http", "path": "/", "headers": []}, receive, AsyncMock())
     assert len(parts) == 10
 
@@ -513,7 +513,7 @@ async def test_an_interrupted_body_is_not_waited_for(monkeypatch: pytest.MonkeyP
             await Request(scope, receive, send).body()
 
     scope = {"type": "http", "path": "/", "headers": []}
-    limited = BodyLimit(echo, SMALL, takes_files=False)
+    limited = BodyLimitMiddleware(echo, SMALL, takes_files=False)
     await asyncio.wait_for(limited(scope, receive, AsyncMock()), 10)
 
 
@@ -534,7 +534,7 @@ async def test_a_client_that_stays_connected_after_its_body_is_served(
         assert [message["type"] for message in heard] == ["http.request", "http.disconnect"]
 
     scope = {"type": "http", "path": "/", "headers": []}
-    limited = BodyLimit(stream, SMALL, takes_files=False)
+    limited = BodyLimitMiddleware(stream, SMALL, takes_files=False)
     await asyncio.wait_for(limited(scope, messages.get, AsyncMock()), 10)
 
 

@@ -8,7 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from {{ cookiecutter.__package }}.serving.http.guard import guard
-from {{ cookiecutter.__package }}.serving.http.hosts import PublicAddress
+from {{ cookiecutter.__package }}.serving.http.hosts import PublicUrlMiddleware
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 
 NAMED = ("page.example.org", "*.lab.example.org", "port.example.org:8443")
@@ -204,7 +204,7 @@ async def test_invalid_bytes_in_a_query_are_percent_encoded() -> None:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await PublicAddress(page, None)(scope, receive, send)
+    await PublicUrlMiddleware(page, None)(scope, receive, send)
     assert asked == ["http://localhost/x?a=%FF%41&b=%C3%A9 [1]"]
 
 

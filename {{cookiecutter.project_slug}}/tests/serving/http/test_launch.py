@@ -28,11 +28,14 @@ from {{ cookiecutter.__package }}.serving import (
     Launch,
     StartError,
 )
-from {{ cookiecutter.__package }}.serving.base import LoginError, explained
+from {{ cookiecutter.__package }}.serving.base import (
+    LoginError,
+    explain_pickling_errors,
+)
 from {{ cookiecutter.__package }}.serving.config import deployments_in
 from {{ cookiecutter.__package }}.serving.http import ingress
 from {{ cookiecutter.__package }}.serving.http.launch import REFUSED, built
-from {{ cookiecutter.__package }}.serving.http.login import Logins
+from {{ cookiecutter.__package }}.serving.http.login import SignedLogins
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.preview import load_page
 from {{ cookiecutter.__package }}.serving.start import main
@@ -72,7 +75,7 @@ def test_launch_has_no_parameter_that_gradio_lacks() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_parameters_that_serve_replaces_are_refused_with_the_alternative(name: str) -> None:
     given: dict[str, Any] = {name: None}
-    with pytest.raises(StartError, match=f"Launch takes no {name}: [^\n]+[.]$"):
+    with pytest.raises(StartError, match=f"Launch does not take {name}: [^\n]+[.]$"):
         Launch(**given)
 
 
@@ -88,7 +91,7 @@ def test_defaults_are_those_of_gradio() -> None:
 )
 @pytest.mark.parametrize("make", [str, Path])
 def test_relative_paths_are_refused(name: str, make: Callable[[str], str | Path]) -> None:
-    reason = re.escape("'models' is not absolute; write it from / on, or as Path(__file__).parent")
+    reason = re.escape("Start it with /, or write it as Path(__file__).parent / 'models'")
     given: dict[str, Any] = {name: make("models")}
     if name != "favicon_path":
         given = {name: [make("models")]}
@@ -349,7 +352,7 @@ def test_gradios_client_logs_in() -> None:
 async def test_expired_changed_and_foreign_tokens_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logins = Logins({"ada": "pw", "bob": "b"}, "key")
+    logins = SignedLogins({"ada": "pw", "bob": "b"}, "key")
     token = await logins.log_in("ada", "pw")
     assert token is not None
     name, until, signature = token.split(".")
@@ -367,9 +370,9 @@ async def test_expired_changed_and_foreign_tokens_are_refused(
         f"{name}.{until}.\xff",
     ]
     assert [logins.get(each) for each in forged] == [None] * len(forged)
-    assert Logins({"ada": "pw"}, "other").get(token) is None
-    assert Logins({"ada": "changed"}, "key").get(token) is None
-    assert Logins({"bob": "b"}, "key").get(token) is None
+    assert SignedLogins({"ada": "pw"}, "other").get(token) is None
+    assert SignedLogins({"ada": "changed"}, "key").get(token) is None
+    assert SignedLogins({"bob": "b"}, "key").get(token) is None
     monkeypatch.setattr("time.time", lambda: int(until) + 1.0)
     assert logins.get(token) is None
 
@@ -474,12 +477,15 @@ def failing() -> gr.Blocks:
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [
-        (lambda: plain().launch(), "calls launch.., and Serve does that. Return the page instead"),
+        (
+            lambda: plain().launch(),
+            "calls launch.., but Serve starts the page. Return the page instead",
+        ),
         (lambda: plain().queue().launch(share=True), "Return the page instead"),
         (launching_server, "launching_server calls launch"),
-        (lambda: None, "returns nothing. Let it return the page"),
-        (lambda: (plain(), 1), "returns a tuple. Let it return the page"),
-        (str, "str returns a str. Let it return the page"),
+        (lambda: None, "returns nothing, not a page"),
+        (lambda: (plain(), 1), "returns a tuple, not a page"),
+        (str, "str returns a str, not a page"),
     ],
 )
 def test_a_builder_that_returns_no_page_gets_instructions(
@@ -513,7 +519,10 @@ def test_a_page_that_cannot_be_pickled_is_refused_with_instructions(
 ) -> None:
     page = kind()
     for builder in (page, lambda: page):
-        with pytest.raises(StartError, match=r"import it inside of the function"), explained():
+        with (
+            pytest.raises(StartError, match=r"Import the page inside the function"),
+            explain_pickling_errors(),
+        ):
             deployments_in(GradioServer.bind(HttpSettings(), builder))
 
 
@@ -554,7 +563,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         ({"page": "demo().launch()"}, "build_page calls launch"),
         ({"page": "demo()"}, "build_page returns nothing"),
         ({"top": "demo().launch()"}, ":build calls launch"),
-        ({"bound": ", launch=Launch(share=True)"}, "Launch takes no share: Serve has an address"),
+        ({"bound": ", launch=Launch(share=True)"}, "Launch does not take share: Serve listens"),
         ({"top": "LAUNCH = Launch(css_paths='a.css')"}, "'a.css' is not absolute"),
     ],
 )
@@ -574,7 +583,7 @@ def test_the_start_refuses_a_module_that_launches_on_import(
     assert main(app(top="demo().launch()")) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
-    assert "calls launch(), and Serve does that" in said
+    assert "calls launch(), but Serve starts the page" in said
     assert said.count("\n") == 1
 
 
@@ -592,7 +601,10 @@ from {PACKAGE}.my_demo import demo
     )
     assert run.returncode == 1
     [*_, line] = run.stderr.splitlines()
-    assert f": {PACKAGE}.my_demo calls launch() when it is imported, and Serve does that." in line
+    assert (
+        f": {PACKAGE}.my_demo calls launch() when it is imported, but Serve starts the page."
+        in line
+    )
     # A script may call launch() itself.
     run = python(f"import {PACKAGE}\n{top}demo.launch(prevent_thread_lock=True)\ndemo.close()\n")
     assert run.returncode == 0, run.stderr

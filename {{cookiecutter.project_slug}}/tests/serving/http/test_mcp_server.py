@@ -102,7 +102,7 @@ async def test_the_error_for_an_unknown_tool_names_the_known_ones() -> None:
         async with Client(url) as client:
             result = await client.call_tool("summon", {})
     assert result.is_error
-    assert texts(result) == ["There is no tool summon. There are: generate."]
+    assert texts(result) == ["There is no tool summon. Call one of: generate."]
 
 
 async def test_the_error_of_a_failing_model_contains_no_path() -> None:
@@ -354,7 +354,7 @@ def test_left_out_functions_are_logged_and_the_page_still_starts(
         audio.stream(lambda sound: sound, audio, audio, api_name="streamed")
     with caplog.at_level(logging.WARNING, "ray.serve"):
         web = mount(page, HttpSettings(mcp=True))
-    assert "streamed is offered to no client of MCP: it takes a stream" in caplog.text
+    assert "streamed cannot be offered to MCP clients: it takes a stream" in caplog.text
     assert TestClient(web, base_url="http://localhost").get("/").status_code == 200
 
 
@@ -375,9 +375,7 @@ async def test_a_server_file_is_not_accepted_as_an_argument(tools: str) -> None:
         for path in ("/etc/passwd", "file:///etc/passwd", __file__):
             result = await client.call_tool("length_of", {"path": path})
             assert result.is_error
-            assert texts(result) == [
-                "A file is named by a URL that begins with https:, http: or data:."
-            ]
+            assert texts(result) == ["A file must be a URL. Start it with https:, http: or data:."]
 
 
 async def test_progress_is_reported_with_its_text(tools: str) -> None:
@@ -396,7 +394,9 @@ async def test_a_failing_tool_reports_the_same_error_as_the_page(tools: str) -> 
         failed = await client.call_tool("fail", {"_text": "whale"})
         refused = await client.call_tool("refuse", {"_text": "whale"})
     assert failed.is_error
-    assert texts(failed) == ["fail failed. Call again; if it stays so, look at the server's log."]
+    assert texts(failed) == [
+        "fail failed. Call it again. If it keeps failing, see the server's log."
+    ]
     assert refused.is_error
     assert texts(refused) == ["Not today"]
 

@@ -39,7 +39,7 @@ from {{ cookiecutter.__package }}.serving.http.files import (
 )
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.sessions import (
-    SessionCookie,
+    SessionCookieMiddleware,
 )
 from {{ cookiecutter.__package }}.serving.http.settings import (
     HttpSettings,
@@ -413,7 +413,7 @@ def test_only_the_newest_unused_edited_pictures_are_kept(
     page: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = (folder / "picture.png").read_bytes()
-    monkeypatch.setattr(files, "EDITS", 3)
+    monkeypatch.setattr(files, "MAX_EDITS", 3)
     for edit in range(5):
         assert draw(page, id=edit, type="composite", index="null", blob=picture) == 200
     there = [edit for edit in range(5) if result(page, "editor", edited(str(edit)))["composite"]]
@@ -423,7 +423,7 @@ def test_only_the_newest_unused_edited_pictures_are_kept(
 def test_edited_pictures_have_a_limited_total_size(
     page: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "EDITED_BYTES", 10_000)
+    monkeypatch.setattr(files, "MAX_EDITED_BYTES", 10_000)
     assert draw(page, id="first", blob=bytes(6000)) == 200
     assert draw(page, id="second", blob=bytes(6000)) == 200
     assert draw(page, id="second", index=1, blob=bytes(6000)) == 413
@@ -721,7 +721,9 @@ def test_in_the_browser_only_listed_sites_embed_and_call_the_page(
         # For browsers, this is another site than the page.
         wiki, elsewhere = (url.replace("127.0.0.1", "localhost") for url in (wiki, elsewhere))
         web = mount(given, HttpSettings(origins=(wiki,)))
-        web.add_middleware(SessionCookie, embedded=True, origins=(wiki,), context=lambda: replica)
+        web.add_middleware(
+            SessionCookieMiddleware, embedded=True, origins=(wiki,), context=lambda: replica
+        )
         with in_thread(web) as url:
             markup = ELEMENT.format(page=url)
             with browser.new_page() as page:

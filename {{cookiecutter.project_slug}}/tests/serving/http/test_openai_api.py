@@ -32,10 +32,12 @@ from {{ cookiecutter.__package }}.serving.deployments.openai_client import (
 from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
-from {{ cookiecutter.__package }}.serving.http.ingress import put_first
+from {{ cookiecutter.__package }}.serving.http.ingress import (
+    add_outer_middleware,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.http.sessions import (
-    WITHOUT_SESSION,
+    SESSIONLESS_PATH,
 )
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.pages.settings import (
@@ -225,28 +227,28 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"messages": None}, "messages", "valid list"),
         ({"messages": [{"content": "Hello"}]}, "messages[0].role", "required"),
         ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "not 'tool'"),
-        ({"messages": [{"role": "user"}]}, "messages", "holds text alone"),
+        ({"messages": [{"role": "user"}]}, "messages", "may contain only text"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages", "Leave out images"),
         ({"messages": [{"role": "user", "content": 4}]}, "messages[0].content", "valid list"),
-        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages", "half a character"),
-        ({"messages": [{"role": "user", "content": "a" * 1001}]}, "messages", "may have 1,000"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages", "half of a character"),
+        ({"messages": [{"role": "user", "content": "a" * 1001}]}, "messages", "at most 1,000"),
         ({"model": None}, "model", "valid string"),
-        ({"max_tokens": 65}, "max_tokens", "may have 64 tokens. Ask for fewer"),
+        ({"max_tokens": 65}, "max_tokens", "at most 64 tokens. Ask for fewer"),
         ({"max_completion_tokens": 65}, "max_completion_tokens", "Ask for fewer"),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "Send one of them"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "Send only one of them"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": "5"}, "max_tokens", "valid integer"),
         ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
         ({"top_p": -1}, "top_p", "greater than or equal to 0"),
-        ({"stop": ["a"] * 5}, "stop", "up to 4 texts"),
-        ({"stop": ""}, "stop", "none is empty"),
+        ({"stop": ["a"] * 5}, "stop", "more than 4"),
+        ({"stop": ""}, "stop", "none empty"),
         ({"stop": [4]}, "stop[0]", "valid string"),
         ({"seed": 2**63}, "seed", "less than"),
         ({"stream": "yes"}, "stream", "valid boolean"),
-        ({"n": 2}, "n", "not offered"),
-        ({"tools": [{"type": "function"}]}, "tools", "not offered"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not offered"),
-        ({"logprobs": True}, "logprobs", "not offered"),
+        ({"n": 2}, "n", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"logprobs": True}, "logprobs", "not supported"),
     ],
 )
 def test_an_invalid_request_is_refused_in_one_line(
@@ -334,7 +336,7 @@ def test_the_official_client_raises_the_matching_errors() -> None:
         with pytest.raises(openai.RateLimitError, match="Too much to do") as caught:
             client.chat.completions.create(model="fast", messages=HELLO)
         assert caught.value.code == "rate_limit_exceeded"
-        with pytest.raises(openai.BadRequestError, match="not offered"):
+        with pytest.raises(openai.BadRequestError, match="not supported"):
             client.chat.completions.create(model="fast", messages=HELLO, n=3)
 
 
@@ -459,7 +461,7 @@ def behind_a_login(
     )
     builder = PageOfModels(settings, build_page)
     web = mount(builder.preview((), serve.run, engine=False), settings, LAUNCH)
-    put_first(web, builder, settings)
+    add_outer_middleware(web, builder, settings)
     with TestClient(web, base_url="http://localhost") as client:
         yield client
 
@@ -569,7 +571,7 @@ def test_without_keys_requests_from_other_machines_are_refused(
     ],
 )
 def test_api_requests_may_use_any_replica(path: str, without: bool) -> None:
-    assert (WITHOUT_SESSION.fullmatch(path) is not None) == without
+    assert (SESSIONLESS_PATH.fullmatch(path) is not None) == without
 
 
 def test_the_api_alone_is_an_application_that_scales_independently() -> None:

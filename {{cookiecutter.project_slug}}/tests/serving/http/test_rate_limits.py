@@ -179,7 +179,7 @@ async def test_without_redis_each_replica_gets_its_share_of_the_limit(
 async def test_while_redis_is_down_each_replica_counts_alone(
     stoppable: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rate_limits, "AWAY_SECONDS", 0.5)
+    monkeypatch.setattr(rate_limits, "REDIS_RETRY_SECONDS", 0.5)
     limiter = Limiter(RateLimits(requests_per_minute=2, redis_url_variable=VARIABLE))
     assert await refusal_of(limiter, ADA) is None
 
@@ -209,7 +209,7 @@ async def test_no_names_are_stored_in_redis(redis: str, monkeypatch: pytest.Monk
 
 
 async def test_many_callers_do_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rate_limits, "MOST_COUNTERS", 10)
+    monkeypatch.setattr(rate_limits, "MAX_COUNTERS", 10)
     limiter = Limiter(RateLimits(requests_per_minute=2))
     assert await refusal_of(limiter, ADA) is None
 
@@ -277,7 +277,7 @@ def test_the_entry_of_serves_haproxy_is_not_taken_for_another_proxy(
 
 
 def test_limits_that_cannot_be_enforced_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match=r"limits nothing\. Set one of requests_per_minute"):
+    with pytest.raises(ValidationError, match=r"sets no limit\. Set one of requests_per_minute"):
         RateLimits()
     by_address = {"rate_limits": {"requests_per_minute": 1}}
     with pytest.raises(ValidationError, match="rate_limits by address need proxies"):
@@ -285,7 +285,7 @@ def test_limits_that_cannot_be_enforced_are_refused(monkeypatch: pytest.MonkeyPa
     settings = HttpSettings.model_validate({**by_address, "proxies": ["10.0.0.5"]})
     check_rate_limits(settings)
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
-    with pytest.raises(StartError, match="FORWARDED_ALLOW_IPS has to be there and empty"):
+    with pytest.raises(StartError, match="FORWARDED_ALLOW_IPS must be set, and empty"):
         mount(words(), settings)
 
 
@@ -293,8 +293,8 @@ def test_limits_that_cannot_be_enforced_are_refused(monkeypatch: pytest.MonkeyPa
     ("url", "reason"),
     [
         (None, f"{VARIABLE} is not set"),
-        ("http://secret@localhost", "is no address that begins so"),
-        ("redis://:secret@127.0.0.1:no/0", "cannot be read"),
+        ("http://secret@localhost", "is not an address of Redis"),
+        ("redis://:secret@127.0.0.1:no/0", "is not valid"),
         ("redis://:secret@127.0.0.1:1/0", "does not answer"),
     ],
 )

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.serving.base import SESSION_LOST
 from {{ cookiecutter.__package }}.serving.http.sessions import (
-    FOLLOWS_A_CALL,
-    SessionCookie,
+    FOLLOW_UP_PATH,
+    SessionCookieMiddleware,
     SessionRouter,
     session_cookie,
 )
@@ -34,7 +34,7 @@ async def say_where(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_frame_without_cookies_gets_its_session_in_the_urls(
     root: str,
 ) -> None:
-    web = SessionCookie(say_where, True, None, (WIKI,), lambda: Replica("first"))
+    web = SessionCookieMiddleware(say_where, True, None, (WIKI,), lambda: Replica("first"))
     page = TestClient(web, base_url="https://test", root_path=root)
     found, path = page.get(f"{root}/config", headers={"origin": WIKI}).json()
     assert re.fullmatch(root + r"/~first\.[0-9a-f]{16}", found)
@@ -57,7 +57,7 @@ def test_a_frame_without_cookies_gets_its_session_in_the_urls(
     "path", ["/~first.1x/a", "/~../a", "/~first.1%00/a", "/a/~first.1/a", "/~", "//~first/1"]
 )
 def test_a_path_that_names_no_session_is_left_unchanged(path: str) -> None:
-    web = SessionCookie(say_where, True, None, (WIKI,), lambda: Replica("first"))
+    web = SessionCookieMiddleware(say_where, True, None, (WIKI,), lambda: Replica("first"))
     root, _ = TestClient(web, base_url="https://test").get(path).json()
     assert root == ""
 
@@ -76,7 +76,7 @@ class Replica:
 def replica(
     name: str, root_path: str = "", embedded: bool = False, path: str | None = None
 ) -> TestClient:
-    cookie = SessionCookie(say_whether_lost, embedded, path, (), lambda: Replica(name))
+    cookie = SessionCookieMiddleware(say_whether_lost, embedded, path, (), lambda: Replica(name))
     return TestClient(cookie, base_url="https://test", root_path=root_path)
 
 
@@ -254,4 +254,4 @@ async def test_a_request_during_a_replacement_waits_for_the_next_replica() -> No
 def test_requests_for_the_result_of_a_call_go_to_its_replica(
     prefix: str, path: str, follows: bool
 ) -> None:
-    assert bool(FOLLOWS_A_CALL.search(f"{prefix}/gradio_api/{path}")) == follows
+    assert bool(FOLLOW_UP_PATH.search(f"{prefix}/gradio_api/{path}")) == follows

@@ -78,7 +78,7 @@ def test_the_api_continues_the_given_history() -> None:
         ("Hi", [{"role": "user"}], "The history is a list of messages"),
         ("Hi", [{"role": "user", "content": "a", "name": "b"}], "The history is a list"),
         ("Hi", {"role": "user"}, "The history is a list of messages"),
-        ("Hi", [{"role": "user", "content": [{"type": "image_url"}]}], "text alone"),
+        ("Hi", [{"role": "user", "content": [{"type": "image_url"}]}], "only text"),
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_asked(

@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from {{ cookiecutter.__package }}.serving.telemetry.logs import (
-    LONGEST_NAME,
-    CleanRequestId,
+    MAX_NAME_LENGTH,
+    RequestIdFilter,
     clean,
     where,
 )
@@ -27,7 +27,7 @@ def test_a_valid_request_id_is_kept(name: str) -> None:
 
 def test_a_forged_request_id_is_sanitized() -> None:
     assert clean(FORGED).startswith("ab31mdropxxx")
-    assert len(clean(FORGED)) <= LONGEST_NAME
+    assert len(clean(FORGED)) <= MAX_NAME_LENGTH
     assert clean("a\nlevel=ERROR\r\u2028\u202e") == "alevelERROR"
 
 
@@ -35,10 +35,10 @@ def test_request_ids_in_serves_log_lines_are_sanitized() -> None:
     log, lines = logging.getLogger("test_logs"), io.StringIO()
     handler = logging.StreamHandler(lines)
     handler.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
-    handler.addFilter(CleanRequestId())
+    handler.addFilter(RequestIdFilter())
     log.addHandler(handler)
     log.warning("answer", extra={"request_id": FORGED})
-    assert len(lines.getvalue()) < 2 * LONGEST_NAME
+    assert len(lines.getvalue()) < 2 * MAX_NAME_LENGTH
 
 
 def test_an_error_is_logged_with_only_its_type_and_location() -> None:

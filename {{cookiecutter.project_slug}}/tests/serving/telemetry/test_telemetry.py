@@ -24,7 +24,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 from {{ cookiecutter.__package }}.serving.telemetry import metrics
-from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
+from {{ cookiecutter.__package }}.serving.telemetry.metrics import MeteredModel
 
 from ...support.compare_page import MODELS
 from ...support.servers import Served
@@ -36,19 +36,19 @@ REPORT_SECONDS = 60
 ANSWERED = {"min_new_tokens": 5, "max_new_tokens": 5}
 
 
-async def leave(model: Metered) -> None:
+async def leave(model: MeteredModel) -> None:
     async with aclosing(model.stream(user("The whale"), GenerationOptions())) as pieces:
         await anext(pieces)
 
 
-async def leave_at_the_end(model: Metered) -> None:
+async def leave_at_the_end(model: MeteredModel) -> None:
     async with aclosing(model.stream(user("The whale"), GenerationOptions())) as pieces:
         async for piece in pieces:
             if isinstance(piece, End):
                 return
 
 
-async def read(model: Metered) -> None:
+async def read(model: MeteredModel) -> None:
     async for _ in model.stream(user("The whale"), GenerationOptions()):
         pass
 
@@ -67,13 +67,13 @@ async def read(model: Metered) -> None:
 )
 async def test_every_answer_logs_one_line_with_its_outcome(
     model: StandIn,
-    use: Callable[[Metered], Awaitable[None]],
+    use: Callable[[MeteredModel], Awaitable[None]],
     outcome: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "ray.serve")
     with suppress(BusyError, PromptError, RuntimeError):
-        await use(Metered(model, log_prompts=False))
+        await use(MeteredModel(model, log_prompts=False))
     [line] = [vars(record) for record in caplog.records if record.message == "answer"]
     assert (line["model"], line["outcome"]) == (model.name, outcome)
     assert line["tokens"] == {"done": 3, "cancelled": 1, "failed": 1}.get(outcome, 0)
@@ -83,7 +83,7 @@ async def test_every_answer_logs_one_line_with_its_outcome(
 async def test_a_disconnect_before_the_first_text_counts_with_its_waiting_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = Metered(StandIn("stuck", ["late"], pause=60), log_prompts=False)
+    model = MeteredModel(StandIn("stuck", ["late"], pause=60), log_prompts=False)
     observed: list[float] = []
     monkeypatch.setattr(model._first_text, "observe", observed.append)
     with suppress(TimeoutError):
@@ -96,7 +96,7 @@ async def test_a_disconnect_before_the_first_text_counts_with_its_waiting_time(
 async def test_a_model_reports_its_recent_time_to_first_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = Metered(StandIn("late", ["text"], pause=0.3), log_prompts=False)
+    model = MeteredModel(StandIn("late", ["text"], pause=0.3), log_prompts=False)
     assert model.first_text_seconds() == 0
     await asyncio.gather(read(model), read(model))
     assert 0.3 <= model.first_text_seconds() < 5
@@ -106,7 +106,7 @@ async def test_a_model_reports_its_recent_time_to_first_text(
 
 async def test_a_waiting_request_counts_once_it_is_slower_than_the_average() -> None:
     stuck = StandIn("stuck", ["text"])
-    model = Metered(stuck, log_prompts=False)
+    model = MeteredModel(stuck, log_prompts=False)
     await read(model)
     before = model.first_text_seconds()
     stuck.pause = 60
@@ -121,7 +121,7 @@ async def test_messages_are_logged_if_the_setting_is_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "ray.serve")
-    await read(Metered(fast(), log_prompts=True))
+    await read(MeteredModel(fast(), log_prompts=True))
     [messages] = [vars(record)["messages"] for record in caplog.records]
     assert messages == [{"role": "user", "content": "The whale"}]
 

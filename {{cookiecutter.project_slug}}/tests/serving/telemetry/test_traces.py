@@ -29,12 +29,14 @@ from {{ cookiecutter.__package }}.serving import (
     deployments_of,
 )
 from {{ cookiecutter.__package }}.serving.deployments.handles import RemoteModel
-from {{ cookiecutter.__package }}.serving.http.ingress import put_first
+from {{ cookiecutter.__package }}.serving.http.ingress import (
+    add_outer_middleware,
+)
 from {{ cookiecutter.__package }}.serving.http.mount import mount
 from {{ cookiecutter.__package }}.serving.telemetry import otlp, traces
-from {{ cookiecutter.__package }}.serving.telemetry.metrics import Metered
+from {{ cookiecutter.__package }}.serving.telemetry.metrics import MeteredModel
 from {{ cookiecutter.__package }}.serving.telemetry.traces import (
-    Carried,
+    TracedRequestId,
     Traces,
     check_traces,
     stop_traces,
@@ -75,7 +77,7 @@ def settings_of(endpoint: str, ratio: float = 1, **more: Any) -> PageSettings:
 def page_of(settings: PageSettings, *models: Model) -> Iterator[httpx2.Client]:
     builder = PageOfModels(settings, build_page)
     web = mount(builder._built(models), settings, LAUNCH)
-    put_first(web, builder, settings)
+    add_outer_middleware(web, builder, settings)
     with in_thread(web) as url, httpx2.Client(base_url=url, timeout=60) as client:
         yield client
 
@@ -84,7 +86,7 @@ def page_of(settings: PageSettings, *models: Model) -> Iterator[httpx2.Client]:
 def standing_in(
     collector: Collector, *models: StandIn, ratio: float = 1
 ) -> Iterator[httpx2.Client]:
-    metered = [Metered(model, log_prompts=False) for model in models]
+    metered = [MeteredModel(model, log_prompts=False) for model in models]
     with page_of(settings_of(collector.url, ratio), *metered) as page:
         yield page
 
@@ -219,7 +221,7 @@ async def test_a_failing_function_is_recorded_as_an_error(collector: Collector) 
         gr.Button().click(fail, gr.Textbox(), gr.Textbox(), api_name="fail")
     settings = settings_of(collector.url)
     web = mount(blocks, settings)
-    put_first(web, None, settings)
+    add_outer_middleware(web, None, settings)
     with in_thread(web) as url, httpx2.Client(base_url=url, timeout=60) as page:
         event = page.post("/gradio_api/call/fail", json={"data": [SENT]}).json()["event_id"]
         page.get(f"/gradio_api/call/fail/{event}")
@@ -274,7 +276,7 @@ async def test_a_disconnect_in_the_queue_marks_its_span_as_cancelled(collector: 
         gr.Button().click(wait, gr.Textbox(), gr.Textbox(), api_name="wait")
     settings = settings_of(collector.url)
     web = mount(blocks.queue(default_concurrency_limit=1), settings)
-    put_first(web, None, settings)
+    add_outer_middleware(web, None, settings)
     with in_thread(web) as url, httpx2.Client(base_url=url, timeout=60) as page:
         body = {"data": [SENT], "fn_index": 0, "session_hash": "first"}
         page.post("/gradio_api/queue/join", json=body)
@@ -300,7 +302,7 @@ async def test_load_events_and_timers_are_not_traced(collector: Collector) -> No
         gr.Button().click(lambda: "whale", None, text, api_name="clicked")
     settings = settings_of(collector.url)
     web = mount(blocks, settings)
-    put_first(web, None, settings)
+    add_outer_middleware(web, None, settings)
     with in_thread(web) as url, httpx2.Client(base_url=url, timeout=60) as page:
         for name in ("loaded", "ticked", "clicked"):
             event = page.post(f"/gradio_api/call/{name}", json={"data": []}).json()["event_id"]
@@ -361,7 +363,7 @@ async def test_an_unreachable_collector_logs_one_line(
     caplog.set_level("INFO")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     endpoint = f"http://127.0.0.1:{free_port()}/v1/traces"
-    with page_of(settings_of(endpoint), Metered(fast(), log_prompts=False)) as page:
+    with page_of(settings_of(endpoint), MeteredModel(fast(), log_prompts=False)) as page:
         for _ in range(3):
             assert complete(page, "fast").is_success
         await until(lambda: endpoint in caplog.text)
@@ -380,7 +382,7 @@ async def test_a_collector_that_hangs_delays_neither_answers_nor_shutdown(
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
-        with page_of(settings_of(endpoint), Metered(fast(), log_prompts=False)) as page:
+        with page_of(settings_of(endpoint), MeteredModel(fast(), log_prompts=False)) as page:
             assert complete(page, "fast").is_success
             # Spans are being sent now.
             connection, _ = await asyncio.to_thread(silent.accept)
@@ -416,7 +418,7 @@ def test_without_the_setting_opentelemetry_is_not_imported() -> None:
 
 
 def test_the_request_id_carries_its_span_between_processes() -> None:
-    named = Carried("whale-1")
+    named = TracedRequestId("whale-1")
     named.traceparent = above()[2]["traceparent"]
     arrived = pickle.loads(pickle.dumps(named))  # noqa: S301
     assert (arrived, arrived.traceparent) == ("whale-1", named.traceparent)

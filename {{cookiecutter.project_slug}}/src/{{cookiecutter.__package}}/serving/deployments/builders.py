@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
 from ..protocol import End, GenerationOptions, Message, Model, Piece
-from ..telemetry.metrics import Metered
+from ..telemetry.metrics import MeteredModel
 from .handles import RemoteModel
 from .pinning import pinned
 from .settings import ModelSettings, ModelsSettings
@@ -109,4 +109,4 @@ class PageOfModels(Generic[S, P]):
             served = Engine(model, self.settings.limits)
             self._healthy.append(served.check_health)
         remote = model.base_url is not None
-        return Metered(served, log_prompts=self.settings.log_prompts, remote=remote)
+        return MeteredModel(served, log_prompts=self.settings.log_prompts, remote=remote)

@@ -10,8 +10,8 @@ from ray.serve.config import RequestRouterConfig
 from ..engine.settings import EngineSettings, ModelLimits
 from ..protocol import End, GenerationOptions, Message, Piece
 from ..telemetry.logs import clean_request_ids, request_id
-from ..telemetry.metrics import Metered
-from ..telemetry.traces import Traces, carry_on, start_traces, stop_traces
+from ..telemetry.metrics import MeteredModel
+from ..telemetry.traces import Traces, continue_trace, start_traces, stop_traces
 from .pinning import pinned
 from .routing import ConversationRouter
 from .scaling import FIRST_TEXT
@@ -35,13 +35,13 @@ class ModelReplica:
         clean_request_ids()
         start_traces(traces)
         self._engine = Engine(model, limits)
-        self._metered = Metered(self._engine, log_prompts=log_prompts)
+        self._metered = MeteredModel(self._engine, log_prompts=log_prompts)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions, request: str = ""
     ) -> AsyncGenerator[Piece | End, None]:
         request_id.set(str(request))
-        carry_on(request)
+        continue_trace(request)
         async with aclosing(self._metered.stream(messages, options)) as pieces:
             async for piece in pieces:
                 yield piece

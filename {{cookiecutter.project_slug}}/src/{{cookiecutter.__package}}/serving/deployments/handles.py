@@ -31,7 +31,7 @@ from ..protocol import (
 )
 from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
-from ..telemetry.traces import carried, step
+from ..telemetry.traces import step, with_traceparent
 
 PATIENCE_SECONDS = 1
 """How long to wait for a first text before asking Serve whether a replica is there; it doubles."""
@@ -98,7 +98,9 @@ class RemoteModel:
         with step(f"handle {self.name}", attributes, kind="client") as asked:
             # By gRPC: an object of Ray's for each piece takes more of both processes.
             handle = self.handle.options(stream=True, _by_reference=False)
-            response = handle.stream.remote(tuple(messages), options, carried(request_id.get()))
+            response = handle.stream.remote(
+                tuple(messages), options, with_traceparent(request_id.get())
+            )
             try:
                 pieces = aiter(response)
                 yield await self._first(pieces)

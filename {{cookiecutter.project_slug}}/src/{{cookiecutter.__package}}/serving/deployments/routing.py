@@ -9,7 +9,7 @@ from hashlib import blake2b
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from ..base import chosen_by_hash
+from ..base import rendezvous_hash
 from ..protocol import Message
 
 CROWD = 8
@@ -51,7 +51,7 @@ class ConversationRouter(RequestRouter):
 
     def _hashed(self, began: str, replicas: Sequence[RunningReplica]) -> RunningReplica:
         named = {replica.replica_id.unique_id: replica for replica in replicas}
-        return named[chosen_by_hash(began, named)]
+        return named[rendezvous_hash(began, named)]
 
     def _has_room(self, own: RunningReplica, replicas: Sequence[RunningReplica]) -> bool:
         """Whether it is not crowded; Serve looks whether it is full."""

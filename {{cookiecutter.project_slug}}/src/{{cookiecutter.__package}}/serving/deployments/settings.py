@@ -156,7 +156,7 @@ class ModelsSettings(TracedSettings):
         return models
 
     @property
-    def resources_said(self) -> str:
+    def resources_setting(self) -> str:
         return "of all models under args: deployment:, of one in its settings"
 
     def check_deployments(self, there: Collection[str]) -> None:

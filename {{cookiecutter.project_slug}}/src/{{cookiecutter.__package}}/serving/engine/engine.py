@@ -13,7 +13,7 @@ from ..protocol import (
     Piece,
     PromptError,
 )
-from ..telemetry.traces import here, past
+from ..telemetry.traces import add_ended_step, current_span
 from .generation import Request, StreamedRequest
 from .history import Written, fitting
 from .loading import load, most_likely
@@ -74,7 +74,7 @@ class Engine:
         thoughts = Thoughts(part_at(self._tokenizer, prompt))
         rules = self._rules(prompt, options.max_new_tokens)
         request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
-        said, above, outcome = "", here(), "cancelled"
+        said, above, outcome = "", current_span(), "cancelled"
         self._requests += 1
         self._batch.start(request)
         try:
@@ -159,4 +159,6 @@ def _trace(request: Request, above: "Span", outcome: str) -> None:
     began = [request.asked, request.admitted, request.first]
     for name, start, end in zip(STEPS, began, [*began[1:], None], strict=True):
         if start is not None:
-            past(name, start, end, below=above, outcome=outcome if end is None else "done")
+            add_ended_step(
+                name, start, end, below=above, outcome=outcome if end is None else "done"
+            )

@@ -1,4 +1,4 @@
-"""OpenAI's protocol as an application of its own, without a page."""
+"""Serves the OpenAI API as an application of its own, without a page."""
 
 from collections.abc import Callable
 
@@ -11,25 +11,25 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from ..telemetry.logs import clean_request_ids
-from ..telemetry.traces import TracedRequests
-from .disconnects import ProxyLoss
+from ..telemetry.traces import TracingMiddleware
+from .disconnects import ProxyLossMiddleware
 from .guard import RETRY_SECONDS
 from .openai_api import refuse
 
 
 class ApiIngress(ASGIAppReplicaWrapper):
-    """Answers with what `builder` makes, called with a handle for each of `models`."""
+    """Serves the middleware that `builder` returns, called with a handle for each of `models`."""
 
     def __init__(self, builder: Callable[..., Middleware], *models: DeploymentHandle) -> None:
         clean_request_ids()
-        layers = [Middleware(ProxyLoss), Middleware(TracedRequests), builder(*models)]
+        layers = [Middleware(ProxyLossMiddleware), Middleware(TracingMiddleware), builder(*models)]
         super().__init__(Starlette(middleware=layers, exception_handlers={HTTPException: refuse}))
 
 
 ApiServer = serve.deployment(
     ApiIngress,
     name="ApiServer",
-    # It keeps no session, and no tab holds it open: its requests are its load.
+    # There are no sessions and no open tabs, so the number of requests is the load.
     autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 100},
     max_ongoing_requests=1000,
     max_queued_requests=1000,

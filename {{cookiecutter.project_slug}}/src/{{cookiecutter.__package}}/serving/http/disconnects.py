@@ -1,4 +1,4 @@
-"""What ends when a reader is gone, or the HTTP proxy between, and what waits for a reader."""
+"""Middleware for clients that disconnect, that reconnect, or whose HTTP proxy dies."""
 
 import asyncio
 import re
@@ -14,17 +14,19 @@ from ..telemetry.logs import logger, where
 
 ANSWER_STREAM = re.compile("/gradio_api/(queue/data|call/.+/.+)$")
 OPEN_TAB = re.compile("/gradio_api/heartbeat/.+$")
-RETURN_SECONDS = 30.0
-"""How long a stream waits for its reader to ask again."""
+RECONNECT_SECONDS = 30.0
+"""How long a paused stream waits for its client to reconnect."""
 STREAM = "x-stream"
-"""The header of a reader who asks again, `new` at first, and of what it is to ask for next."""
+"""The header with a stream's name, in both directions. A client that can reconnect sends `new`
+first."""
 NEW = "new"
 EVENTS = "text/event-stream"
-AGAIN = b":again\n\n"
-"""The last of a request whose stream goes on. Among events it is a comment."""
+CONTINUED = b":again\n\n"
+"""The end of a response whose stream goes on in the next one. In a stream, it is a comment."""
 CONFIG = b"<script>window.gradio_config"
-"""What the page begins with. Gradio opens the first stream before it adds a page's own head."""
-ASK_AGAIN = b"""<script>(() => {
+"""The start of the page. The script goes here, because Gradio opens a stream before it adds
+`head`."""
+RECONNECT_SCRIPT = b"""<script>(() => {
     const ask = window.fetch
     window.fetch = async (input, init) => {
         const path = input instanceof Request ? new URL(input.url).pathname : ""
@@ -67,31 +69,35 @@ ASK_AGAIN = b"""<script>(() => {
 })()</script>"""
 
 
-class LeftStreams:
-    """ASGI middleware that ends a stream in order when its reader leaves, or closes the tab.
+class DisconnectMiddleware:
+    """ASGI middleware that ends a stream cleanly when its client disconnects or closes the tab.
 
-    Gradio stops the calls of a reader whose stream is cancelled while it waits for news. One
-    that is cancelled while it sends, or a second time while it cleans up, leaves its calls
-    running to their end, and a task for ever. The functions that a page runs when a tab is closed
-    are run in the same way, by the stream that lives as long as the tab does.
+    Gradio stops a client's calls if their stream is cancelled while it waits for messages. If it is
+    cancelled while it sends, or again during its cleanup, the calls run to their end and one task
+    never ends. The stream that lives as long as the tab has the same problem. It runs the page's
+    `unload` functions.
 
-    Who asks for a stream that goes on takes it over: a client whose connection broke is back
-    before the server notices. With two streams of one session, Gradio gives each message to one
-    of them, and the end of the old one removes what the client has asked for since.
+    A request for a stream that is still running takes that stream over, because a client whose
+    connection broke may be back before the server notices. With two streams for one session, Gradio
+    would send each message to only one of them, and the end of the old stream would remove the
+    calls that the client has made since.
 
     Args:
-        seconds: after which a request for a stream ends, and its reader asks again. The stream
-            goes on, and holds back what comes meanwhile. Only the page's own script asks again,
-            and who sends the same header; others read on.
-        return_seconds: after which a reader who did not ask again has left.
+        seconds: how long a request for a stream may take. Then it ends, and the client reconnects.
+            The stream itself goes on, and holds back its messages until then. This applies only to
+            clients that send the header, such as the page's script. Others keep their stream.
+        reconnect_seconds: how long a stream waits for its client to reconnect.
     """
 
     def __init__(
-        self, app: ASGIApp, seconds: float | None = None, return_seconds: float = RETURN_SECONDS
+        self,
+        app: ASGIApp,
+        seconds: float | None = None,
+        reconnect_seconds: float = RECONNECT_SECONDS,
     ) -> None:
         self._app = app
         self._seconds = seconds
-        self._return_seconds = return_seconds
+        self._return_seconds = reconnect_seconds
         self._waiting: dict[str, _Stream] = {}
         self._begun: dict[tuple[str, str], _Stream] = {}
         self._ending = set[asyncio.Task[None]]()
@@ -100,20 +106,21 @@ class LeftStreams:
         gets = scope["type"] == "http" and scope["method"] == "GET"
         tab = gets and OPEN_TAB.search(scope["path"]) is not None
         if not tab and not (gets and ANSWER_STREAM.search(scope["path"])):
-            asks_again = gets and self._seconds is not None
-            await self._app(scope, receive, _with_script(send) if asks_again else send)
+            can_reconnect = gets and self._seconds is not None
+            await self._app(scope, receive, _with_script(send) if can_reconnect else send)
             return
         name = None if self._seconds is None else Headers(scope=scope).get(STREAM)
         stream = self._waiting.pop(name or NEW, None)
         if stream is None and not tab and name not in (None, NEW):
-            await JSONResponse({"detail": "This stream has ended."}, 410)(scope, receive, send)
+            detail = "This stream has ended. Reload the page."
+            await JSONResponse({"detail": detail}, 410)(scope, receive, send)
             return
-        asks_again = name is not None
-        stream = stream or await self._taken_over(scope, asks_again=asks_again)
+        can_reconnect = name is not None
+        stream = stream or await self._taken_over(scope, can_reconnect=can_reconnect)
         leaving = asyncio.create_task(_disconnected(receive))
         begun = stream is not None
         if stream is None:
-            stream = _Stream(self._app, scope, send, tab=tab, asks_again=asks_again)
+            stream = _Stream(self._app, scope, send, tab=tab, can_reconnect=can_reconnect)
             self._keep(stream, _session(scope))
         turn = stream.next_turn()
         waits = False
@@ -129,11 +136,11 @@ class LeftStreams:
                     break
                 waits = await stream.pause(leaving)
             if waits:
-                # Before its reader knows.
+                # Registered first, because the client may reconnect as soon as it gets the end.
                 self._waiting[stream.name] = stream
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._return_seconds, self._give_up, stream.name)
-                await send({"type": "http.response.body", "body": AGAIN})
+                await send({"type": "http.response.body", "body": CONTINUED})
             elif turn.done():
                 await send({"type": "http.response.body"})
         finally:
@@ -152,21 +159,21 @@ class LeftStreams:
 
         stream.task.add_done_callback(forget)
 
-    async def _taken_over(self, scope: Scope, *, asks_again: bool) -> "_Stream | None":
-        """Returns the stream that is asked for, if it goes on and the page lets its reader in."""
+    async def _taken_over(self, scope: Scope, *, can_reconnect: bool) -> "_Stream | None":
+        """Returns the session's running stream, if there is one and the page admits the client."""
         session = _session(scope)
         if session not in self._begun or not await self._lets_in(scope):
             return None
-        # It may have ended meanwhile.
+        # The stream may have ended in the meantime.
         stream = self._begun.get(session)
         if stream is None or not stream.may_be_taken_over:
             return None
         self._waiting.pop(stream.name, None)
-        stream.asks_again = asks_again
+        stream.can_reconnect = can_reconnect
         return stream
 
     async def _lets_in(self, scope: Scope) -> bool:
-        """Asks the page what it says to this reader, by the name of a session that nobody has."""
+        """Returns whether the page admits the client, by a test request with an unused session."""
         _, session = _session(scope)
         if session:
             query = QueryParams(scope["query_string"])
@@ -211,19 +218,19 @@ class LeftStreams:
     def _ended(self, stream: asyncio.Task[None]) -> None:
         self._ending.remove(stream)
         if not stream.cancelled() and (error := stream.exception()):
-            logger.warning("The stream of a reader who left ended: %s", where(error))
+            logger.warning("A stream failed after its client disconnected: %s", where(error))
 
 
 class _Stream:
-    """What the page streams, in a task of its own, to the one request or the other."""
+    """A stream of the page, in its own task. Several requests may read it, one after another."""
 
     def __init__(
-        self, app: ASGIApp, scope: Scope, send: Send, *, tab: bool, asks_again: bool
+        self, app: ASGIApp, scope: Scope, send: Send, *, tab: bool, can_reconnect: bool
     ) -> None:
         self.name = token_hex(16)
         self._send = send
         self._tab = tab
-        self.asks_again = asks_again
+        self.can_reconnect = can_reconnect
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._start: Message | None = None
         self._left = self._sending = False
@@ -240,18 +247,18 @@ class _Stream:
         return self._start is not None and not self._left and not self.task.done()
 
     def next_turn(self) -> asyncio.Future[None]:
-        """Ends the turn of who reads. Returns the next reader's, which another will end."""
+        """Ends the current request's turn. Returns the next one, which the next call ends."""
         if not self._turn.done():
             self._turn.set_result(None)
         self._turn = asyncio.get_running_loop().create_future()
         return self._turn
 
     async def pause(self, leaving: asyncio.Task[None]) -> bool:
-        """Holds back what comes, and says whether the reader has got all that came before.
+        """Holds back new messages. Returns whether the client has received all earlier ones.
 
-        What its reader does not ask for again goes on as it is.
+        If the client cannot reconnect, it does nothing and returns False.
         """
-        if self._start is None or not self.asks_again:
+        if self._start is None or not self.can_reconnect:
             return False
         self._is_read.clear()
         sent = asyncio.create_task(self._has_sent.wait())
@@ -262,7 +269,7 @@ class _Stream:
         return self._has_sent.is_set() and not self.task.done() and not leaving.done()
 
     async def resume(self, send: Send) -> None:
-        """Goes on with the request that has asked again."""
+        """Continues the stream in the request of a client that reconnected."""
         self.name = token_hex(16)
         await send(self._named(self._start or {}))
         self._send = send
@@ -294,24 +301,25 @@ class _Stream:
             self._has_sent.set()
         self._sending = False
         if self._left and self._tab:
-            # It never asks whether its reader is there. By then it waits for its next beat.
+            # A heartbeat stream does not check for a disconnect. When the cancellation comes, it
+            # waits for its next beat.
             asyncio.get_running_loop().call_soon(self.task.cancel)
 
     def _named(self, start: Message) -> Message:
-        if not self.asks_again:
+        if not self.can_reconnect:
             return start
         return {**start, "headers": [*start["headers"], (STREAM.encode(), self.name.encode())]}
 
 
 def _session(scope: Scope) -> tuple[str, str]:
-    """Returns what tells a session's stream from every other one."""
+    """Returns the path and the session, which identify a stream."""
     path = scope["path"]
     query = QueryParams(scope.get("query_string", b""))
     return path[path.index("/gradio_api/") :], query.get("session_hash", "")
 
 
 def _in_one_task(scope: Scope) -> Scope:
-    """From this version on Starlette streams in its task, not in one that it cancels itself."""
+    """Sets the ASGI version from which Starlette streams in the same task, not in its own."""
     return {**scope, "asgi": {**scope["asgi"], "spec_version": "2.4"}}
 
 
@@ -322,7 +330,7 @@ def _is_of(message: Message, media_type: str) -> bool:
 
 
 def _with_script(send: Send) -> Send:
-    """Puts the script into the page that asks again for its streams."""
+    """Adds the script that reconnects streams to the page."""
     start: Message | None = None
 
     async def send_with_script(message: Message) -> None:
@@ -331,7 +339,7 @@ def _with_script(send: Send) -> Send:
             start = message
             return
         if start is not None:
-            body = message.get("body", b"").replace(CONFIG, ASK_AGAIN + CONFIG, 1)
+            body = message.get("body", b"").replace(CONFIG, RECONNECT_SCRIPT + CONFIG, 1)
             headers = MutableHeaders(scope=start)
             if "content-length" in headers:
                 added = len(body) - len(message.get("body", b""))
@@ -349,11 +357,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class ProxyLoss:
-    """ASGI middleware that ends a request whose HTTP proxy died as if its client had left.
+class ProxyLossMiddleware:
+    """ASGI middleware that treats a request whose HTTP proxy died as disconnected.
 
-    Ray blocks the replica for a second for each answer that it owes to a dead process, an
-    error among them: with many tabs open, nobody would be answered for as many seconds.
+    Ray blocks the replica for a second for each response to a dead process, even for an error. With
+    100 open tabs, nobody would get an answer for 100 seconds.
     """
 
     def __init__(self, app: ASGIApp) -> None:

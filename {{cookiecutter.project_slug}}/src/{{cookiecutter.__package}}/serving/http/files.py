@@ -1,7 +1,4 @@
-"""No caller reads a file of the server by naming it, and none is kept for ever.
-
-`SECURITY.md` says what this promises.
-"""
+"""Keeps callers from reading files of the server, and removes old files. See `SECURITY.md`."""
 
 import asyncio
 import os
@@ -42,33 +39,33 @@ from starlette.requests import Request
 
 from ..telemetry.logs import logger, where
 
-NOT_UPLOADED = "A file was named that was not uploaded. Upload it first."
+NOT_UPLOADED = "The request names a file that was not uploaded. Upload it first."
 
-LAYERS = 100
-"""The most layers of one edited picture."""
-EDITS = 100
-"""Edited pictures that an ImageEditor keeps until the calls that bring them."""
-EDITED_BYTES = 2**28
-"""What these may have together."""
-FIELD_BYTES = 2**20
-"""The most of a text that comes beside a file, which is kept in memory."""
+MAX_LAYERS = 100
+"""How many layers one edited picture may have."""
+MAX_EDITS = 100
+"""How many edited pictures an ImageEditor keeps until the calls that use them arrive."""
+MAX_EDITED_BYTES = 2**28
+"""How many bytes these pictures may take together."""
+MAX_FIELD_BYTES = 2**20
+"""The largest text field beside a file. It is kept in memory."""
 
 UPLOADED = re.compile("[0-9a-f]{32}")
 CACHED = re.compile("[0-9a-f]{64}")
-"""Names of the folders in which uploads and results are kept."""
-LONGEST_PAUSE = 3600.0
-"""Seconds from one look for old files to the next."""
+"""The names of the folders for uploads and for results."""
+MAX_PAUSE_SECONDS = 3600.0
+"""The longest time, in seconds, between two searches for old files."""
 
 unreadable: ContextVar[list[BaseException]] = ContextVar("unreadable")
-"""Why the inputs of a direct call cannot be read; a request begins it with an empty list."""
+"""Why the inputs of a direct call cannot be read. Each request sets it to an empty list."""
 
 
 def check_files(page: gr.Blocks) -> None:
-    """Has the page refuse, wherever a caller names a file, all but what was uploaded.
+    """Makes the page refuse every file in a request that was not uploaded.
 
-    Gradio itself passes over a file that lacks the mark of its kind.
+    Gradio itself does not check a file without the `meta` mark.
     """
-    # `launch` sets it. Gradio looks only then at the paths of files that a function returns.
+    # As `launch()` does. Only then does Gradio check the paths of files that a function returns.
     page.has_launched = True
     preprocess = page.preprocess_data
 
@@ -90,7 +87,7 @@ def check_files(page: gr.Blocks) -> None:
 
 
 def _reads_files(component: Component) -> bool:
-    """Says whether a path in the component's value is that of a file, marked or not."""
+    """Returns whether a path in the component's value is a file, even without the mark."""
     if isinstance(component, Api):
         return bool(value_is_file(component.api_info()))
     return component.data_model is not None
@@ -110,14 +107,14 @@ def _check(value: object, is_file: Callable[[object], bool]) -> None:
 
 def _is_uploaded(path: str) -> bool:
     if is_http_url_like(path):
-        # Gradio fetches it where `is_public` allows.
+        # Gradio fetches it if `is_public` allows it.
         return True
     uploaded = is_in_or_equal(path, get_upload_folder()) and not Path(path).is_dir()
     return uploaded or bool(is_static_file(path))
 
 
 def is_public(address: str) -> bool:
-    """Says whether the page may fetch from there what a caller names by its URL."""
+    """Returns whether the page may fetch a caller's URL from this address."""
     try:
         ip = ip_address(address)
     except ValueError:
@@ -131,34 +128,34 @@ def is_public(address: str) -> bool:
 
 
 def remove_old_files(web: FastAPI, page: gr.Blocks, keep_seconds: float) -> None:
-    """Has the application remove files of visitors and of functions when they are that old.
+    """Makes the application remove files of visitors and functions after `keep_seconds`.
 
-    They may be those of a replica that is gone, so that nobody else would.
+    It also removes those of replicas that are gone.
     """
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Any]] = web.router.lifespan_context
-    # Before anybody calls the page.
+    # Collected before the first call, so without any visitor's files.
     needed = _needed(page)
 
-    async def look_again_and_again() -> None:
+    async def remove_repeatedly() -> None:
         while True:
             try:
                 await asyncio.to_thread(_remove_old, needed, keep_seconds)
             except OSError as error:
-                logger.warning("Old files cannot be removed: %s", where(error))
-            await asyncio.sleep(min(keep_seconds / 4, LONGEST_PAUSE))
+                logger.warning("Old files could not be removed: %s", where(error))
+            await asyncio.sleep(min(keep_seconds / 4, MAX_PAUSE_SECONDS))
 
     @asynccontextmanager
-    async def lifespan_with_looks(web: FastAPI) -> AsyncGenerator[Any]:
+    async def lifespan_with_removal(web: FastAPI) -> AsyncGenerator[Any]:
         async with lifespan(web) as state:
-            looking = asyncio.create_task(look_again_and_again())
+            looking = asyncio.create_task(remove_repeatedly())
             yield state
             looking.cancel()
 
-    web.router.lifespan_context = lifespan_with_looks
+    web.router.lifespan_context = lifespan_with_removal
 
 
 def _needed(page: gr.Blocks) -> set[str]:
-    """Returns the files that the page itself has put where those of visitors go: examples, icons.
+    """Returns the page's own files, such as examples and icons, in the folder of visitors' files.
 
     Gradio marks only some of them.
     """
@@ -171,20 +168,20 @@ def _needed(page: gr.Blocks) -> set[str]:
 
 def _remove_old(needed: set[str], keep_seconds: float) -> None:
     for needed_path in needed:
-        # So that another replica, of another page perhaps, finds that it is not old.
+        # So that other replicas, which may serve other pages, do not treat it as old.
         with suppress(FileNotFoundError):
             os.utime(needed_path)
     oldest = time.time() - keep_seconds
     for folder in Path(get_upload_folder()).glob("*"):
         if not (UPLOADED.fullmatch(folder.name) or CACHED.fullmatch(folder.name)):
             continue
-        # The deepest first, so that a folder is empty when its turn comes.
+        # The deepest paths first, so that each folder is empty when it comes up.
         for path in sorted(folder.rglob("*"), reverse=True):
             with suppress(OSError):
-                # Gradio renews this time when it gives a file out again.
+                # Gradio updates this time when it returns a file again.
                 if path.lstat().st_ctime < oldest and not path.is_dir():
                     path.unlink()
-        # No upload gets a name twice, while a result may come back at any moment.
+        # Names of uploads are unique, but a result may be written again at any moment.
         if UPLOADED.fullmatch(folder.name) and folder.lstat().st_ctime < oldest:
             _remove_empty(folder)
 
@@ -199,9 +196,10 @@ gradio_upload = routes.upload_fn
 
 
 async def upload(request: object, folder: str, *args: Any, **options: Any) -> Any:
-    """Keeps what a visitor uploads in a folder whose name nobody can guess.
+    """Saves a visitor's upload in a folder whose name nobody can guess.
 
-    Gradio names it after the content: who knows that could name a file of another visitor.
+    Gradio names the folder after the content. Anybody who knows the content could then read the
+    file of another visitor.
     """
     return await gradio_upload(request, Path(folder) / token_hex(16), *args, **options)
 
@@ -210,7 +208,7 @@ gradio_parse = GradioMultiPartParser.parse
 
 
 async def parse(parser: GradioMultiPartParser) -> FormData:
-    """Leaves nothing of an upload that breaks off or is refused on the way."""
+    """Removes the files of an upload that is interrupted or refused."""
     try:
         form: FormData = await gradio_parse(parser)
     except BaseException:
@@ -231,10 +229,11 @@ gradio_on_part_data = GradioMultiPartParser.on_part_data
 def on_part_data(parser: GradioMultiPartParser, data: bytes, start: int, end: int) -> None:
     part = parser._current_part
     if part.file is None:
-        if len(part.data) + end - start > FIELD_BYTES:
-            reason = f"Text beside a file exceeded maximum allowed size of {FIELD_BYTES:,} bytes."
+        if len(part.data) + end - start > MAX_FIELD_BYTES:
+            # Gradio answers 413 if it finds "exceeded maximum allowed size" in the message.
+            reason = f"A text field exceeded maximum allowed size of {MAX_FIELD_BYTES:,} bytes."
             raise MultiPartException(reason)
-        # With an `upload_id`, Gradio would ask a text for the name of its file.
+        # With an `upload_id`, Gradio would look for a file name, which a text field does not have.
         part.data += data[start:end]
     else:
         gradio_on_part_data(parser, data, start, end)
@@ -244,14 +243,14 @@ gradio_root_url = route_utils.get_root_url
 
 
 def root_url(request: Request, route_path: str, root_path: str | None) -> str:
-    """Returns the address of the page, as its visitor sees it.
+    """Returns the page's address as its visitor sees it.
 
-    Gradio loses the path of a page that is mounted, in direct calls and where a proxy says its
-    host. `hosts.py` has put all that proxies say into the request itself.
+    Gradio drops the path of a mounted page in direct calls, and if a proxy sends its host. Here,
+    `hosts.py` has already applied the headers of proxies to the request.
     """
     mounted = request.scope.get("root_path", "")
     if root_path not in ("", "/", None, mounted):
-        # Of GRADIO_ROOT_PATH.
+        # From GRADIO_ROOT_PATH.
         return str(gradio_root_url(request, route_path, root_path))
     return str(request.url.replace(path=mounted, query="")).rstrip("/")
 
@@ -260,9 +259,9 @@ gradio_preprocess_content = gr.Chatbot._preprocess_content
 
 
 def preprocess_content(chatbot: gr.Chatbot, message: Any) -> Any:
-    """Makes the component in a message without the arguments that the caller chose for it.
+    """Makes the component in a message without the caller's constructor arguments.
 
-    Among them are paths and addresses that a component opens: an icon, a watermark, subtitles.
+    They may contain paths and addresses that a component opens: an icon, a watermark, subtitles.
     """
     if not isinstance(message, ComponentMessage):
         return gradio_preprocess_content(chatbot, message)
@@ -274,7 +273,7 @@ def preprocess_content(chatbot: gr.Chatbot, message: Any) -> Any:
 
 
 def _names_json(value: object) -> bool:
-    """Says whether a gr.Label that is made with the value would open a file."""
+    """Returns whether a gr.Label with this value would open a file."""
     label = value.get("label") if isinstance(value, dict) else value
     return isinstance(label, str) and label.endswith(".json")
 
@@ -284,21 +283,22 @@ gradio_accept_blobs = gr.ImageEditor.accept_blobs
 
 @wraps(gradio_accept_blobs)
 def accept_blobs(editor: gr.ImageEditor, data: Any) -> None:
-    """Keeps a part of an edited picture, and of all of them no more than the bounds allow."""
+    """Keeps a part of an edited picture, and limits the number and size of all of them."""
     edit, index = data.data["id"], data.data["index"]
-    if index not in ("", "null") and not 0 <= int(index) < LAYERS:
-        raise HTTPException(400, f"A picture has at most {LAYERS} layers.")
+    if index not in ("", "null") and not 0 <= int(index) < MAX_LAYERS:
+        raise HTTPException(400, f"A picture may have at most {MAX_LAYERS} layers. Send fewer.")
     gradio_accept_blobs(editor, data)
     kept = editor.blob_storage
     sizes = {name: len(name) + _size(blobs) for name, blobs in list(kept.items())}
-    # Gradio forgets one with the call that brings it, and that may never come.
+    # Gradio removes a picture with the call that uses it, but that call may never come.
     for oldest in list(sizes):
-        if len(sizes) <= EDITS and sum(sizes.values()) <= EDITED_BYTES:
+        if len(sizes) <= MAX_EDITS and sum(sizes.values()) <= MAX_EDITED_BYTES:
             break
         del sizes[oldest]
         kept.pop(oldest, None)
     if edit not in sizes:
-        raise HTTPException(413, f"An edited picture may have {EDITED_BYTES:,} bytes. Send less.")
+        reason = f"An edited picture may have at most {MAX_EDITED_BYTES:,} bytes. Send less."
+        raise HTTPException(413, reason)
 
 
 def _size(blobs: EditorDataBlobs) -> int:
@@ -314,38 +314,38 @@ def is_allowed_file(
     allowed_paths: Sequence[str | Path],
     **others: Any,
 ) -> Any:
-    """Refuses what is blocked by the place where it is, whichever links lead there.
+    """Refuses a file in a blocked folder, even if the path goes through links.
 
-    Gradio follows the links of a path whose letters it has made small.
+    Gradio converts a path to lower case before it follows the links.
     """
     if any(_is_below(path, blocked) for blocked in blocked_paths):
         return False, "in_blocklist"
     ray = ray_folder()
     if _is_below(path, ray):
-        # It lies among the temporary files, which a function may return and a gr.Workflow shows.
+        # Ray's folder is among the temporary files, which Gradio would allow.
         allowed_paths = [allowed for allowed in allowed_paths if _is_below(allowed, ray)]
     return gradio_is_allowed_file(path, blocked_paths, allowed_paths, **others)
 
 
 def ray_folder() -> str:
-    """Returns where this node's Ray keeps its logs, and the code that it was sent."""
+    """Returns the folder of this node's Ray, with its logs and the code that it received."""
     node = worker._global_node
     return str(node.get_temp_dir_path() if node else get_default_ray_temp_dir())
 
 
 def _is_below(path: str | Path, folder: str | Path) -> bool:
-    # A disk may take capital and small letters for the same.
+    # A file system may ignore case.
     place, blocked = (Path(str(abspath(each).resolve()).lower()) for each in (path, folder))
     return place.is_relative_to(blocked)
 
 
-# A folder of its own, because other programs may keep what is old in that of Gradio.
+# A separate folder, because other programs may keep old files in Gradio's default one.
 os.environ.setdefault(
     "GRADIO_TEMP_DIR", str(Path(gettempdir()).resolve() / __package__.partition(".")[0])
 )
 
-# Gradio has a setting for none of these. It would also fetch from 100.64.0.0/10, where clouds
-# and clusters have addresses of their own.
+# Gradio has no settings for these. By default, it would also fetch from 100.64.0.0/10, which clouds
+# and clusters use internally.
 route_utils.get_root_url = root_url
 routes.upload_fn = upload
 GradioMultiPartParser.parse = parse

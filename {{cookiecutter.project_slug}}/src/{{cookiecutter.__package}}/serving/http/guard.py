@@ -1,4 +1,4 @@
-"""What every request passes before it reaches the page. `SECURITY.md` says what it promises."""
+"""The guards that check every request before the page gets it. See `SECURITY.md`."""
 
 import asyncio
 import re
@@ -21,30 +21,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..telemetry.logs import logger, where
 from . import files
-from .hosts import OwnSite, PublicAddress, hosts_of_environment
+from .hosts import HostAndOriginMiddleware, PublicUrlMiddleware, hosts_from_environment
 from .launch import Launch
-from .login import login_of, rate_limits, read_keys
+from .login import login_middleware, rate_limits, read_keys
 from .settings import TOOLS_NEED_KEYS, HttpSettings, RequestLimits
 
 RETRY_SECONDS = 5
 QUEUE_IS_FULL = "Too many requests are waiting. Try again in a few seconds."
-UPLOADS = re.compile(r"\bupload\b")
-"""What the JavaScript of a gr.HTML calls to upload a file, and the end of Gradio's address for it."""
+UPLOAD_CALL = re.compile(r"\bupload\b")
+"""How the JavaScript of a gr.HTML uploads a file: the function's name, or the end of the path."""
 BODY_SECONDS = 15.0
 """How long a request may pause while it sends its body."""
 FILES_AT_ONCE = 10
-"""Files of the largest size that one upload may hold; of smaller ones it may be more."""
-WITH_FILES = re.compile(rf"{API_PREFIX}/(upload|component_server)/?$")
-"""What Gradio reads into a file, piece by piece, and no other request."""
+"""How many files of the largest size fit into one upload. More of them fit if they are smaller."""
+FILE_PATHS = re.compile(rf"{API_PREFIX}/(upload|component_server)/?$")
+"""The only paths whose requests Gradio writes to a file, piece by piece."""
 MULTIPART = "multipart/form-data"
 SELF = "'self'"
 UNBUFFERED = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
-"""nginx keeps an answer back until it has some kilobytes of it, and others would compress it."""
-READERS = {
+"""nginx would buffer a stream up to a few kilobytes, and other proxies would compress it."""
+PARSING_PACKAGES = {
     *("anyio", "asyncio", "concurrent", "contextlib", "fastapi", "functools", "gradio", "json"),
     *("orjson", "pydantic", "python_multipart", "starlette", "tempfile", "threading"),
 }
-"""Whose code runs before a component's function does, and does for Gradio's own components."""
+"""Packages whose code runs before a component's function, or is one of Gradio's components."""
 
 
 def guard(
@@ -55,25 +55,25 @@ def guard(
     offers_tools: bool = False,
     asks_login: bool = True,
 ) -> None:
-    """Puts the guards before the page; the last one added meets a request first.
+    """Puts the guards in front of the page. The last one added handles a request first.
 
     Args:
-        takes_files: whether there is a place for them in the page.
-        offers_tools: whether clients of the Model Context Protocol find any.
-        asks_login: where the settings want one.
+        takes_files: whether the page takes files.
+        offers_tools: whether the page offers tools to MCP clients.
+        asks_login: whether to ask for the login that the settings describe.
 
     Raises:
-        LoginError: a login is asked for, and the environment holds no password or secret, or no
-            key for the tools.
+        LoginError: the settings need a login, but a password, a secret or a key for the tools is
+            not set.
     """
     if settings.rate_limits is not None:
-        limits = rate_limits().limits_of(settings, settings.rate_limits)
+        limits = rate_limits().rate_limit_middleware(settings, settings.rate_limits)
         web.add_middleware(limits.cls, *limits.args, **limits.kwargs)
     if settings.asks_login and asks_login:
-        login = login_of(settings, read_keys(TOOLS_NEED_KEYS) if offers_tools else None)
+        login = login_middleware(settings, read_keys(TOOLS_NEED_KEYS) if offers_tools else None)
         web.add_middleware(login.cls, *login.args, **login.kwargs)
-    web.add_middleware(BodyLimit, limits=settings.limits, takes_files=takes_files)
-    # With no origin allowed too; Gradio itself would allow all of them.
+    web.add_middleware(BodyLimitMiddleware, limits=settings.limits, takes_files=takes_files)
+    # Needed even if no origin is allowed, because Gradio would allow all of them.
     web.add_middleware(
         CORSMiddleware,
         allow_origins=settings.origins,
@@ -81,29 +81,29 @@ def guard(
         allow_headers=["*"],
         allow_credentials=True,
     )
-    web.add_middleware(PublicAddress, public_url=settings.public_url)
+    web.add_middleware(PublicUrlMiddleware, public_url=settings.public_url)
     host = urlsplit(settings.public_url or "").netloc
-    hosts = (*settings.hosts, host, *hosts_of_environment())
-    web.add_middleware(OwnSite, hosts=hosts, origins=settings.origins)
+    hosts = (*settings.hosts, host, *hosts_from_environment())
+    web.add_middleware(HostAndOriginMiddleware, hosts=hosts, origins=settings.origins)
     policy = f"frame-ancestors {' '.join([SELF, *settings.embedded_in])}"
     if settings.content_policy:
         policy += f"; {settings.content_policy}"
-    web.add_middleware(SecurityHeaders, policy=policy)
+    web.add_middleware(SecurityHeadersMiddleware, policy=policy)
 
 
 def explain_refusals(web: FastAPI) -> None:
-    """Has the page that was mounted last say why it refuses; other routes answer as they do."""
+    """Makes the page that was mounted last explain its refusals. Other routes are not changed."""
     mounted = web.router.routes[-1]
     if not isinstance(mounted, Mount):
-        raise TypeError(f"{mounted} is no mounted application")
-    mounted.app = QueueLimit(Unprocessable(mounted.app))
+        raise TypeError(f"{mounted} is not a mounted application")
+    mounted.app = QueueFullMiddleware(UnprocessableMiddleware(mounted.app))
 
 
 def refuse_files(web: FastAPI, *, takes_files: bool) -> None:
-    """Answers 404 to a recording, and to an upload where nothing in the page takes a file.
+    """Answers 404 to recordings, and to uploads if nothing in the page takes a file.
 
-    Gradio would keep what anybody sends, as long as the process runs. Where it can save no
-    recording of the screen, the browser saves the one that it has.
+    Otherwise, Gradio would keep everything that anybody sends until the process ends. If the server
+    saves no screen recording, the browser saves its own.
     """
     refused = {f"{API_PREFIX}/process_recording": "This page takes no recordings."}
     if not takes_files:
@@ -113,14 +113,14 @@ def refuse_files(web: FastAPI, *, takes_files: bool) -> None:
 
 
 def takes_files(page: gr.Blocks, launch: Launch) -> bool:
-    """Says whether something in the page takes a file, a component or a script."""
-    if any(UPLOADS.search(str(script)) for script in (launch.js, launch.head)):
+    """Returns whether a component or a script of the page takes files."""
+    if any(UPLOAD_CALL.search(str(script)) for script in (launch.js, launch.head)):
         return True
-    # What gr.render makes is not there yet.
+    # gr.render may make such a component later.
     if any(function.renderable is not None for function in page.fns.values()):
         return True
     for block in page.blocks.values():
-        if isinstance(block, gr.HTML) and UPLOADS.search(block.js_on_load or ""):
+        if isinstance(block, gr.HTML) and UPLOAD_CALL.search(block.js_on_load or ""):
             return True
         is_input = isinstance(block, Component) and not block.skip_api
         if is_input and value_is_file(block.api_info()):
@@ -128,10 +128,11 @@ def takes_files(page: gr.Blocks, launch: Launch) -> bool:
     return False
 
 
-class BodyLimit:
-    """Refuses bodies over the limit with 413, those of unknown length while they arrive.
+class BodyLimitMiddleware:
+    """Refuses bodies over the limit with 413. If the length is unknown, it counts as they arrive.
 
-    Who leaves off in the middle of a body gets 408 after `BODY_SECONDS`; who is slow does not.
+    If a client stops in the middle of a body, it gets 408 after `BODY_SECONDS`. A slow client does
+    not.
     """
 
     def __init__(self, app: ASGIApp, limits: RequestLimits, takes_files: bool) -> None:
@@ -144,13 +145,13 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._limits.request_bytes
-        refusal = f"A request may have {limit:,} bytes. Send less."
-        found = WITH_FILES.search(scope["path"]) if self._takes_files else None
+        refusal = f"A request may have at most {limit:,} bytes. Send less."
+        found = FILE_PATHS.search(scope["path"]) if self._takes_files else None
         if found and Headers(scope=scope).get("content-type", "").startswith(MULTIPART):
             files = FILES_AT_ONCE if found[1] == "upload" else 1
             limit += files * self._limits.file_bytes
-            refusal = f"A file may have {self._limits.file_bytes:,} bytes, and what is sent "
-            refusal += f"at once {limit:,}. Send less."
+            refusal = f"A file may have at most {self._limits.file_bytes:,} bytes, and one request "
+            refusal += f"at most {limit:,}. Send less."
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
@@ -166,9 +167,9 @@ class BodyLimit:
                         message = await receive()
                     break
                 except TimeoutError:
-                    # Who waits for the client to leave is not the one who read the body.
+                    # Another task, which waits for a disconnect, may have set `complete` meanwhile.
                     if not complete:
-                        reason = "The rest of the request did not come."
+                        reason = "The rest of the request did not arrive. Send it again."
                         raise HTTPException(408, reason) from None
             received += len(message.get("body", b""))
             complete = complete or not message.get("more_body", False)
@@ -179,8 +180,8 @@ class BodyLimit:
         await self._app(scope, receive_up_to_the_limit, send)
 
 
-class QueueLimit:
-    """Says with 429 that Gradio's queue is full, and when to come back."""
+class QueueFullMiddleware:
+    """Answers 429 with a retry time when Gradio's queue is full."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -190,7 +191,7 @@ class QueueLimit:
 
         async def send_or_refuse(message: Message) -> None:
             nonlocal refused
-            # Gradio answers 503 only where its queue takes no more.
+            # Gradio answers 503 only if its queue is full.
             if message["type"] == "http.response.start" and message["status"] == 503:
                 refused = True
                 headers = {"retry-after": str(RETRY_SECONDS)}
@@ -202,11 +203,11 @@ class QueueLimit:
         await self._app(scope, receive, send_or_refuse)
 
 
-class Unprocessable:
-    """Says with 422 that a request makes no sense, where Gradio fails over it with 500.
+class UnprocessableMiddleware:
+    """Answers 422 to an invalid request, for which Gradio would fail with 500.
 
-    Its routes look up what a request names without asking whether it is there. A function of the
-    page that fails stays an error of the server, as does an answer that cannot be shown.
+    Gradio's routes look up names from a request without checking that they exist. If a function of
+    the page fails, or its result cannot be shown, the status stays 500.
     """
 
     ERRORS = (
@@ -235,9 +236,9 @@ class Unprocessable:
                 for message in failure:
                     await send(message)
                 raise
-            # Neither the path nor the error's own text, which may repeat what was sent.
-            logger.warning("A request makes no sense: %s", where(error))
-            detail = "The page has nothing of that name, or cannot read what it was sent."
+            # Without the path and the error's text, which may repeat what was sent.
+            logger.warning("A request is not valid: %s", where(error))
+            detail = "The request is not valid. Check the name that it calls, and its data."
             await JSONResponse({"detail": detail}, 422)(scope, receive, send)
         except Exception:
             for message in failure:
@@ -250,23 +251,23 @@ class Unprocessable:
 
 
 def _is_of_the_page(error: BaseException) -> bool:
-    """Says whether a function failed that the JavaScript of a component calls."""
+    """Returns whether the error is from a function that a component's JavaScript calls."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     names = [frame.f_code.co_name for frame in frames]
     if "component_server" not in names:
         return False
     modules = {frame.f_globals["__name__"] for frame in frames[names.index("component_server") :]}
-    return any(each.split(".")[0] not in READERS for each in modules - {files.__name__})
+    return any(each.split(".")[0] not in PARSING_PACKAGES for each in modules - {files.__name__})
 
 
-class SecurityHeaders:
-    """Says who may frame the page and what it may load, and has proxies pass streams on at once."""
+class SecurityHeadersMiddleware:
+    """Adds headers: who may frame the page, what it may load, and that proxies must not buffer."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
         self._app = app
         self._headers = {
             "content-security-policy": policy,
-            # With `same-origin`, a video of another site would not play in the page.
+            # With `same-origin`, videos from other sites would not play in the page.
             "referrer-policy": "strict-origin-when-cross-origin",
             "x-content-type-options": "nosniff",
         }
@@ -279,7 +280,7 @@ class SecurityHeaders:
                 if headers.get("content-type", "").startswith("text/event-stream"):
                     added = added | UNBUFFERED
                 for name, value in added.items():
-                    # A header of your own stays.
+                    # A header that your own code set is kept.
                     headers.setdefault(name, value)
             await send(message)
 

@@ -1,7 +1,8 @@
-"""Which names the page answers to, and which sites may send it something.
+"""Checks a request's host name, and the site that sends it.
 
-A site whose name is turned to this machine's address (DNS rebinding) gives itself away by the
-Host header, and another site that sends a form by Origin. No browser lets a site set either.
+If a site's name is changed to this machine's address (DNS rebinding), the Host header reveals it.
+If
+another site sends a form, the Origin header reveals it. Browsers let no site set these headers.
 """
 
 import os
@@ -17,12 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
-REMEDY = "If that is the page's own name, add it to `hosts` of the settings."
+ADD_TO_HOSTS = "If this is the page's own name, add it to `hosts` in the settings."
 ORIGIN = re.compile(r"(https?)://(.+)")
 PORT = re.compile("[0-9]{1,5}", re.ASCII)
 HOSTS_VARIABLE = "PAGE_HOSTS"
 SESSION_PATH = "page.session_path"
-"""Where a request says which end of its root path names a session."""
+"""The key in the ASGI scope for the end of the root path that names a session."""
 
 
 class Authority(NamedTuple):
@@ -30,11 +31,11 @@ class Authority(NamedTuple):
     port: str | None
 
 
-class OwnSite:
-    """Refuses with 421 a request for another host, and with 403 one that another site sends.
+class HostAndOriginMiddleware:
+    """Refuses a request for another host with 421, and one that another site sends with 403.
 
-    Addresses are right, because rebinding needs a name, and so is localhost. Other names are
-    those in `hosts`. The sites in `origins` may send what they like.
+    IP addresses and localhost are always accepted, because rebinding needs a name. Other names must
+    be in `hosts`. The sites in `origins` may send anything.
     """
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...] = ()) -> None:
@@ -57,21 +58,23 @@ class OwnSite:
         for host in [*headers.getlist("host"), *([forwarded] if forwarded else [])]:
             authority = _authority(host)
             if authority is None:
-                return JSONResponse({"detail": "The Host header names no host."}, 400)
+                detail = "The Host header is not valid. Send the name of a host."
+                return JSONResponse({"detail": detail}, 400)
             if not self._is_right(authority):
-                detail = f"This page does not answer to {authority.name}. {REMEDY}"
+                detail = f"This page does not answer to {authority.name}. {ADD_TO_HOSTS}"
                 return JSONResponse({"detail": detail}, 421)
             asked.append(authority)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             return None
-        # Over plain HTTP, browsers tell Sec-Fetch-Site to their own machine alone. Another name
-        # in `hosts` may be of the same site, and only its Origin says which one it is.
+        # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost. And if `hosts` has
+        # another
+        # name of the same site, only Origin tells them apart.
         if origin := headers.get("origin"):
             foreign = origin not in self._origins and not self._is_own(origin, asked)
         else:
             foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign:
-            detail = f"Another site may not send this. {REMEDY} If it may, add it to `origins`."
+            detail = f"Another site sent this request. {ADD_TO_HOSTS} To allow that site, add it to `origins`."
             return JSONResponse({"detail": detail}, 403)
         return None
 
@@ -79,7 +82,7 @@ class OwnSite:
         return host.name == "localhost" or _is_address(host.name) or self._is_listed(host)
 
     def _is_listed(self, host: Authority) -> bool:
-        # A browser leaves out the usual port.
+        # Browsers leave out the default port.
         ports = (None, host.port) if host.port else (None, *DEFAULT_PORTS.values())
         return any(
             (own.name == host.name or (own.name[:2] == "*." and host.name.endswith(own.name[1:])))
@@ -101,13 +104,13 @@ class OwnSite:
         )
 
 
-class PublicAddress:
-    """Has a request tell the address at which its visitor sees the page, by what proxies say.
+class PublicUrlMiddleware:
+    """Rewrites a request to the address that its visitor sees, from the headers of proxies.
 
-    The addresses of files and of the page itself are made from it.
+    Gradio builds the addresses of files and of the page from it.
 
     Args:
-        public_url: of the settings. What it says comes first.
+        public_url: from the settings. It takes precedence over headers.
     """
 
     def __init__(self, app: ASGIApp, public_url: str | None) -> None:
@@ -132,7 +135,7 @@ class PublicAddress:
             host += "" if port == DEFAULT_PORTS.get(scheme) else f":{port}"
         others = [header for header in scope["headers"] if header[0] != b"host"]
         seen = {**scope, "scheme": scheme, "headers": [(b"host", host.encode()), *others]}
-        # Bytes that are no text stand in no address. Browsers write them so themselves.
+        # An address cannot contain arbitrary bytes, so they are quoted, as in browsers.
         seen["query_string"] = quote(scope.get("query_string", b""), safe=printable).encode()
         if self._url:
             path, prefix = scope["path"], scope.get("root_path", "")
@@ -145,7 +148,7 @@ class PublicAddress:
 
 
 def _first(headers: Headers, name: str) -> str:
-    """Returns what the proxy that is the nearest to the visitor says."""
+    """Returns the header's value from the proxy nearest to the visitor."""
     return headers.get(name, "").split(",")[0].strip()
 
 
@@ -155,16 +158,16 @@ def _authority(text: str, before: str = "") -> Authority | None:
     return found and Authority(wildcard + found[1].lower().removesuffix("."), found[2])
 
 
-def hosts_of_environment() -> tuple[str, ...]:
-    """Returns the names in the variable `PAGE_HOSTS`, with commas between them.
+def hosts_from_environment() -> tuple[str, ...]:
+    """Returns the comma-separated names in the variable `PAGE_HOSTS`.
 
-    A config that serves in several places has other names in each.
+    With it, one config can be deployed in several places under different names.
     """
     return tuple(name.strip() for name in os.environ.get(HOSTS_VARIABLE, "").split(","))
 
 
 def is_loopback(name: str) -> bool:
-    """Says whether a host's name or address is this machine's, to itself alone."""
+    """Returns whether a host name or address is a loopback one."""
     if name.lower() == "localhost":
         return True
     return _is_address(name) and ip_address(name.strip("[]")).is_loopback

@@ -15,13 +15,13 @@ from starlette.routing import BaseRoute
 
 from ..base import PAGE_DEPLOYMENT, StartError, behind_haproxy
 from ..telemetry.logs import clean_request_ids, where
-from ..telemetry.traces import TracedRequests, start_traces
-from .disconnects import LeftStreams, ProxyLoss
+from ..telemetry.traces import TracingMiddleware, start_traces
+from .disconnects import DisconnectMiddleware, ProxyLossMiddleware
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
 from .proxy import check_rules
-from .sessions import SessionCookie, SessionRouter, application_name
+from .sessions import SessionCookieMiddleware, SessionRouter, application_name
 from .settings import HttpSettings
 
 
@@ -32,24 +32,24 @@ class HasHealth(Protocol):
 
 @runtime_checkable
 class HasMiddleware(Protocol):
-    """A builder that offers more than its page, once it is built."""
+    """A builder that adds middleware once its page is built."""
 
     def middleware(self) -> Sequence[Middleware]:
-        """Returns what meets a request first, and needs no session."""
+        """Returns middleware that runs before all else and needs no session."""
 
 
 Builder = Callable[..., gr.Blocks | gr.Server]
 
 
 class PageIngress(GradioIngress):
-    """The page that `builder` makes, called with a handle for each of `models`.
+    """Serves the page that `builder` returns, called with a handle for each of `models`.
 
     The builder runs in the replica, because Gradio's objects cannot be pickled.
 
     Args:
-        launch: what Gradio's `launch()` would be given.
-        middleware: ASGI middleware of your own; it meets a request that the guards let pass.
-        routes: routes of your own beside the page.
+        launch: the options that you would pass to Gradio's `launch()`.
+        middleware: your own ASGI middleware. It runs after the guards.
+        routes: your own routes, besides the page's.
     """
 
     def __init__(
@@ -64,38 +64,39 @@ class PageIngress(GradioIngress):
         self._builder = builder
         if behind_haproxy():
             check_rules(application_name())
-        # After each call, Gradio makes a table of all calls that it remembers: of 10,000.
+        # After each call, Gradio builds a table of all calls that it remembers, 10,000 by default.
         os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
         os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
         clean_request_ids()
         page = _built(builder, *models)
         web = mount(page, settings, launch, middleware, routes, application_name())
         web.add_middleware(
-            SessionCookie,
+            SessionCookieMiddleware,
             embedded=bool(settings.embedded_in or settings.origins),
             path=settings.public_path,
             origins=settings.origins,
         )
-        web.add_middleware(LeftStreams, seconds=settings.stream_seconds)
-        put_first(web, builder, settings)
-        web.add_middleware(ProxyLoss)
-        # GradioIngress would serve the Blocks alone, with no theme and no queue; its
-        # parent takes the mounted app, which starts both.
+        web.add_middleware(DisconnectMiddleware, seconds=settings.stream_seconds)
+        add_outer_middleware(web, builder, settings)
+        web.add_middleware(ProxyLossMiddleware)
+        # GradioIngress would serve the Blocks without a theme and a queue. Its parent class takes
+        # the
+        # mounted app, which has both.
         super(GradioIngress, self).__init__(web)
 
     def check_health(self) -> None:
-        """Serve replaces the replica when this raises, as the builder's own may."""
+        """Runs the builder's health check. If it raises, Serve replaces the replica."""
         if isinstance(self._builder, HasHealth):
             self._builder.check_health()
 
 
-def put_first(web: FastAPI, builder: object, settings: HttpSettings) -> None:
-    """Puts what a builder offers before what there is, and before all that what traces it."""
+def add_outer_middleware(web: FastAPI, builder: object, settings: HttpSettings) -> None:
+    """Puts the builder's middleware outside of the rest, and tracing outside of that."""
     for each in builder.middleware() if isinstance(builder, HasMiddleware) else ():
         web.add_middleware(each.cls, *each.args, **each.kwargs)
     if settings.traces is not None:
         start_traces(settings.traces)
-        web.add_middleware(TracedRequests)
+        web.add_middleware(TracingMiddleware)
 
 
 def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server:
@@ -106,22 +107,22 @@ def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise StartError(
-            f"{name_of(builder)} fails with {reason}, {where(error).partition(' ')[2]}. Correct it; "
-            "the preview shows the whole traceback."
+            f"{name_of(builder)} fails with {reason}, {where(error).partition(' ')[2]}. Fix it. The "
+            "preview shows the whole traceback."
         ) from error
 
 
 GradioServer = serve.deployment(
     PageIngress,
     name=PAGE_DEPLOYMENT,
-    # Behind HAProxy Serve refuses one.
+    # Behind HAProxy, Serve refuses a router class.
     request_router_config=RequestRouterConfig()
     if behind_haproxy()
     else RequestRouterConfig(request_router_class=SessionRouter),
-    # Every open tab holds one request for as long as it is open, and a second while it
-    # waits for an answer: this bounds the tabs, and the page's queue bounds the work.
+    # Every open tab holds one request while it is open, and a second one while it waits for an
+    # answer. This limits the tabs. The page's queue limits the work.
     max_ongoing_requests=1000,
-    # Room for many who open the page at once: each asks for a dozen files.
+    # Opening the page takes a dozen requests. This is enough for many visitors at once.
     max_queued_requests=1000,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_SECONDS),
     max_constructor_retry_count=1,

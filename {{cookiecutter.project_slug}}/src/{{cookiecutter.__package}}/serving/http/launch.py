@@ -1,4 +1,4 @@
-"""What a page looks like and may do, under the names of Gradio's `launch()`."""
+"""Launch options of a page, with the names that Gradio's `launch()` uses."""
 
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -16,10 +16,12 @@ FooterLink = Literal["api", "gradio", "settings", "runs"]
 Login = tuple[str, str]
 PathOrPaths = str | Path | Sequence[str | Path]
 
-NO_NOTEBOOK = "no notebook shows the page. Open the address that the start prints"
-NO_TUNNEL = "Serve has an address of its own. Let a proxy before it be reached from elsewhere"
-NO_NODE = "the page is rendered in the browser. More replicas answer more visitors: num_replicas"
-IN_CONFIG = "the Serve config says it, in http_options"
+NO_NOTEBOOK = "the page is not shown in a notebook. Open the address that the start command prints"
+NO_TUNNEL = (
+    "Serve listens on an address of its own. To publish the page, put a proxy in front of it"
+)
+NO_NODE = "the page is rendered in the browser. For more visitors, raise num_replicas"
+IN_CONFIG = "set it in the Serve config, under http_options"
 
 REFUSED: Mapping[str, str] = {
     "inline": NO_NOTEBOOK,
@@ -30,24 +32,24 @@ REFUSED: Mapping[str, str] = {
     "share_server_address": NO_TUNNEL,
     "share_server_protocol": NO_TUNNEL,
     "share_server_tls_certificate": NO_TUNNEL,
-    "debug": "Serve keeps tracebacks in its logs",
-    "quiet": "the Serve config says what is logged, in logging_config",
+    "debug": "Serve writes tracebacks to its logs",
+    "quiet": "set what is logged in the Serve config, under logging_config",
     "prevent_thread_lock": "Serve keeps the page running",
-    "server_name": f"{IN_CONFIG}: host",
-    "server_port": f"{IN_CONFIG}: port",
+    "server_name": f"{IN_CONFIG}, as host",
+    "server_port": f"{IN_CONFIG}, as port",
     "ssl_keyfile": IN_CONFIG,
     "ssl_certfile": IN_CONFIG,
     "ssl_keyfile_password": IN_CONFIG,
-    "ssl_verify": "nothing here asks the page over HTTPS",
-    "path": "the Serve config says it, in route_prefix",
-    "root_path": "the Serve config says it, in route_prefix, and args: what a proxy changes of it",
-    "strict_cors": "args: in the Serve config say which other sites may call the page",
+    "ssl_verify": "nothing here calls the page over HTTPS",
+    "path": "set it in the Serve config, as route_prefix",
+    "root_path": "set route_prefix in the Serve config, and public_url under args if a proxy changes it",
+    "strict_cors": "set the sites that may call the page in the Serve config, as origins under args",
     "ssr_mode": NO_NODE,
     "node_server_name": NO_NODE,
     "node_port": NO_NODE,
     "num_workers": NO_NODE,
 }
-"""What `launch()` takes and makes no sense behind Serve, and what does instead."""
+"""Options of `launch()` that make no sense behind Serve, and what to use instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Launch:
     """Options of Gradio's `launch()`, with its defaults.
 
     Raises:
-        StartError: one makes no sense behind Serve, or a path is not absolute.
+        StartError: an option makes no sense behind Serve, or a path is not absolute.
     """
 
     theme: gr.Theme | str | None = None
@@ -68,50 +70,50 @@ class Launch:
     allowed_paths: Sequence[str | Path] = ()
     """Files and directories that every visitor may read, and the page's functions may return."""
     blocked_paths: Sequence[str | Path] = ()
-    """Files and directories that no visitor reads, wherever they are."""
+    """Files and directories that no visitor may read, even inside an allowed path."""
     max_file_size: str | int | None = None
-    """Of one upload: `"20mb"`. None leaves it to the settings."""
+    """The size of one upload, such as `"20mb"`. If None, the settings decide."""
     footer_links: Sequence[FooterLink | Mapping[str, str]] | None = None
     i18n: gr.I18n | None = None
     pwa: bool | None = None
     run_history: bool | None = None
-    """Whether a browser keeps a visitor's calls."""
+    """Whether the browser keeps a history of a visitor's calls."""
     show_error: bool = False
-    """Whether a reader sees errors that are no gr.Error; they may tell a path."""
+    """Whether visitors see errors other than gr.Error. Such errors may contain paths."""
     auth: Login | Sequence[Login] | Callable[[str, str], bool | Awaitable[bool]] | None = None
-    """Who may log in. Each replica knows it by the variable `PAGE_SECRET`."""
+    """Who may log in. Set the variable `PAGE_SECRET`, so that every replica accepts the login."""
     auth_message: str | None = None
     auth_dependency: Callable[[Request], str | Awaitable[str | None] | None] | None = None
-    """Returns the name of who asks, or None for nobody, from the request alone."""
+    """Returns the user's name from a request, or None if nobody is logged in."""
     mcp_server: bool | None = None
-    """Whether clients of the Model Context Protocol find the page's functions, as `mcp` says."""
+    """Whether to offer the page's functions to MCP clients, like the setting `mcp`."""
     enable_monitoring: bool | None = None
-    """Whether a replica shows at `/monitoring` how its own calls went."""
+    """Whether a replica shows statistics of its own calls at `/monitoring`."""
     max_threads: int = 40
-    """A page of models has by itself as many as its limits need."""
+    """A page of models raises this by itself to what its limits need."""
     state_session_capacity: int = 10_000
     app_kwargs: Mapping[str, Any] | None = None
 
     def __new__(cls, **options: object) -> Self:
         for name in options:
             if name in REFUSED:
-                raise StartError(f"Launch takes no {name}: {REFUSED[name]}.")
+                raise StartError(f"Launch does not take {name}: {REFUSED[name]}.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        # A replica has a working directory of its own.
+        # A replica has its own working directory, so a relative path would point elsewhere.
         for name in ("css_paths", "head_paths", "favicon_path", "allowed_paths", "blocked_paths"):
             for path in listed(getattr(self, name)):
                 if not Path(path).is_absolute():
                     raise StartError(
-                        f"the path {str(path)!r} is not absolute; write it from / on, or as "
-                        f"Path(__file__).parent / {str(path)!r}, in {name} of Launch"
+                        f"{name} of Launch: the path {str(path)!r} is not absolute. Start it with "
+                        f"/, or write it as Path(__file__).parent / {str(path)!r}"
                     )
         if self.auth is not None and self.auth_dependency is not None:
-            raise StartError("Launch takes auth or auth_dependency, not both.")
+            raise StartError("Launch takes auth or auth_dependency, not both. Remove one of them.")
 
     def options(self) -> dict[str, Any]:
-        """Returns what is given, as `launch()` takes it."""
+        """Returns the options that are set, as `launch()` takes them."""
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in ("allowed_paths", "blocked_paths"):
             given = listed(options[name]) or os.environ.get(f"GRADIO_{name.upper()}", "").split(",")
@@ -124,7 +126,7 @@ class Launch:
 
 
 def listed(paths: PathOrPaths | None) -> list[str | Path]:
-    """Takes lists in a list too, as Gradio does."""
+    """Returns paths as a flat list. Like Gradio, it accepts nested lists."""
     if paths is None:
         return []
     if isinstance(paths, str | Path):
@@ -137,16 +139,16 @@ def name_of(builder: object) -> str:
 
 
 @contextmanager
-def refusing_launch(who: str) -> Iterator[None]:
-    """Raises StartError where `launch()` is called, which would start a server and wait for ever."""
+def forbid_launch(who: str) -> Iterator[None]:
+    """Raises StartError if `launch()` is called, because that would start a server and block."""
 
     def refuse(*_: object, **__: object) -> None:
         raise StartError(
-            f"{who} calls launch(), and Serve does that. Return the page instead, or put the call "
-            'under `if __name__ == "__main__":`. What launch() takes, give to Launch.'
+            f"{who} calls launch(), but Serve starts the page. Return the page instead, or move the "
+            'call under `if __name__ == "__main__":`. Pass the options of launch() to Launch.'
         )
 
-    with launching(refuse):
+    with replace_launch(refuse):
         yield
 
 
@@ -154,23 +156,23 @@ def built(builder: Callable[..., Any], *handles: object) -> gr.Blocks | gr.Serve
     """Returns the page that a builder makes.
 
     Raises:
-        StartError: it launches the page, or returns none.
+        StartError: the builder launches the page, or does not return one.
     """
-    with refusing_launch(name_of(builder)):
+    with forbid_launch(name_of(builder)):
         page = builder(*handles)
     if not isinstance(page, gr.Blocks | gr.Server):
         what = "nothing" if page is None else f"a {type(page).__name__}"
         raise StartError(
-            f"{name_of(builder)} returns {what}. Let it return the page: what you would launch(), "
-            "as a gr.Blocks, gr.Interface or gr.Server."
+            f"{name_of(builder)} returns {what}, not a page. Return what you would launch(): a "
+            "gr.Blocks, gr.Interface or gr.Server."
         )
     return page
 
 
 def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, dict[str, Any]]:
-    """Returns what the page's own `launch()` starts, and with which options.
+    """Returns the Blocks that the page's `launch()` would start, and the options for it.
 
-    A gr.Server makes its Blocks there, and a gr.Workflow adds to the options.
+    In `launch()`, a gr.Server makes its Blocks, and a gr.Workflow adds options.
     """
     started: list[tuple[gr.Blocks, dict[str, Any]]] = []
 
@@ -178,13 +180,13 @@ def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, di
         started.append((blocks, options))
         return None, "", None
 
-    with launching(remember):
+    with replace_launch(remember):
         page.launch(**launch.options(), inbrowser=False, prevent_thread_lock=True, quiet=True)
     [(blocks, options)] = started
     if not getattr(blocks, "exited", True):
-        # It was made and not left: launch() does that.
+        # The code never left its `with` block. launch() does that too.
         blocks.__exit__()
-    # What launch() itself would do: what it is given counts more than what Blocks() was given.
+    # As in launch(), its own options take precedence over those of Blocks().
     for name in ("theme", "css", "css_paths", "js", "head", "head_paths"):
         if options.get(name) is None:
             options[name] = getattr(blocks, f"_deprecated_{name}")
@@ -192,8 +194,8 @@ def launched(page: gr.Blocks | gr.Server, launch: Launch) -> tuple[gr.Blocks, di
 
 
 @contextmanager
-def launching(launch: Callable[..., object]) -> Iterator[None]:
-    """Calls this in the place of Gradio's `launch()`."""
+def replace_launch(launch: Callable[..., object]) -> Iterator[None]:
+    """Replaces Gradio's `launch()` with this function."""
     own = gr.Blocks.launch
     gr.Blocks.launch = launch
     try:

@@ -1,4 +1,4 @@
-"""The login, which every replica of the page can check by itself."""
+"""The page's login. Every replica can check it without the others."""
 
 import base64
 import binascii
@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..base import HAPROXY, LoginError, behind_haproxy, from_extra
+from ..base import HAPROXY, LoginError, behind_haproxy, require_extra
 from ..telemetry.logs import logger
 from .launch import Launch
 from .settings import HttpSettings, Oidc
@@ -35,27 +35,27 @@ PASSWORD_VARIABLE = "PAGE_PASSWORD"  # noqa: S105
 COOKIE = "page-login"
 FORM_BYTES = 10_000
 USER = "page.user"
-"""Where a request says who sent it. No header can."""
+"""The key in the ASGI scope for the user who sent a request. No header can set it."""
 BY_KEY = "page.by_key"
-"""Where a request says that it came with a key, whose name is in `USER`."""
+"""The key in the ASGI scope that tells whether the request has an API key, whose name is `USER`."""
 KEYS_VARIABLE = "API_KEYS"
 KEYS_FILE_VARIABLE = "API_KEYS_FILE"
 KEY = re.compile(r"([^:]*[^:\s])\s*:\s*([!-~]+)")
-GRADIOS_TOOLS = "/gradio_api/mcp"
-TOOLS = ("/mcp", *(f"{GRADIOS_TOOLS}{end}" for end in ("", "/", "/http", "/http/")))
-"""Where clients of the Model Context Protocol ask."""
+GRADIO_TOOLS = "/gradio_api/mcp"
+TOOLS = ("/mcp", *(f"{GRADIO_TOOLS}{end}" for end in ("", "/", "/http", "/http/")))
+"""The paths that MCP clients call."""
 SECRET_VARIABLE = "PAGE_SECRET"  # noqa: S105
 SECRET_CHARACTERS = 32
 FORWARDED_VARIABLE = "FORWARDED_ALLOW_IPS"
-"""From whom uvicorn takes `X-Forwarded-For` for the address that sent a request."""
-LONGEST_USER = 256
+"""The proxies whose `X-Forwarded-For` uvicorn trusts."""
+MAX_USER_LENGTH = 256
 LIMITS_LIBRARIES = {"limits", "redis"}
 OIDC_LIBRARIES = {"authlib", "httpx2", "joserfc"}
 LOGIN_SECONDS = 7 * 24 * 3600
 TOKEN = "access-token"  # noqa: S105
-"""How the cookies of Gradio's login begin."""
+"""The prefix of the cookies of Gradio's login."""
 OWN_HISTORY = "_saved_conversations_"
-"""How a gr.ChatInterface begins the key of what it saves."""
+"""The prefix of the key under which a gr.ChatInterface saves conversations."""
 
 
 Version = tuple[int, int, int]
@@ -67,14 +67,14 @@ class Credentials:
     password: str
 
     def allow(self, authorization: str) -> bool:
-        """Compares with a header of HTTP Basic authentication, in constant time."""
+        """Compares them with an HTTP Basic header, in constant time."""
         expected = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         scheme, _, given = authorization.partition(" ")
         equal = hmac.compare_digest(given.strip().encode(), expected.encode())
         return equal and scheme.lower() == "basic"
 
     def cookie(self) -> str:
-        """Returns what every replica knows to be of somebody who knew the password."""
+        """Returns a cookie value that only somebody who knows the password can make."""
         return hmac.digest(self.password.encode(), self.user.encode(), "sha256").hex()
 
     def allow_cookie(self, cookie: str) -> bool:
@@ -90,25 +90,25 @@ def read_credentials(user: str) -> Credentials:
     password = os.environ.get(PASSWORD_VARIABLE)
     if not password:
         raise LoginError(
-            f"login_user is {user!r} and {PASSWORD_VARIABLE} is not set. Set it to the password "
-            "in the environment in which Ray starts, or leave login_user out."
+            f"login_user is {user!r}, but {PASSWORD_VARIABLE} is not set. Set it to the password "
+            "in the environment in which Ray starts, or remove login_user."
         )
     return Credentials(user, password)
 
 
 def logged_in(request: HTTPConnection) -> str | None:
-    """Returns whom the login let in."""
+    """Returns the user who is logged in, or None."""
     user: str | None = request.scope.get(USER)
     return user
 
 
 class ApiKeys:
-    """The keys of programs. Their digests alone are kept.
+    """The API keys of programs. Only their digests are stored.
 
     Args:
-        names: whose each is, by its digest.
-        file: what they come from, if it is to be read again whenever it changes.
-        version: of the file, before it was read.
+        names: the name of each key's owner, by the key's digest.
+        file: the file with the keys, if any. It is read again when it changes.
+        version: the file's version before it was read.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ApiKeys:
         self._version = version
 
     def name_of(self, authorization: str) -> str | None:
-        """Returns whose key a header of Bearer authentication has, found in constant time."""
+        """Returns the owner of the key in a Bearer header. The lookup takes constant time."""
         self._read_again()
         scheme, _, given = authorization.partition(" ")
         digest = hashlib.sha256(given.strip().encode()).digest()
@@ -133,22 +133,26 @@ class ApiKeys:
         try:
             self._names = _names_of(_text_of(self._file), KEYS_FILE_VARIABLE)
         except LoginError as error:
-            # Half written, say: whoever had a key keeps it until there is a whole file.
-            logger.warning("The keys stay as they were: %s", error)
+            # The file may be half written. Until it is complete, the old keys stay valid.
+            logger.warning(
+                "The API keys were not read again, and the old ones stay valid: %s", error
+            )
 
 
 def read_keys(reason: str) -> ApiKeys:
-    """Returns the keys that the environment holds, or the file that it names.
+    """Returns the API keys in the environment, or in the file that the environment names.
 
     Args:
-        reason: what asks for them, as an error says it.
+        reason: why keys are needed, as the beginning of the error message.
 
     Raises:
-        LoginError: there are none, or they cannot be read.
+        LoginError: there are no keys, or they cannot be read.
     """
     text, path = os.environ.get(KEYS_VARIABLE), os.environ.get(KEYS_FILE_VARIABLE)
     if text and path:
-        raise LoginError(f"{KEYS_VARIABLE} and {KEYS_FILE_VARIABLE} are both set. Unset one.")
+        raise LoginError(
+            f"{KEYS_VARIABLE} and {KEYS_FILE_VARIABLE} are both set. Unset one of them."
+        )
     if path:
         file = Path(path)
         version = _version_of(file)
@@ -159,8 +163,9 @@ def read_keys(reason: str) -> ApiKeys:
         keys = ApiKeys(names)
     if not names:
         raise LoginError(
-            f"{reason}, and there are none. Set {KEYS_VARIABLE} to name:key, with commas between, "
-            f"in the environment in which Ray starts, or {KEYS_FILE_VARIABLE} to a file with them."
+            f"{reason}, but there are none. In the environment in which Ray starts, set "
+            f"{KEYS_VARIABLE} to comma-separated entries of the form name:key, or set "
+            f"{KEYS_FILE_VARIABLE} to the path of a file with such entries."
         )
     return keys
 
@@ -169,9 +174,9 @@ def _text_of(file: Path) -> str:
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise LoginError(
-            f"the file that {KEYS_FILE_VARIABLE} names cannot be read: {reason}"
+            f"the file in {KEYS_FILE_VARIABLE} cannot be read: {reason}. Correct the path or the file."
         ) from None
 
 
@@ -184,33 +189,34 @@ def _version_of(file: Path) -> Version | None:
 
 
 def _names_of(text: str, source: str) -> dict[bytes, str]:
-    """Returns the names by the digests of their keys. One name may have several."""
+    """Returns the owners' names by the digests of their keys. An owner may have several keys."""
     entries = [entry.strip() for entry in re.split("[,\n]", text) if entry.strip()]
     names = {}
     for number, entry in enumerate(entries, 1):
         found = KEY.fullmatch(entry)
         if not found:
             raise LoginError(
-                f"entry {number} of {source} is no name:key. Write it as ada:SECRET, the key in "
-                "ASCII and without spaces, with commas or line ends between two."
+                f"entry {number} of {source} does not have the form name:key. Write it as "
+                "ada:SECRET. The key must be ASCII without spaces. Separate entries with commas or "
+                "line breaks."
             )
         names[hashlib.sha256(found[2].encode()).digest()] = found[1]
     return names
 
 
-def refused_key() -> Response:
-    """Says that a key is wrong, or lacking, as OpenAI does."""
-    reason = "The API key is missing or wrong. Send yours in a header: Authorization: Bearer KEY"
+def invalid_key_response() -> Response:
+    """Returns OpenAI's error for a wrong or missing API key."""
+    reason = "The API key is missing or wrong. Send it in a header: Authorization: Bearer KEY"
     error = {"message": reason, "type": "invalid_request_error", "param": None}
     body = {"error": {**error, "code": "invalid_api_key"}}
     return JSONResponse(body, 401, {"www-authenticate": "Bearer"})
 
 
 class Login:
-    """Lets in whom a login knows, and at the page's tools whoever has a key.
+    """Admits users who are logged in, and on the paths of the page's tools, programs with a key.
 
     Args:
-        keys: with which programs, and they alone, come to the page's tools.
+        keys: the API keys of programs. If given, nothing else is accepted on the tools' paths.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
@@ -224,7 +230,7 @@ class Login:
         request = HTTPConnection(scope)
         if self._keys is not None and inner_path(scope) in TOOLS:
             user = self._keys.name_of(request.headers.get("authorization", ""))
-            by_key, refuse = True, cast("ASGIApp", refused_key())
+            by_key, refuse = True, cast("ASGIApp", invalid_key_response())
         else:
             user, by_key, refuse = self.user_of(request), False, self.answer
         if user is not None:
@@ -235,18 +241,18 @@ class Login:
             await refuse(scope, receive, send)
 
     def user_of(self, request: HTTPConnection) -> str | None:
-        """Returns who sent a request, or None where the login does not know."""
+        """Returns the user who sent a request, or None if nobody is logged in."""
         raise NotImplementedError
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers whom it does not know."""
+        """Answers a request of somebody who is not logged in."""
         await PlainTextResponse("Log in first.", 401)(scope, receive, send)
 
 
 class PasswordLogin(Login):
-    """Asks for a name and a password, in a way that every replica can check by itself.
+    """Asks for a name and a password. Every replica can check them without the others.
 
-    A browser answers with a header, and `gradio_client` with a form, for which it gets a cookie.
+    A browser sends them in a header. `gradio_client` sends them in a form, and gets a cookie.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys | None, credentials: Credentials) -> None:
@@ -272,9 +278,9 @@ class PasswordLogin(Login):
             async for part in request.stream():
                 form += part
                 if len(form) > FORM_BYTES:
-                    return PlainTextResponse("A login is shorter.", 413)
+                    return PlainTextResponse("The login form is too long. Send less.", 413)
         except HTTPException as refused:
-            # Of `BodyLimit`; what turns it into an answer is further in.
+            # From `BodyLimitMiddleware`. The handler that would turn it into an answer is further inside.
             return PlainTextResponse(refused.detail, refused.status_code)
         if not self._credentials.allow_form(form.decode("latin-1")):
             return _refusal()
@@ -291,7 +297,7 @@ class PasswordLogin(Login):
 
 
 class HeaderLogin(Login):
-    """Takes the name that a proxy tells, from the addresses of that proxy alone."""
+    """Takes the user's name from a header, but only if the request comes from a listed proxy."""
 
     def __init__(
         self,
@@ -306,14 +312,14 @@ class HeaderLogin(Login):
 
     def user_of(self, request: HTTPConnection) -> str | None:
         names = request.headers.getlist(self._header)
-        # Of two, one may be what the proxy was sent.
+        # If there are two, the visitor may have sent one of them.
         if len(names) != 1 or not self._is_of_a_proxy(request.scope):
             return None
         try:
             name = names[0].encode("latin-1").decode().strip()
         except UnicodeDecodeError:
             return None
-        return name if name.isprintable() and 0 < len(name) <= LONGEST_USER else None
+        return name if name.isprintable() and 0 < len(name) <= MAX_USER_LENGTH else None
 
     def _is_of_a_proxy(self, scope: Scope) -> bool:
         host, _ = scope.get("client") or ("", 0)
@@ -326,19 +332,19 @@ class HeaderLogin(Login):
         return any(address in network for network in self._proxies)
 
 
-def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
-    """Returns the login that the settings ask for.
+def login_middleware(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
+    """Returns the middleware for the login in the settings.
 
     Raises:
-        LoginError: something of it is not there.
-        StartError: its libraries are not.
+        LoginError: a secret or a variable for it is missing.
+        StartError: its libraries are not installed.
     """
     if settings.login_user is not None:
         credentials = read_credentials(settings.login_user)
         return Middleware(PasswordLogin, keys=keys, credentials=credentials)
     if settings.oidc is not None:
         secret, client_secret = _secret_for("oidc"), _client_secret(settings.oidc)
-        with from_extra("oidc", "oidc", OIDC_LIBRARIES):
+        with require_extra("oidc", "oidc", OIDC_LIBRARIES):
             from .oidc import OidcLogin
         return Middleware(
             OidcLogin,
@@ -348,33 +354,32 @@ def login_of(settings: HttpSettings, keys: ApiKeys | None) -> Middleware:
             secret=secret,
         )
     if settings.login_header is None:
-        raise ValueError("the settings ask for no login")
+        raise ValueError("the settings have no login")
     _secret_for("login_header")
     if behind_haproxy():
         raise LoginError(
-            f"with login_header, {HAPROXY} cannot be set: every request would come from Serve's own "
-            "HAProxy. Unset it where Ray starts, on each node."
+            f"with login_header, {HAPROXY} cannot be set, because every request would come from "
+            "Serve's HAProxy. Unset it in the environment in which Ray starts, on each node."
         )
     if os.environ.get(FORWARDED_VARIABLE) != "":
         raise LoginError(
-            f"with login_header, {FORWARDED_VARIABLE} has to be there and empty: else whoever comes "
-            "through a proxy on this machine chooses the address that the page sees. "
-            f"Set it in the environment in which Ray starts, on each node: export "
-            f"{FORWARDED_VARIABLE}="
+            f"with login_header, {FORWARDED_VARIABLE} must be set, and empty. Otherwise, visitors who "
+            "come through a proxy on this machine can forge their address. Set it in the "
+            f"environment in which Ray starts, on each node: export {FORWARDED_VARIABLE}="
         )
     header, proxies = settings.login_header, settings.proxies
     return Middleware(HeaderLogin, keys=keys, header=header, proxies=proxies)
 
 
 def check_login(settings: HttpSettings) -> None:
-    """Looks whether the login can be offered, and whether its provider answers.
+    """Checks that the login has what it needs, and that its provider answers.
 
     Raises:
-        LoginError: it cannot, or the provider does not.
+        LoginError: something is missing, or the provider does not answer.
     """
-    login_of(settings, None)
+    login_middleware(settings, None)
     if settings.oidc is not None:
-        # Here, as its libraries may not be there.
+        # Imported here because its libraries may not be installed.
         from .oidc import check_provider
 
         check_provider(settings.oidc)
@@ -384,7 +389,7 @@ def _secret_for(setting: str) -> str:
     secret = read_secret()
     if secret is None:
         raise LoginError(
-            f"{setting} needs {SECRET_VARIABLE}, which is not set. Set it to a long random text in "
+            f"{setting} needs {SECRET_VARIABLE}, which is not set. Set it to a long random string in "
             "the environment in which Ray starts, the same on each node."
         )
     return secret
@@ -394,7 +399,7 @@ def _client_secret(settings: Oidc) -> str:
     secret = os.environ.get(settings.client_secret_variable)
     if not secret:
         raise LoginError(
-            f"oidc needs the secret of the client {settings.client_id!r}, and "
+            f"oidc needs the secret of the client {settings.client_id!r}, but "
             f"{settings.client_secret_variable} is not set. Set it in the environment in which Ray "
             "starts, on each node."
         )
@@ -402,17 +407,17 @@ def _client_secret(settings: Oidc) -> str:
 
 
 def rate_limits() -> ModuleType:
-    """Returns the module of that name, whose libraries may not be there.
+    """Returns the module `rate_limits`, whose libraries are an extra.
 
     Raises:
-        StartError: they are not.
+        StartError: they are not installed.
     """
-    with from_extra("limits", "rate_limits", LIMITS_LIBRARIES):
+    with require_extra("limits", "rate_limits", LIMITS_LIBRARIES):
         return import_module(".rate_limits", __package__)
 
 
 def inner_path(scope: Scope) -> str:
-    """Returns the path below the application's own."""
+    """Returns the path without the application's prefix."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
@@ -427,22 +432,23 @@ def read_secret() -> str | None:
     if secret is not None and len(secret) < SECRET_CHARACTERS:
         raise LoginError(
             f"{SECRET_VARIABLE} has fewer than {SECRET_CHARACTERS} characters. Set it to a long "
-            "random text in the environment in which Ray starts, the same on each node."
+            "random string in the environment in which Ray starts, the same on each node."
         )
     return secret
 
 
-def derived(secret: str, *purpose: str) -> str:
+def derive_key(secret: str, *purpose: str) -> str:
     return hmac.digest(secret.encode(), "\0".join(purpose).encode(), hashlib.sha256).hex()
 
 
-class Logins(dict[str, str]):
-    """The tokens of Gradio's login, which tell each replica who it was, until when, and are signed.
+class SignedLogins(dict[str, str]):
+    """Signed tokens for Gradio's login, which hold the user's name and the time of expiry.
 
-    Nothing is kept: a login outlives its replica, and logging out forgets it in the browser.
+    No replica stores them. So a login outlives its replica, and logging out only removes the token
+    from the browser.
 
     Args:
-        accounts: passwords by name, or what tells whether a name and a password are right.
+        accounts: passwords by name, or a function that checks a name and a password.
     """
 
     def __init__(self, accounts: Any, key: str) -> None:
@@ -450,7 +456,7 @@ class Logins(dict[str, str]):
         self._key = key
 
     async def log_in(self, user: str, password: str) -> str | None:
-        """Returns a token, or None where the name or the password is wrong."""
+        """Returns a token, or None if the name or the password is wrong."""
         if callable(self._accounts):
             allowed = self._accounts(user, password)
             if inspect.isawaitable(allowed):
@@ -461,7 +467,7 @@ class Logins(dict[str, str]):
         return self._token(user, int(time.time()) + LOGIN_SECONDS) if allowed else None
 
     def get(self, token: str | None, default: Any = None) -> Any:
-        """Returns who has logged in with the token."""
+        """Returns the user whom the token belongs to."""
         try:
             name, until, _ = (token or "").split(".")
             user = base64.urlsafe_b64decode(name).decode()
@@ -474,30 +480,30 @@ class Logins(dict[str, str]):
         return user if known and signed and int(until) > time.time() else default
 
     def _token(self, user: str, until: int) -> str:
-        # Another password ends the logins with the one before.
+        # Changing the password invalidates the tokens made with the old one.
         password = "" if callable(self._accounts) else self._accounts.get(user, "")
         name = base64.urlsafe_b64encode(user.encode()).decode()
-        return f"{name}.{until}.{derived(self._key, user, str(until), password)}"
+        return f"{name}.{until}.{derive_key(self._key, user, str(until), password)}"
 
 
-def keep_logins(app: Any, name: str) -> None:
-    """Has Gradio's login count on each replica, and after a deploy.
+def share_logins(app: Any, name: str) -> None:
+    """Makes Gradio's login valid on each replica, and after a deploy.
 
-    Gradio keeps tokens, and the name of their cookie, in the process that gave them.
+    Gradio keeps tokens, and the name of their cookie, in the process that made them.
 
     Raises:
-        LoginError: the environment holds no secret.
+        LoginError: the secret is not set.
     """
     secret = read_secret()
     if secret is None:
         raise LoginError(
-            f"auth of Launch signs who has logged in, and {SECRET_VARIABLE} is not set. Set it to a "
-            "long random text in the environment in which Ray starts, the same on each node, or "
-            "use login_user in the place of auth."
+            f"auth of Launch signs its logins, but {SECRET_VARIABLE} is not set. Set it to a "
+            "long random string in the environment in which Ray starts, the same on each node. Or "
+            "use login_user instead of auth."
         )
-    key = derived(secret, "login", name)
-    app.cookie_id = derived(key, "cookie")[:16]
-    app.tokens = logins = Logins(app.auth, key)
+    key = derive_key(secret, "login", name)
+    app.cookie_id = derive_key(key, "cookie")[:16]
+    app.tokens = logins = SignedLogins(app.auth, key)
 
     async def log_in(request: Request) -> Response:
         form = await request.form()
@@ -506,7 +512,7 @@ def keep_logins(app: Any, name: str) -> None:
         if token is None:
             return JSONResponse({"detail": "Incorrect credentials."}, 400)
         answer = JSONResponse({"success": True})
-        # As Gradio does, which asks for either.
+        # Gradio sets both cookies too, and accepts either.
         answer.set_cookie(
             f"{TOKEN}-{app.cookie_id}", token, httponly=True, samesite="none", secure=True
         )
@@ -519,7 +525,7 @@ def keep_logins(app: Any, name: str) -> None:
 
 
 async def user_of(app: Any, request: Request) -> str | None:
-    """Returns who asks, as Gradio knows it, or by HTTP Basic authentication where `auth` is set."""
+    """Returns the user by Gradio's login, or by HTTP Basic authentication if `auth` is set."""
     user: str | None
     if app.auth_dependency is not None:
         user = app.auth_dependency(request)
@@ -529,7 +535,7 @@ async def user_of(app: Any, request: Request) -> str | None:
         if user is not None:
             return user
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "basic" or not isinstance(app.tokens, Logins):
+    if scheme.lower() != "basic" or not isinstance(app.tokens, SignedLogins):
         return None
     try:
         name, _, password = base64.b64decode(given).decode().partition(":")
@@ -538,11 +544,13 @@ async def user_of(app: Any, request: Request) -> str | None:
     return name if await app.tokens.log_in(name, password) else None
 
 
-def keep_browser_states(page: gr.Blocks, settings: HttpSettings, launch: Launch, name: str) -> None:
+def share_browser_states(
+    page: gr.Blocks, settings: HttpSettings, launch: Launch, name: str
+) -> None:
     """Gives each gr.BrowserState, and a saved history, the same key on each replica.
 
-    Gradio encrypts what a browser keeps with a secret that each process draws anew, and tells it
-    to everybody who may load the page. So the secret keeps out those who may not.
+    Gradio encrypts what it stores in a browser. By default, each process draws its own random
+    secret. Everybody who may load the page gets the secret, so it protects only from others.
     """
     states = [block for block in page.blocks.values() if isinstance(block, BrowserState)]
     secret = read_secret()
@@ -550,14 +558,14 @@ def keep_browser_states(page: gr.Blocks, settings: HttpSettings, launch: Launch,
         secret = read_credentials(settings.login_user).password
     if secret is None and launch.auth_dependency is not None and states:
         logger.warning(
-            "What browsers keep of the page can be read there without a login. Set %s to a long "
-            "random text in the environment in which Ray starts.",
+            "Data that the page stores in a browser can be read there without a login. Set %s to a "
+            "long random string in the environment in which Ray starts.",
             SECRET_VARIABLE,
         )
     for number, state in enumerate(states):
         given = state.constructor_args
-        # Pages of one host share what a browser keeps, and Gradio numbers a history by its place.
+        # Pages on one host share the browser's storage, and Gradio only numbers the histories.
         if str(given.get("storage_key") or OWN_HISTORY).startswith(OWN_HISTORY):
             state.storage_key = f"{name}-state-{number}"
         if not given.get("secret"):
-            state.secret = derived(secret or "", "browser", name, state.storage_key)
+            state.secret = derive_key(secret or "", "browser", name, state.storage_key)

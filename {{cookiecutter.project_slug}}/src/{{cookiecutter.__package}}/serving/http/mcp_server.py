@@ -1,8 +1,8 @@
-"""The page's functions as tools of the Model Context Protocol, at `/mcp`, if the settings say so.
+"""Offers the page's functions as tools of the Model Context Protocol, at `/mcp`.
 
-Gradio has a server of its own for it, for an older version of the protocol's library. It asks the
-page over HTTP for every caller, at the address that the first one names in its Host header. This
-one puts calls into the page's queue itself, where they are like those of a browser.
+Gradio's own MCP server needs an older version of the protocol's library. It calls the page over
+HTTP for every caller, at the address in the first caller's Host header. This server puts calls
+directly into the page's queue, where they are handled like those of a browser.
 """
 
 import base64
@@ -61,24 +61,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..telemetry.logs import keep_request_id, logger
 from .guard import QUEUE_IS_FULL
-from .login import GRADIOS_TOOLS, TOOLS, user_of
+from .login import GRADIO_TOOLS, TOOLS, user_of
 
 USER = "page.mcp-user"
-LONGEST_NAME = 64
+MAX_NAME_LENGTH = 64
 FILE = "Gradio File Input"
-"""How Gradio begins the format of a text that names a file."""
+"""How the format of a string starts in Gradio's schema if the string is a file's address."""
 TEMPLATE = re.compile(r"\{([^}]+)\}")
 
 Kind = Literal["tool", "resource", "prompt"]
 
 
 class CallError(Exception):
-    """A call brings nothing; the message is for who made it."""
+    """A call failed. The message is for the client."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A function of the page, and what clients are told of it."""
+    """A function of the page, with its description for clients."""
 
     kind: Kind
     name: str
@@ -97,7 +97,7 @@ class Offer:
         return str(self.function.fn._mcp_mime_type)
 
     def parts_of(self, uri: str) -> dict[str, str] | None:
-        """Returns the arguments that are in the URI, or None where it is another resource's."""
+        """Returns the arguments in the URI, or None if it belongs to another resource."""
         pieces = TEMPLATE.split(self.uri)
         pattern = "".join(
             f"(?P<{piece}>[^/]+)" if number % 2 else re.escape(piece)
@@ -108,7 +108,7 @@ class Offer:
 
 
 class Answer:
-    """Answers to those whom Gradio's login lets in."""
+    """Answers only users who are logged in, if the page uses Gradio's login."""
 
     def __init__(self, answer: ASGIApp, app: Any) -> None:
         self._answer = answer
@@ -124,15 +124,15 @@ class Answer:
 
 
 def offer_tools(web: FastAPI, app: Any) -> None:
-    """Puts the tools of Gradio's app before it.
+    """Adds the tools' routes in front of Gradio's app.
 
-    No session is kept between requests, so that any replica of the page can answer.
+    The server keeps no session between requests, so any replica of the page can answer.
     """
     page = app.get_blocks()
     offers = {(offer.kind, offer.name): offer for offer in offers_of(page)}
     sessions = StreamableHTTPSessionManager(_server(app, offers), stateless=True)
     answer = Answer(StreamableHTTPASGIApp(sessions), app)
-    # What the page shows to who wants to use its tools.
+    # The page shows this schema to users of its tools.
     schema = [
         {
             "name": offer.name,
@@ -150,7 +150,7 @@ def offer_tools(web: FastAPI, app: Any) -> None:
     mounted = len(web.router.routes) - 1
     web.router.routes[mounted:mounted] = [
         *(Route(path, answer) for path in TOOLS),
-        Route(f"{GRADIOS_TOOLS}/schema", tell_schema),
+        Route(f"{GRADIO_TOOLS}/schema", tell_schema),
     ]
     lifespan = web.router.lifespan_context
 
@@ -163,7 +163,7 @@ def offer_tools(web: FastAPI, app: Any) -> None:
 
 
 def offers_of(page: gr.Blocks) -> Iterator[Offer]:
-    """Yields each function that has a name in the page's API, but for those that no client can call."""
+    """Yields the functions that have a name in the page's API and that clients can call."""
     endpoints = page.get_api_info()["named_endpoints"]
     names: set[str] = set()
     for each in page.fns.values():
@@ -173,7 +173,7 @@ def offers_of(page: gr.Blocks) -> Iterator[Offer]:
         try:
             offer = _offer(each, endpoint, names)
         except Exception as error:
-            logger.warning("%s is offered to no client of MCP: %s", each.api_name, error)
+            logger.warning("%s cannot be offered to MCP clients: %s", each.api_name, error)
             continue
         names.add(offer.name)
         yield offer
@@ -185,7 +185,7 @@ def _offer(function: Any, endpoint: dict[str, Any], taken: set[str]) -> Offer:
     parameters = endpoint["parameters"]
     inputs = [component for component in function.inputs if not component.skip_api]
     description, about, _ = get_function_description(function.fn)
-    # Clients name a file by its URL.
+    # Clients pass a file as a URL.
     schema, files = GradioMCPServer.simplify_filedata_schema(
         None, _schema(inputs, parameters, about)
     )
@@ -208,12 +208,12 @@ def _offer(function: Any, endpoint: dict[str, Any], taken: set[str]) -> Offer:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """Clients take no other letters, and no longer name."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:LONGEST_NAME]
+    """Returns a name that is not taken. Clients limit its characters and its length."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:MAX_NAME_LENGTH]
     number = 1
     unique = name
     while unique in taken:
-        unique = f"{name[: LONGEST_NAME - 4]}_{number}"
+        unique = f"{name[: MAX_NAME_LENGTH - 4]}_{number}"
         number += 1
     return unique
 
@@ -221,18 +221,18 @@ def _unique(name: str, taken: set[str]) -> str:
 def _schema(
     inputs: Sequence[Any], parameters: list[dict[str, Any]], about: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Returns the JSON schema of a function's arguments, from what Gradio's API tells of them."""
+    """Returns the JSON schema of a function's arguments, from Gradio's API description."""
     properties, definitions = {}, dict[str, Any]()
     for component, parameter in zip(inputs, parameters, strict=True):
         name, described = parameter["parameter_name"], dict(parameter["type"])
         definitions |= described.pop("$defs", {})
         if not isinstance(described.get("type"), str | list):
-            # A component of any JSON says `{}`, which is no type.
+            # A component that takes any JSON has `{}`, which is not a type.
             described.pop("type", None)
         if isinstance(component, gr.Slider):
             described |= {"minimum": component.minimum, "maximum": component.maximum}
         elif isinstance(component, gr.Dropdown) and component.allow_custom_value:
-            # Of several values, each one is described.
+            # With several values, the schema describes each item.
             one = described.get("items", described)
             free = {"type": ["string", "number"], "examples": one["enum"]}
             described = {**described, "items": free} if component.multiselect else free
@@ -255,10 +255,10 @@ def _schema(
 
 
 def _with_files(value: Any, schema: dict[str, Any], definitions: Mapping[str, Any]) -> Any:
-    """Returns the value with what Gradio takes in the place of each file.
+    """Returns the value with Gradio's file data instead of each file's URL.
 
     Raises:
-        ValueError: a file is named otherwise than by a URL.
+        ValueError: a file is not given as a URL.
     """
     if "$ref" in schema:
         schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
@@ -278,16 +278,16 @@ def _with_files(value: Any, schema: dict[str, Any], definitions: Mapping[str, An
         return handle_file(save_base64_to_cache(value, get_upload_folder()))
     if value.startswith(("http://", "https://")):
         return handle_file(value)
-    raise ValueError("A file is named by a URL that begins with https:, http: or data:.")
+    raise ValueError("A file must be a URL. Start it with https:, http: or data:.")
 
 
 async def _updates(
     app: Any, offer: Offer, arguments: Mapping[str, Any], request: Request
 ) -> AsyncGenerator[Any, None]:
-    """Puts a call into the page's queue and yields what the queue says of it, its result last.
+    """Puts a call into the page's queue, and yields its updates. The last one is the result.
 
     Raises:
-        CallError: the arguments are wrong, or too many wait.
+        CallError: the arguments are not valid, or the queue is full.
     """
     page, function = app.get_blocks(), offer.function
     queue, session = page._queue, token_hex(16)
@@ -297,9 +297,9 @@ async def _updates(
         given = iter(construct_args(offer.parameters, (), filled))
     except (TypeError, ValueError) as error:
         raise CallError(str(error)) from error
-    # Gradio itself puts in the value of a state or a button.
+    # Gradio fills in the values of states and buttons.
     data = [None if component.skip_api else next(given) for component in function.inputs]
-    # Gradio tells by the path where the page is, for the URLs of files.
+    # Gradio derives the page's address from the path, for the URLs of files.
     path = f"{request.scope.get('root_path', '').rstrip('/')}/gradio_api/call/{function.api_name}"
     asked = Request({**request.scope, "path": path, "raw_path": path.encode()})
     body = PredictBodyInternal(
@@ -310,7 +310,7 @@ async def _updates(
         try:
             taken, said, state = await queue.push(body, asked, request.scope[USER])
         except HTTPException as refused:
-            # Over one of the limits that the settings name.
+            # The caller is over one of the rate limits.
             raise CallError(refused.detail) from refused
         if not taken:
             raise CallError(QUEUE_IS_FULL if state == "queue_full" else _reasons(said))
@@ -320,7 +320,7 @@ async def _updates(
             if isinstance(update, says.ProcessCompletedMessage):
                 return
     finally:
-        # Who leaves is cancelled, and goes on only here.
+        # If the client disconnects, this task is cancelled, and only shielded code still runs.
         with anyio.CancelScope(shield=True):
             await cancel_tasks({f"{session}_{function._id}"})
             await queue.clean_events(session_hash=session)
@@ -329,7 +329,7 @@ async def _updates(
 
 
 def _reasons(said: str | list[dict[str, Any]] | None) -> str:
-    """Returns why the queue refuses a call: a text, or what a validator says of each argument."""
+    """Returns why the queue refuses a call: its message, or those of a validator."""
     if isinstance(said, str):
         return said
     reasons = [each.get("message") for each in said or ()]
@@ -342,10 +342,10 @@ async def _result(
     arguments: Mapping[str, Any],
     context: ServerRequestContext,
 ) -> list[Any]:
-    """Returns what the function returns, and meanwhile reports how far it is.
+    """Returns the function's result, and reports its progress until then.
 
     Raises:
-        CallError: it fails, or cannot be called so.
+        CallError: the function fails, or does not accept the call.
     """
     keep_request_id(context.request.headers)
     progress = 0
@@ -355,8 +355,8 @@ async def _result(
                 if not update.success:
                     raise CallError(
                         update.output.get("error")
-                        or f"{offer.name} failed. Call again; if it stays so, look at the server's "
-                        "log."
+                        or f"{offer.name} failed. Call it again. If it keeps failing, see the "
+                        "server's log."
                     )
                 values = update.output["data"]
                 outputs = offer.function.outputs
@@ -368,7 +368,7 @@ async def _result(
             if isinstance(update, says.ProcessGeneratingMessage | says.ProgressMessage):
                 progress += 1
                 await context.session.report_progress(progress, message=_progress_of(update))
-    raise CallError(f"{offer.name} was stopped.")
+    raise CallError(f"{offer.name} was stopped. Call it again.")
 
 
 def _progress_of(update: Any) -> str | None:
@@ -379,7 +379,7 @@ def _progress_of(update: Any) -> str | None:
 
 
 def _contents(value: Any) -> Iterator[TextContent | ImageContent]:
-    """Yields a value as text, and a picture as one, beside its address."""
+    """Yields a value as text. A picture becomes an image and its address."""
     if not is_file_obj_with_meta(value):
         yield TextContent(text=value if isinstance(value, str) else json.dumps(value, default=str))
         return
@@ -420,7 +420,7 @@ def _server(app: Any, every: dict[tuple[Kind, str], Offer]) -> Server:
         offer = every.get(("tool", called.name))
         if offer is None:
             names = ", ".join(each.name for each in offered("tool"))
-            return _failure(f"There is no tool {called.name}. There are: {names}.")
+            return _failure(f"There is no tool {called.name}. Call one of: {names}.")
         arguments = called.arguments or {}
         try:
             validate(arguments, offer.schema)
@@ -479,7 +479,7 @@ def _server(app: Any, every: dict[tuple[Kind, str], Offer]) -> Server:
             told = {"uri": uri, "mime_type": offer.mime_type}
             if offer.mime_type.startswith("text/"):
                 return ReadResourceResult(contents=[TextResourceContents(text=value, **told)])
-            # The function returns it as base64, as Gradio wants it.
+            # As Gradio requires, the function returns it as base64.
             return ReadResourceResult(contents=[BlobResourceContents(blob=value, **told)])
         raise MCPError(INVALID_PARAMS, f"There is no resource {uri}.")
 

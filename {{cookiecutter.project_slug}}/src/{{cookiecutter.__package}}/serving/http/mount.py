@@ -19,13 +19,13 @@ from ..telemetry.logs import logger
 from .files import check_files, remove_old_files
 from .guard import explain_refusals, guard, refuse_files, takes_files
 from .launch import Launch, launched
-from .login import keep_browser_states, keep_logins, logged_in, rate_limits
+from .login import logged_in, rate_limits, share_browser_states, share_logins
 from .settings import HttpSettings
 
 IDLE_SECONDS = 0.005
 
 if find_spec("matplotlib") is None:
-    # Gradio looks for it on the disk before and after each update of a page.
+    # Gradio searches the disk for matplotlib before and after each update of a page.
     gr.utils.MatplotlibBackendMananger = nullcontext
 
 
@@ -37,15 +37,16 @@ def mount(
     routes: Sequence[BaseRoute] = (),
     name: str = "page",
 ) -> FastAPI:
-    """Returns the application that serves the page, behind what every request passes.
+    """Returns the application that serves the page behind its guards.
 
     Args:
-        middleware: the first one meets a request first, after the guards.
-        routes: are asked before the page.
-        name: of the application, by which browsers tell its logins and states from another's.
+        middleware: runs after the guards, the first one outermost.
+        routes: matched before the page's own routes.
+        name: the application's name, which keeps its logins and states in a browser apart from
+            those of other applications.
 
     Raises:
-        LoginError: a login is asked for, and the environment holds no password or no secret.
+        LoginError: the settings need a login, but its password or secret is not set.
     """
     web = FastAPI(openapi_url=None)
     for each in reversed(middleware):
@@ -60,7 +61,7 @@ def mount(
     guard(web, settings, takes_files=files_are_taken, offers_tools=offers_tools)
     web.router.routes.extend(routes)
     refuse_files(web, takes_files=files_are_taken)
-    keep_browser_states(blocks, settings, launch, name)
+    share_browser_states(blocks, settings, launch, name)
     check_files(blocks)
     log_failures(blocks)
     if settings.rate_limits is not None:
@@ -68,10 +69,10 @@ def mount(
     meter_calls(blocks)
     if launch.max_threads != Launch.max_threads:
         blocks.max_threads = blocks._queue.max_thread_count = launch.max_threads
-    # Gradio's looks for a call each millisecond, which takes 7% of a core while there is none.
+    # By default, Gradio's queue looks for calls every millisecond, and uses 7% of a core when idle.
     blocks._queue.sleep_when_free = IDLE_SECONDS
     blocks.state_session_capacity = launch.state_session_capacity
-    # So that the page tells of it.
+    # The page's API documentation then mentions it.
     blocks.mcp_server = offers_tools
     taken = inspect.signature(gr.mount_gradio_app).parameters
     options = {option: value for option, value in options.items() if option in taken} | {
@@ -86,12 +87,12 @@ def mount(
         gr.mount_gradio_app(web, blocks, path="/", **options)
     app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
     if launch.auth is not None:
-        keep_logins(app, name)
+        share_logins(app, name)
     if settings.rate_limits is not None and blocks.api_open:
         mounted = web.router.routes[-1]
-        mounted.app = rate_limits().DirectCalls(app, app)  # type: ignore[attr-defined]
+        mounted.app = rate_limits().DirectCallMiddleware(app, app)  # type: ignore[attr-defined]
     if offers_tools:
-        # Here, because it takes a second to import.
+        # Imported here because that takes a second.
         from .mcp_server import offer_tools
 
         offer_tools(web, app)
@@ -108,7 +109,7 @@ def _wants_tools(launch: Launch) -> bool:
 
 @contextmanager
 def _in_place_of_an_app(page: gr.Blocks | gr.Server) -> Iterator[None]:
-    """Has Gradio put the page's routes behind those of a gr.Server, as its `launch()` does."""
+    """Makes Gradio put the page's routes behind those of a gr.Server, as its `launch()` does."""
     create_app = gradio_routes.App.create_app
     if isinstance(page, gr.Server):
         gradio_routes.App.create_app = staticmethod(partial(create_app, app=page))
@@ -119,7 +120,7 @@ def _in_place_of_an_app(page: gr.Blocks | gr.Server) -> Iterator[None]:
 
 
 def log_failures(page: gr.Blocks) -> None:
-    """Has Serve's log keep the traceback of a function that raises, which Gradio prints."""
+    """Logs the traceback of a function that raises to Serve's log. Gradio only prints it."""
     call = page.call_function
 
     @wraps(call)

@@ -1,8 +1,8 @@
-"""A login by OpenID Connect: the authorization code flow with PKCE, which keeps nothing.
+"""Login by OpenID Connect: the authorization code flow with PKCE, without a store on the server.
 
-What is to be known later is encrypted, with a key that every replica derives from the variable
-`PAGE_SECRET`, in cookies: for a few minutes what belongs to a login under way, then who it was.
-A token of the provider stays in the function that reads it.
+All state is in encrypted cookies: for a few minutes the state of a login in progress, then the
+user's name. Every replica derives the key from the variable `PAGE_SECRET`. The provider's tokens
+never leave the function that reads them.
 """
 
 import asyncio
@@ -31,58 +31,59 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..base import LoginError
 from ..telemetry.logs import logger
 from .hosts import SESSION_PATH
-from .login import LONGEST_USER, ApiKeys, Login, derived, inner_path
+from .login import MAX_USER_LENGTH, ApiKeys, Login, derive_key, inner_path
 from .settings import Oidc
 
 CALLBACK = "/oidc/callback"
 LOGGED_OUT = "/oidc/logged-out"
 LOGOUT = "/logout"
 FLOW_SECONDS = 600
-"""How long somebody may take at the provider."""
-FLOWS_AT_ONCE = 5
-"""Tabs of one browser that may log in at the same time."""
-FORGOTTEN_AT_ONCE = 20
-"""Cookies of older logins that one answer takes away: a browser may hold some, and a request say
-that there are thousands."""
+"""How long a user may take to log in at the provider."""
+MAX_FLOWS = 5
+"""How many tabs of one browser may log in at the same time."""
+MAX_DELETED_COOKIES = 20
+"""How many cookies of older logins one answer deletes. A forged request may have thousands."""
 SESSION_SECONDS = 12 * 3600
 HTTP_SECONDS = 10.0
 LEEWAY_SECONDS = 60
-"""By which the provider's clock may differ from this machine's."""
+"""How much the provider's clock may differ from this machine's."""
 METADATA_SECONDS = 3600.0
 KEYS_SECONDS = 10.0
-"""Between two looks for a key that the provider may have added."""
-LONGEST_CODE = 4096
-"""Of the provider. Some write a token into it, and none would read a megabyte."""
-LONGEST_ADDRESS = 1500
-"""Of the page, that a cookie keeps during a login: browsers drop one of over 4,096 characters."""
+"""The shortest time between two requests for the provider's keys, to look for a new one."""
+MAX_CODE_LENGTH = 4096
+"""The longest code to send to the provider. Some providers put a token into it."""
+MAX_ADDRESS_LENGTH = 1500
+"""The longest address to keep in a cookie during a login. Browsers drop cookies over 4,096
+bytes."""
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
-"""Those with a public key. With another, whoever knows that key could sign a token."""
+"""Algorithms with a public key. With a shared key, everybody who knows it could sign a token."""
 KEY_TYPES = {"RSA", "EC"}
-SEALED = {"alg": "dir", "enc": "A256GCM"}
-NEEDED = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+ENCRYPTION = {"alg": "dir", "enc": "A256GCM"}
+REQUIRED_METADATA = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 
 
 class ProviderError(Exception):
-    """The provider does not answer as it should; the message is for the log."""
+    """The provider does not answer as it should. The message is for the log."""
 
 
 class RefusedUserError(Exception):
-    """Somebody may not come in; the message is for them."""
+    """A user may not log in. The message is for that user."""
 
 
 class Flow(TypedDict):
-    """A login under way."""
+    """A login in progress."""
 
     state: str
     nonce: str
     verifier: str
     redirect_uri: str
     address: str
-    """The path and the query to go on to."""
+    """The path and query to open after the login."""
 
 
 class OidcLogin(Login):
-    """Sends browsers to the provider, and knows them by an encrypted cookie when they are back."""
+    """Redirects browsers to the provider. When they come back, an encrypted cookie keeps the
+    login."""
 
     def __init__(
         self,
@@ -94,16 +95,16 @@ class OidcLogin(Login):
     ) -> None:
         super().__init__(app, keys)
         self._provider = Provider(settings, client_secret)
-        # Other settings may let others in, so they know nobody that these have let in.
-        key = derived(secret, "oidc", settings.model_dump_json())
-        self._flows = Box(derived(key, "flow"))
-        self._sessions = Box(derived(key, "session"))
-        # Applications of one host see each other's cookies.
-        self._cookie = f"page-oidc-{derived(key, 'cookie')[:8]}"
+        # Other settings may admit other users, so a change of the settings ends all logins.
+        key = derive_key(secret, "oidc", settings.model_dump_json())
+        self._flows = CookieCipher(derive_key(key, "flow"))
+        self._sessions = CookieCipher(derive_key(key, "session"))
+        # Applications on one host see each other's cookies.
+        self._cookie = f"page-oidc-{derive_key(key, 'cookie')[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers what belongs to the login before it asks who it is."""
-        own = {CALLBACK: self._finish, LOGGED_OUT: self._say_bye, LOGOUT: self._log_out}
+        """Answers the login's own paths before it checks who sent the request."""
+        own = {CALLBACK: self._finish, LOGGED_OUT: self._show_logged_out, LOGOUT: self._log_out}
         path = inner_path(scope).rstrip("/") if scope["type"] == "http" else ""
         if path in own and scope["method"] == "GET":
             response = await own[path](Request(scope, receive))
@@ -112,7 +113,7 @@ class OidcLogin(Login):
             await super().__call__(scope, receive, send)
 
     def user_of(self, request: HTTPConnection) -> str | None:
-        session = self._sessions.opened(request.cookies.get(self._cookie, ""))
+        session = self._sessions.decrypt(request.cookies.get(self._cookie, ""))
         return None if session is None else str(session["user"])
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +121,7 @@ class OidcLogin(Login):
         if _is_navigation(request):
             response = await self._begin(request)
         else:
-            detail = "Log in first: open the page in a browser."
+            detail = "Log in first. Open the page in a browser."
             response = JSONResponse({"detail": detail}, 401, {"cache-control": "no-store"})
         await response(scope, receive, send)
 
@@ -133,7 +134,7 @@ class OidcLogin(Login):
             nonce=token_urlsafe(32),
             verifier=token_urlsafe(48),
             redirect_uri=_url(request, root + CALLBACK),
-            address=address if len(address) <= LONGEST_ADDRESS else f"{root}/",
+            address=address if len(address) <= MAX_ADDRESS_LENGTH else f"{root}/",
         )
         try:
             response: Response = RedirectResponse(await self._provider.login_url(flow), 303)
@@ -142,7 +143,7 @@ class OidcLogin(Login):
         response.headers["cache-control"] = "no-store"
         own = re.compile(re.escape(self._cookie) + "-" + "[0-9a-f]" * 16)
         begun = [name for name in request.cookies if own.fullmatch(name)]
-        for name in begun[: 1 - FLOWS_AT_ONCE][:FORGOTTEN_AT_ONCE]:
+        for name in begun[: 1 - MAX_FLOWS][:MAX_DELETED_COOKIES]:
             response.delete_cookie(name, path=root or "/")
         self._keep(request, response, self._flow_cookie(flow["state"]), self._flows, flow)
         return response
@@ -150,9 +151,9 @@ class OidcLogin(Login):
     async def _finish(self, request: Request) -> Response:
         given = request.query_params
         name = self._flow_cookie(given.get("state", ""))
-        flow = self._flows.opened(request.cookies.get(name, ""))
+        flow = self._flows.decrypt(request.cookies.get(name, ""))
         if flow is None or not _equal(given.get("state", ""), flow["state"]):
-            reason = "This login began in another browser, or too long ago."
+            reason = "This login began in another browser, or too long ago. Start again."
             return _message(request, 400, reason, "Log in again")
         try:
             user = await self._provider.user_of(given, flow)
@@ -161,7 +162,7 @@ class OidcLogin(Login):
         except ProviderError as error:
             response = self._unreachable(request, error)
         else:
-            # The address of the page itself, whatever follows in it.
+            # Always an address of this page, whatever the path and query are.
             response = RedirectResponse(_url(request, flow["address"]), 303)
             response.headers["cache-control"] = "no-store"
             self._keep(request, response, self._cookie, self._sessions, {"user": user})
@@ -170,40 +171,40 @@ class OidcLogin(Login):
 
     async def _log_out(self, request: Request) -> Response:
         if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            return _message(request, 403, "Another site may not log you out.", "Back to the page")
+            return _message(request, 403, "Another site cannot log you out.", "Back to the page")
         back = _url(request, _root(request) + LOGGED_OUT)
         try:
             url = await self._provider.logout_url(back)
         except ProviderError as error:
-            logger.warning("A logout did not reach the provider: %s", error)
+            logger.warning("A user logged out here, but not at the OIDC provider: %s", error)
             url = back
         response = RedirectResponse(url, 303, {"cache-control": "no-store"})
         response.delete_cookie(self._cookie, path=_root(request) or "/")
         return response
 
-    async def _say_bye(self, request: Request) -> Response:
+    async def _show_logged_out(self, request: Request) -> Response:
         return _message(request, 200, "You are logged out.", "Log in again")
 
     def _unreachable(self, request: Request, error: ProviderError) -> Response:
-        logger.error("The login's provider: %s", error)
-        reason = "Whoever checks the login does not answer as expected. Try again in a moment."
+        logger.error("The OIDC provider failed: %s", error)
+        reason = "The login service does not answer as expected. Try again in a moment."
         return _message(request, 502, reason, "Try again")
 
     def _flow_cookie(self, state: str) -> str:
-        return f"{self._cookie}-{derived(state, 'flow')[:16]}"
+        return f"{self._cookie}-{derive_key(state, 'flow')[:16]}"
 
     def _keep(
         self,
         request: Request,
         response: Response,
         name: str,
-        box: "Box",
+        cipher: "CookieCipher",
         content: Mapping[str, Any],
     ) -> None:
-        seconds = SESSION_SECONDS if box is self._sessions else FLOW_SECONDS
+        seconds = SESSION_SECONDS if cipher is self._sessions else FLOW_SECONDS
         response.set_cookie(
             name,
-            box.closed(content, seconds),
+            cipher.encrypt(content, seconds),
             max_age=seconds,
             path=_root(request) or "/",
             secure=request.url.scheme == "https",
@@ -212,22 +213,22 @@ class OidcLogin(Login):
         )
 
 
-class Box:
-    """Encrypts what a cookie keeps, for a time."""
+class CookieCipher:
+    """Encrypts the content of a cookie, with a time of expiry."""
 
     def __init__(self, key: str) -> None:
         self._key = OctKey.import_key(bytes.fromhex(key))
-        self._registry = JWERegistry(algorithms=list(SEALED.values()))
-        self._begins = self.closed({}, 0).partition(".")[0] + "."
+        self._registry = JWERegistry(algorithms=list(ENCRYPTION.values()))
+        self._begins = self.encrypt({}, 0).partition(".")[0] + "."
 
-    def closed(self, content: Mapping[str, Any], seconds: int) -> str:
+    def encrypt(self, content: Mapping[str, Any], seconds: int) -> str:
         claims = {**content, "exp": int(time.time()) + seconds}
-        text: str = jwt.encode(SEALED, claims, self._key, registry=self._registry)
+        text: str = jwt.encode(ENCRYPTION, claims, self._key, registry=self._registry)
         return text
 
-    def opened(self, text: str) -> Any:
-        """Returns the content, or None where it is another's, changed or too old."""
-        # Nobody else's choice of an algorithm, or of what is no header, is read at all.
+    def decrypt(self, text: str) -> Any:
+        """Returns the content, or None if it was made elsewhere, was changed or has expired."""
+        # The header must be ours, so a sender cannot choose another algorithm.
         if not text.startswith(self._begins):
             return None
         try:
@@ -238,12 +239,12 @@ class Box:
 
 
 class Provider:
-    """Asks a provider who somebody is, and remembers where it answers and by which keys."""
+    """Asks a provider who a user is, and caches the provider's endpoints and keys."""
 
     def __init__(self, settings: Oidc, client_secret: str = "") -> None:
         self._settings = settings
         self._secret = client_secret
-        # Each client would read all certificates again, while the page waits.
+        # Otherwise, each client would read all certificates again and block the page.
         self._tls = create_ssl_context()
         self._metadata: Mapping[str, Any] = {}
         self._metadata_until = 0.0
@@ -263,7 +264,7 @@ class Provider:
         return str(url)
 
     async def logout_url(self, back: str) -> str:
-        """Returns where the provider ends its own session, or `back` where it does not."""
+        """Returns the provider's logout address, or `back` if it has none."""
         url = (await self.metadata()).get("end_session_endpoint")
         if not url:
             return back
@@ -271,15 +272,15 @@ class Provider:
         return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
 
     async def user_of(self, given: Mapping[str, str], flow: Flow) -> str:
-        """Returns who has come back from the provider with a code.
+        """Returns the user who came back from the provider with a code.
 
         Raises:
-            RefusedUserError: the provider lets nobody in, or not this one.
-            ProviderError: it does not answer, or its token is not right.
+            RefusedUserError: the provider refused the login, or this user may not log in.
+            ProviderError: the provider does not answer, or its token is not valid.
         """
         code, issuer = given.get("code", ""), given.get("iss", self._settings.issuer)
-        if not 0 < len(code) <= LONGEST_CODE or issuer != self._settings.issuer:
-            raise RefusedUserError("The provider did not let you in.")
+        if not 0 < len(code) <= MAX_CODE_LENGTH or issuer != self._settings.issuer:
+            raise RefusedUserError("The login service did not log you in.")
         metadata = await self.metadata()
         try:
             async with self._client(metadata) as client:
@@ -291,29 +292,29 @@ class Provider:
                     redirect_uri=flow["redirect_uri"],
                 )
                 claims = await self._claims(token, flow["nonce"])
-                if not self._wanted() <= claims.keys() and metadata.get("userinfo_endpoint"):
-                    # Some leave out of the token what another request tells.
+                if not self._needed_claims() <= claims.keys() and metadata.get("userinfo_endpoint"):
+                    # Some providers put these claims only into the user info, not into the token.
                     answer = await client.get(metadata["userinfo_endpoint"])
                     answer.raise_for_status()
                     more = answer.json()
                     if more["sub"] != claims["sub"]:
-                        raise ProviderError("it tells of somebody else than its token does")
+                        raise ProviderError("its user info and its ID token name different users")
                     claims = {**more, **claims}
         except JoseError as error:
-            raise ProviderError(f"its ID token is refused: {_named(error)}") from error
+            raise ProviderError(f"its ID token is not valid: {_named(error)}") from error
         except OAuthError as error:
             if error.error == "invalid_grant":
-                # The code is old, used or made up: a fault of whoever sent it.
-                raise RefusedUserError("The provider does not know this login.") from error
-            raise ProviderError(f"it gives no token: {error.error}") from error
+                # The code is old, used or forged, so the error is the sender's.
+                raise RefusedUserError("The login service does not know this login.") from error
+            raise ProviderError(f"it returned no token: {error.error}") from error
         except (HTTPError, InvalidURL, LookupError, TypeError, ValueError) as error:
-            raise ProviderError(f"it gives no token: {type(error).__name__}") from error
-        return self._admitted(claims)
+            raise ProviderError(f"it returned no token: {type(error).__name__}") from error
+        return self._check_claims(claims)
 
-    def _wanted(self) -> set[str]:
+    def _needed_claims(self) -> set[str]:
         return {self._settings.username_claim, *self._settings.required_claims}
 
-    def _admitted(self, claims: Mapping[str, Any]) -> str:
+    def _check_claims(self, claims: Mapping[str, Any]) -> str:
         for name, value in self._settings.required_claims.items():
             said = claims.get(name)
             if str(value) not in map(str, said if isinstance(said, list) else [said]):
@@ -323,19 +324,19 @@ class Provider:
                     "scope of oidc.",
                     name,
                 )
-                raise RefusedUserError("You are logged in, and this page is not for you.")
+                raise RefusedUserError("You are logged in, but you may not use this page.")
         user = claims.get(self._settings.username_claim)
-        if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= LONGEST_USER):
+        if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= MAX_USER_LENGTH):
             logger.warning(
-                "The provider says no %s of who logs in. Set username_claim of oidc to a claim "
-                "that it says, or scope to one that brings it.",
+                "The OIDC provider sends no valid claim %s for a user. In oidc, set username_claim to "
+                "a claim that it sends, or add the scope that includes this one to scope.",
                 self._settings.username_claim,
             )
-            raise RefusedUserError("You are logged in, and the provider does not say your name.")
+            raise RefusedUserError("You are logged in, but the login service sent no user name.")
         return user
 
     async def _claims(self, token: Mapping[str, Any], nonce: str) -> dict[str, Any]:
-        """Returns what an ID token says, once its signature and its claims are right."""
+        """Returns the claims of an ID token, after checking its signature and its claims."""
         text = token["id_token"]
         try:
             read = jwt.decode(text, await self._known_keys(), algorithms=ALGORITHMS)
@@ -362,8 +363,10 @@ class Provider:
         if not self._keys or now > self._keys_until or again:
             fetched = self._keys_until - METADATA_SECONDS
             if not again or now > fetched + KEYS_SECONDS:
-                found = (await self._fetched((await self.metadata())["jwks_uri"])).get("keys", [])
-                # A provider may have keys that are made for something else.
+                found = (await self._fetch_json((await self.metadata())["jwks_uri"])).get(
+                    "keys", []
+                )
+                # A provider may have keys for other purposes.
                 own = [
                     key
                     for key in found
@@ -374,25 +377,25 @@ class Provider:
         return self._keys
 
     async def metadata(self) -> Mapping[str, Any]:
-        """Returns what the provider says of itself, which is remembered for an hour.
+        """Returns the provider's metadata, cached for an hour.
 
         Raises:
-            ProviderError: it does not answer, or is another.
+            ProviderError: the provider does not answer, or has another issuer.
         """
         if time.monotonic() < self._metadata_until:
             return self._metadata
         issuer = self._settings.issuer
         address = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
-        found = await self._fetched(address)
+        found = await self._fetch_json(address)
         if found.get("issuer") != issuer:
-            raise ProviderError(f"{address} is of the issuer {str(found.get('issuer'))[:200]!r}")
-        for name in NEEDED:
+            raise ProviderError(f"{address} has the issuer {str(found.get('issuer'))[:200]!r}")
+        for name in REQUIRED_METADATA:
             if not isinstance(found.get(name), str):
-                raise ProviderError(f"{address} says no {name}")
+                raise ProviderError(f"{address} has no {name}")
         self._metadata, self._metadata_until = found, time.monotonic() + METADATA_SECONDS
         return found
 
-    async def _fetched(self, address: str) -> dict[str, Any]:
+    async def _fetch_json(self, address: str) -> dict[str, Any]:
         try:
             async with AsyncClient(timeout=HTTP_SECONDS, verify=self._tls) as client:
                 answer = await client.get(address)
@@ -401,7 +404,7 @@ class Provider:
         except (HTTPError, InvalidURL, ValueError) as error:
             raise ProviderError(f"{address} does not answer: {type(error).__name__}") from error
         if not isinstance(found, dict):
-            raise ProviderError(f"{address} answers with something else")
+            raise ProviderError(f"{address} does not return a JSON object")
         return found
 
     def _client(self, metadata: Mapping[str, Any]) -> Any:
@@ -419,7 +422,7 @@ class Provider:
 
 
 def check_provider(settings: Oidc) -> None:
-    """Looks whether the provider answers.
+    """Checks that the provider answers.
 
     Raises:
         LoginError: it does not.
@@ -428,23 +431,23 @@ def check_provider(settings: Oidc) -> None:
         asyncio.run(Provider(settings).metadata())
     except ProviderError as error:
         raise LoginError(
-            f"oidc: {error}. Set issuer to what the provider itself calls so, and let this machine "
-            "reach it."
+            f"oidc: {error}. Set issuer exactly as the provider spells it, and make sure that this "
+            "machine can reach it."
         ) from error
 
 
 def _is_navigation(request: Request) -> bool:
-    """Says whether somebody opens the page, and no script of it asks."""
+    """Returns whether a user opens the page, rather than a script calling it."""
     if request.method != "GET":
         return False
-    # Over plain HTTP, browsers tell it to their own machine alone.
+    # Over plain HTTP, browsers send this header only to localhost.
     if mode := request.headers.get("sec-fetch-mode"):
         return mode == "navigate" and request.headers.get("sec-fetch-dest") == "document"
     return "text/html" in request.headers.get("accept", "")
 
 
 def _root(request: Request) -> str:
-    """Returns the path of the page, which is one for all of its sessions."""
+    """Returns the path of the page, without a session's part."""
     root: str = request.scope.get("root_path", "")
     return root.removesuffix(request.scope.get(SESSION_PATH, ""))
 
@@ -458,7 +461,7 @@ def _equal(one: str, other: str) -> bool:
 
 
 def _named(error: JoseError) -> str:
-    """Returns what is wrong with a token, without what it says."""
+    """Returns what is wrong with a token, without its content."""
     claim = getattr(error, "claim", None)
     return f"{type(error).__name__} {claim}" if claim else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""OpenAI's protocol, at `/v1/models` and `/v1/chat/completions`. A model is whatever streams."""
+"""The OpenAI API, at `/v1/models` and `/v1/chat/completions`, for any `Model`."""
 
 import asyncio
 import json
@@ -38,21 +38,21 @@ from ..protocol import (
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .guard import RETRY_SECONDS, UNBUFFERED, guard
 from .hosts import is_loopback
-from .login import BY_KEY, USER, ApiKeys, inner_path, refused_key
+from .login import BY_KEY, USER, ApiKeys, inner_path, invalid_key_response
 from .settings import HttpSettings
 
 PREFIX = "/v1"
 MODELS = f"{PREFIX}/models"
-MOST_MESSAGES = 2048
-MOST_STOPS = 4
-SMALLEST_TOP_P = 1e-6
-"""What a `top_p` of 0 means: the likeliest token alone."""
+MAX_MESSAGES = 2048
+MAX_STOPS = 4
+MIN_TOP_P = 1e-6
+"""Replaces a `top_p` of 0, and selects only the likeliest token."""
 REASONS = {"stop": "stop", "length": "length", "filtered": "content_filter"}
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KIND = re.compile(r"str$|list\[")
-"""What pydantic puts into the place of an error, where it tries several kinds."""
+"""What pydantic adds to an error's location for each type of a union."""
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
-HARMLESS: Mapping[str, tuple[object, ...]] = {
+UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
     "function_call": ("none",),
@@ -68,13 +68,13 @@ HARMLESS: Mapping[str, tuple[object, ...]] = {
     "top_logprobs": (0,),
     "web_search_options": (),
 }
-"""What would change an answer and is not offered, with the values that ask for nothing."""
+"""Parameters that are not supported, with the values that have no effect and are accepted."""
 
 Chunk = dict[str, Any]
 
 
 class AnswerLimits(Protocol):
-    """What one request may ask for."""
+    """Limits of one request."""
 
     @property
     def new_tokens(self) -> int: ...
@@ -87,7 +87,7 @@ class AnswerLimits(Protocol):
 
 
 class ApiError(Exception):
-    """A request is refused; the message says what to change."""
+    """A request is refused. The message says what to change."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None
@@ -109,7 +109,7 @@ class ApiError(Exception):
 
 
 class Asked(BaseModel):
-    """What a program sends, with the right types. What it leaves out may also be null."""
+    """Input from a client, checked by type. Optional fields may also be null."""
 
     model_config = ConfigDict(strict=True)
 
@@ -131,7 +131,7 @@ class StreamOptions(Asked):
 
 class ChatRequest(Asked):
     model: str
-    messages: list[Turn] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -142,36 +142,39 @@ class ChatRequest(Asked):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
 
     def options(self, limits: AnswerLimits) -> GenerationOptions:
-        """Returns what a model is asked for.
+        """Returns the options for the model.
 
         Raises:
-            ApiError: it is more than the limits allow.
+            ApiError: they are over the limits.
         """
         named = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            reason = "max_tokens and max_completion_tokens are the same. Send one of them."
+            reason = "max_tokens and max_completion_tokens mean the same. Send only one of them."
             raise ApiError(400, reason, "max_tokens")
         if most is not None and most > limits.new_tokens:
-            reason = f"{named} is {most}, and an answer may have {limits.new_tokens} tokens."
+            reason = (
+                f"{named} is {most}, but an answer may have at most {limits.new_tokens} tokens."
+            )
             raise ApiError(400, f"{reason} Ask for fewer.", named)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stop) > MOST_STOPS or "" in stop:
-            raise ApiError(400, f"stop is up to {MOST_STOPS} texts, and none is empty.", "stop")
+        if len(stop) > MAX_STOPS or "" in stop:
+            reason = f"stop has an empty string, or more than {MAX_STOPS}. Send fewer, none empty."
+            raise ApiError(400, reason, "stop")
         return GenerationOptions(
             max_new_tokens=limits.new_tokens if most is None else most,
             temperature=self.temperature,
-            top_p=None if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
+            top_p=None if self.top_p is None else max(self.top_p, MIN_TOP_P),
             stop=tuple(stop),
             seed=self.seed,
         )
 
 
 class OpenAIApi:
-    """ASGI middleware that answers what is asked below `/v1`, and leaves the rest to the page.
+    """ASGI middleware that answers requests below `/v1`, and passes the others to the page.
 
     Args:
-        keys: None where whoever is on this machine may ask, and nobody else.
+        keys: the API keys. If None, only requests from this machine are answered.
     """
 
     def __init__(
@@ -187,22 +190,22 @@ class OpenAIApi:
         self._api = Starlette(
             routes=[
                 Route(MODELS, api.list_models),
-                Route(MODELS + "/{name}", api.tell_model),
+                Route(MODELS + "/{name}", api.get_model),
                 Route(f"{PREFIX}/chat/completions", api.complete, methods=["POST"]),
             ],
             exception_handlers={ApiError: refuse, HTTPException: refuse, Exception: _fail},
         )
-        self._api.add_middleware(Admission, keys=keys)
+        self._api.add_middleware(ApiKeyMiddleware, keys=keys)
         guard(self._api, settings, takes_files=False, asks_login=False)
-        self._api.add_middleware(InOpenAIsForm)
+        self._api.add_middleware(OpenAIErrorMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = scope["type"] == "http" and f"{inner_path(scope)}/".startswith(f"{PREFIX}/")
         await (self._api if own else self._app)(scope, receive, send)
 
 
-class Admission:
-    """Asks for a key, or where none is asked for, whether this machine itself is asking."""
+class ApiKeyMiddleware:
+    """Requires an API key, or if there are no keys, that the request comes from this machine."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys | None) -> None:
         self._app = app
@@ -212,13 +215,15 @@ class Admission:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif self._keys is None:
-            reason = "Without keys, this API answers its own machine alone. Ask for keys to be set."
+            reason = (
+                "This API has no keys, so it answers only its own machine. Ask its admin for keys."
+            )
             here = _is_from_here(scope)
             await (self._app if here else ApiError(403, reason).response())(scope, receive, send)
         else:
             name = self._keys.name_of(Headers(scope=scope).get("authorization", ""))
             own = {**scope, USER: name, BY_KEY: True}
-            await (refused_key() if name is None else self._app)(own, receive, send)
+            await (invalid_key_response() if name is None else self._app)(own, receive, send)
 
 
 def _is_from_here(scope: Scope) -> bool:
@@ -236,8 +241,8 @@ def _is_own_address(address: str) -> bool:
         return False
 
 
-class InOpenAIsForm:
-    """Says what a guard refuses as OpenAI would."""
+class OpenAIErrorMiddleware:
+    """Turns the guards' refusals into OpenAI's error format."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -274,7 +279,7 @@ def _in_form(body: bytes, status: int) -> bytes:
 
 
 class Api:
-    """The routes, for these models."""
+    """The endpoints of the API."""
 
     def __init__(self, models: Sequence[Model], limits: AnswerLimits) -> None:
         self._models = {model.name: model for model in models}
@@ -284,15 +289,15 @@ class Api:
     async def list_models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [*map(self._about, self._models)]})
 
-    async def tell_model(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> Response:
         return JSONResponse(self._about(self._model(request.path_params["name"]).name))
 
     async def complete(self, request: Request) -> ASGIApp:
         keep_request_id(request.headers)
         body = await _read(request)
-        for name, harmless in HARMLESS.items():
+        for name, harmless in UNSUPPORTED.items():
             if body.get(name) is not None and body[name] not in harmless:
-                reason = f"{name} is not offered here. Leave it out."
+                reason = f"{name} is not supported. Leave it out."
                 raise ApiError(400, reason, name, "unsupported_parameter")
         asked = _checked(body)
         model = self._model(asked.model)
@@ -326,13 +331,16 @@ class Api:
             where = f"messages[{number}]"
             role = "system" if turn.role == "developer" else turn.role
             if turn.tool_calls:
-                raise ApiError(400, f"{where} calls tools, and none are offered here.", "messages")
+                reason = f"{where} calls tools, which are not supported. Leave them out."
+                raise ApiError(400, reason, "messages")
             try:
                 message = Message(role, _text(turn))  # type: ignore[arg-type]
             except PromptError as error:
                 raise ApiError(400, f"{where}: {error}", "messages") from None
             if len(message.content) > most:
-                reason = f"{where} has {len(message.content):,} characters and may have {most:,}."
+                reason = (
+                    f"{where} has {len(message.content):,} characters, but at most {most:,} fit."
+                )
                 raise ApiError(400, f"{reason} Shorten it.", "messages", "string_above_max_length")
             messages.append(message)
         return messages
@@ -342,7 +350,7 @@ def _text(turn: Turn) -> str:
     if isinstance(turn.content, str):
         return turn.content
     if turn.content is None or any(part.type != "text" for part in turn.content):
-        raise PromptError("A message holds text alone. Leave out images, files and the like.")
+        raise PromptError("A message may contain only text. Leave out images, files and the like.")
     return "".join(part.text or "" for part in turn.content)
 
 
@@ -360,7 +368,7 @@ def _checked(body: dict[str, Any]) -> ChatRequest:
     try:
         return ChatRequest.model_validate(body)
     except ValidationError as error:
-        # Of a union's kinds, the last that was tried tells the most.
+        # For a union, the error of the type that was tried last says the most.
         detail = error.errors(include_input=False, include_url=False)[-1]
         name, *rest = [each for each in detail["loc"] if not KIND.match(str(each))]
         where = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in rest)
@@ -370,7 +378,7 @@ def _checked(body: dict[str, Any]) -> ChatRequest:
 
 @dataclass
 class Completion:
-    """What one model answers, in one piece or as it comes. It ends when its reader leaves."""
+    """A model's answer, at once or as a stream. It stops when the client disconnects."""
 
     model: Model
     messages: Sequence[Message]
@@ -386,9 +394,9 @@ class Completion:
     thought_tokens: int = 0
     end: End | None = None
     begun: bool = False
-    """Whether the stream is."""
+    """Whether the stream has begun."""
     starting: bool = False
-    """Whether it waits for its model to be started."""
+    """Whether the answer waits for its model to start."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.create_task(self._answer(scope, receive, send))
@@ -415,7 +423,7 @@ class Completion:
         except (ApiError, TimeoutError) as error:
             failure = error if isinstance(error, ApiError) else self._explained(error)
             if not self.begun:
-                # What is refused at once has a status of its own.
+                # Nothing is sent yet, so the error can have its own status.
                 raise failure from error
             await self._write(send, failure.body)
             await send({"type": "http.response.body", "body": b""})
@@ -441,7 +449,7 @@ class Completion:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def _write(self, send: Send, *chunks: Chunk) -> None:
-        """Sends events together, as one message through Serve's proxy."""
+        """Sends several events as one message through Serve's proxy."""
         if not self.begun:
             self.begun = True
             headers = {"content-type": "text/event-stream; charset=utf-8", **UNBUFFERED}
@@ -453,10 +461,10 @@ class Completion:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _pieces(self) -> AsyncGenerator[Piece | End, None]:
-        """Yields what the model says, and keeps it.
+        """Yields the model's answer, and collects it.
 
         Raises:
-            ApiError: it fails.
+            ApiError: the model fails.
         """
         try:
             async with aclosing(self.model.stream(self.messages, self.options)) as pieces:
@@ -523,7 +531,7 @@ class Completion:
         return REASONS[self.end.reason] if self.end else "stop"
 
     def _usage(self) -> Chunk | None:
-        """Returns how many tokens there were, unless the model does not tell."""
+        """Returns the numbers of tokens, or None if the model does not report them."""
         read = self.end.prompt_tokens if self.end else None
         if read is None:
             return None
@@ -535,7 +543,7 @@ class Completion:
         }
 
     def _dropped(self) -> Chunk:
-        """Says how many of the oldest messages the model did not read."""
+        """Returns how many of the oldest messages were left out of the prompt."""
         dropped = self.end.dropped_messages if self.end else 0
         return {"dropped_messages": dropped} if dropped else {}
 
@@ -550,12 +558,15 @@ async def refuse(_: Request, error: Exception) -> Response:
         return error.response()
     if not isinstance(error, HTTPException):
         raise error
-    reasons = {404: "There is nothing at this address.", 405: "This address takes another method."}
+    reasons = {
+        404: "There is nothing at this address. Check the path.",
+        405: "This address does not accept this method. Use another one.",
+    }
     reason = reasons.get(error.status_code, error.detail)
     code = "rate_limit_exceeded" if error.status_code == 429 else None
     return ApiError(error.status_code, reason, code=code).response(error.headers)
 
 
 async def _fail(*_: object) -> Response:
-    # Starlette raises the error again, for Serve's log.
-    return ApiError(500, "The server failed. Its log says why.").response()
+    # Starlette raises the error again, so Serve logs it.
+    return ApiError(500, "The server failed. See its log for the reason.").response()

@@ -1,14 +1,15 @@
-"""What Serve's HTTP proxies do with a request before a page has it: its own, and HAProxy.
+"""Middleware for Serve's HTTP proxy, and session rules for HAProxy.
 
-Serve calls `middleware` in each proxy where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it,
-and behind HAProxy in each replica.
+Serve calls `middleware` in each of its proxies, because `serving.start` sets
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`. Behind HAProxy, Serve calls it in each replica.
 
-HAProxy asks no router of ours. Serve writes its config from a template that has no word for how a
-backend chooses its server. It writes the time between two health checks there as it stands in a
-variable, so rules follow the time. They do what `SessionRouter` does, but for a replica that leaves.
+HAProxy cannot use `SessionRouter`. Serve writes HAProxy's config from a template, which has no
+setting for how a backend chooses a server. But the template copies the interval between two health
+checks from a variable, unescaped. So this module appends its rules to that interval. The rules do
+what `SessionRouter` does, except for replicas that are shutting down.
 
-`python -m PACKAGE.serving.http.proxy NAME…` prints what a shell has to export before it starts Ray
-with HAProxy, with the names of all applications.
+`python -m PACKAGE.serving.http.proxy NAME…` prints the variables that a shell must export before it
+starts Ray with HAProxy. Pass the names of all applications.
 """
 
 import os
@@ -22,19 +23,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..base import HAPROXY, PAGE_DEPLOYMENT, StartError
 from ..telemetry.logs import clean
-from .sessions import COOKIE, WITHOUT_SESSION, cookie_name
+from .sessions import COOKIE, SESSIONLESS_PATH, cookie_name
 
 REQUEST_ID = b"x-request-id"
 RULES = "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"
 CHECK_SECONDS = "5s"
-"""Serve's own."""
+"""Serve's default."""
 
 HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
-"""On which HAProxy tells of itself, with Serve's own values."""
+"""The ports of HAProxy's statistics and metrics, and Serve's defaults."""
 
 
-class CleanRequestIds:
-    """Cleans the name that a caller gives to a request: the proxy writes it into its log."""
+class RequestIdMiddleware:
+    """Cleans the ID that a caller gives to a request, because the proxy writes it to its log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,36 +51,38 @@ class CleanRequestIds:
 
 
 def middleware() -> list[Middleware]:
-    return [Middleware(CleanRequestIds)]
+    return [Middleware(RequestIdMiddleware)]
 
 
 def haproxy_variables(applications: Iterable[str]) -> dict[str, str]:
-    """Returns what differs from Serve's own values."""
+    """Returns the variables that differ from Serve's defaults."""
     return {
         RULES: session_rules(applications),
-        # After each change of replicas, open streams go on in the HAProxy of before. With Serve's
-        # own two minutes, tabs that are open would lose theirs, and with it their session.
+        # When replicas change, Serve starts a new HAProxy, and open streams stay on the old one. By
+        # default, Serve stops that after two minutes. Open tabs would lose their streams, and so
+        # their sessions.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "86400",
-        # A replica that leaves answers so long, though nobody asks. HAProxy hears of it within a
-        # second, and asks another where a connection is refused. With Serve's own 30 seconds,
-        # Ctrl-C takes as long.
+        # How long a replica that shuts down keeps answering. HAProxy learns of the shutdown within
+        # a second, and tries another replica if a connection is refused. With Serve's default of 30
+        # seconds, Ctrl-C takes as long.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        # uvicorn's own value, which the image takes away: HAProxy on this node tells of visitors.
+        # uvicorn's default, which the image overrides: HAProxy on this node forwards the visitor's
+        # address.
         "FORWARDED_ALLOW_IPS": "127.0.0.1,::1",
     }
 
 
 def session_rules(applications: Iterable[str]) -> str:
-    """Returns the value of `RULES` with which HAProxy keeps the sessions of these applications."""
-    # A backslash would have to be written once more for each time that HAProxy reads it.
+    """Returns the value of `RULES` that makes HAProxy keep the sessions of these applications."""
+    # HAProxy reads the text several times, and each time a backslash would need another escape.
     session = COOKIE.pattern.replace(r"\.", "[.]")
     in_path = f'path,regsub("^.*?/~({session})(/.*)?$","\\\\1")'
     rules = [f"http-request set-var(txn.session) '{in_path}'" + _if(f"path_reg /~{session}(/|$)")]
     for name in applications:
-        # Each application has a backend of its own, and each backend all these lines.
+        # Each application has its own backend, and each backend gets all of these lines.
         here = f"be_name {_safe(f'http-{name}')}"
         cookie = f"req.cook({cookie_name(name)})"
-        of_cookie = (f"{cookie} -m reg ^{session}$", f"!path_reg {WITHOUT_SESSION.pattern}$")
+        of_cookie = (f"{cookie} -m reg ^{session}$", f"!path_reg {SESSIONLESS_PATH.pattern}$")
         page = _safe(f"SERVE_REPLICA::{name}#{PAGE_DEPLOYMENT}#")
         rules += [
             f"http-request set-var(txn.session) {cookie}"
@@ -89,49 +92,54 @@ def session_rules(applications: Iterable[str]) -> str:
         ]
     rules += [
         "use-server %[var(txn.replica)]" + _if("var(txn.replica) -m found"),
-        # For sessions whose replica is gone. Who has none yet meets the replicas in turns, which
-        # HAProxy does not do with `hash-type consistent`.
+        # For sessions whose replica is gone. Requests without a session go to the replicas in turn.
+        # With `hash-type consistent`, HAProxy would not do that.
         "balance hash var(txn.session)",
-        # Else a page would take HAProxy's address for its visitor's, or one that the visitor names.
+        # Without it, a page would see HAProxy's address instead of the visitor's, or trust an
+        # address that the visitor sent.
         "option forwardfor",
-        # What Serve writes after the time belongs to servers.
+        # Serve writes server options after the interval.
         "default-server",
     ]
     return "\n    ".join([CHECK_SECONDS, *rules])
 
 
 def _if(*conditions: str) -> str:
-    """Returns the end of a rule. What begins with `!` must not be."""
+    """Returns the end of a rule. A `!` negates a condition."""
     each = (re.sub("^(!?)(.*)$", r"\1{ \2 }", condition) for condition in conditions)
     return f" if {' '.join(each)}"
 
 
 def _safe(name: str) -> str:
-    """Returns what Serve makes of a name for HAProxy."""
+    """Returns the name that Serve derives from this one for HAProxy."""
     return re.sub("[^A-Za-z0-9._-]+", "_", name.replace("#", "-").replace("/", "."))
 
 
 def check_haproxy() -> None:
-    """Serve itself would try again and again, and say so in a log alone."""
-    # Here, because a replica does without it. The name without `_` prints a line, too.
+    """Checks that HAProxy is installed. Serve would only retry, and log the failure."""
+    # Imported here because a replica does not need it. The public function also prints a line.
     from ray.serve._private.haproxy import _resolve_haproxy_binary
 
     try:
         _resolve_haproxy_binary()
     except FileNotFoundError as error:
         raise StartError(
-            f"{HAPROXY}=1 asks for HAProxy, which is not here. Install version 2.8 or a later one, "
-            f"name it in RAY_SERVE_HAPROXY_BINARY_PATH, or unset {HAPROXY}: {error}"
+            f"{HAPROXY} is 1, but HAProxy is not installed. Install version 2.8 or later, set "
+            f"RAY_SERVE_HAPROXY_BINARY_PATH to its path, or unset {HAPROXY}: {error}"
         ) from error
 
 
 def check_rules(application: str) -> None:
-    """Raises where HAProxy, which has this process's variables, would scatter a session."""
+    """Checks that HAProxy, which has the variables of this process, keeps sessions together.
+
+    Raises:
+        StartError: it would spread the requests of a session over the replicas.
+    """
     if f"req.cook({cookie_name(application)})" not in os.environ.get(RULES, ""):
         raise StartError(
-            f"HAProxy is not told to keep the sessions of {application} together. Before Ray "
-            f'starts, on each node: eval "$(python -m {__name__} {shlex.quote(application)})", '
-            "with the names of all applications in it."
+            f"HAProxy has no rules that keep the sessions of {application} together. Before you "
+            f'start Ray, run on each node: eval "$(python -m {__name__} '
+            f'{shlex.quote(application)})". List all applications in that command.'
         )
 
 

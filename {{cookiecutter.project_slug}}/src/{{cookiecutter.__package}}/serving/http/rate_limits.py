@@ -1,7 +1,7 @@
-"""How much each caller may ask for: a user, else a key, else an address.
+"""Rate limits for each caller: a user, else an API key, else an address.
 
-A window begins with the first request in it. What is counted is in Redis, for all replicas
-together, or in the memory of each, which then grants its share. Of who asks, a digest is kept.
+A window begins with its first request. The counters are in Redis, shared by all replicas, or in the
+memory of each replica, which then allows its share of a limit. Callers are stored as digests.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..base import ALLOWANCE, Allowance, StartError, behind_haproxy
-from ..telemetry.calls import function_of, goes_by_itself
+from ..telemetry.calls import function_of, is_automatic
 from ..telemetry.logs import logger
 from .login import BY_KEY, FORWARDED_VARIABLE, USER, user_of
 from .sessions import application_name
@@ -43,20 +43,20 @@ from .settings import HttpSettings, RateLimits
 
 REDIS_SECONDS = 3.0
 """How long a request waits for Redis."""
-AWAY_SECONDS = 10.0
-"""How long Redis is left alone when it has not answered."""
-MOST_COUNTERS = 20_000
-"""That one replica remembers. Looking for those that are over takes some milliseconds then."""
+REDIS_RETRY_SECONDS = 10.0
+"""How long to wait before asking Redis again if it did not answer."""
+MAX_COUNTERS = 20_000
+"""How many counters one replica keeps. With more, the search for expired ones takes too long."""
 REDIS_SCHEMES = ("redis://", "rediss://")
 NETWORK_BITS = 64
-"""Of an address of IPv6. Whoever has one has the others that begin with them."""
-MOST_PROXIES = 50
-"""Between a caller and the page. A header may name 100,000."""
+"""The prefix of an IPv6 address that is counted, because one client usually owns all of it."""
+MAX_PROXIES = 50
+"""How many proxies to follow in a header, which could list 100,000."""
 DIRECT_CALLS = re.compile(rf"{API_PREFIX}/(run|api)/")
-"""Where Gradio takes a call that passes its queue by."""
-UNNAMED_PROXY = (
-    "This page counts how much each address asks for, and sees that of a proxy. Whoever runs the "
-    "page: add the proxy's address to `proxies` of the settings."
+"""Gradio's paths for calls that bypass its queue."""
+UNKNOWN_PROXY = (
+    "This page limits requests by address, but the request came through an unknown proxy. If you run "
+    "this page, add the proxy's address to `proxies` in the settings."
 )
 WHOSE = {"user": "Your limit is", "key": "The limit of your key is"}
 
@@ -69,7 +69,7 @@ class Caller(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Returns a name for Redis, of letters that nobody chose."""
+        """Returns a name for Redis, without characters that a caller chose."""
         text = f"{self.kind}\0{self.name}"
         return sha256(text.encode(errors="backslashreplace")).hexdigest()[:32]
 
@@ -91,7 +91,7 @@ class Refusal:
     amount: int
     seconds: int
 
-    def said_to(self, caller: Caller) -> HTTPException:
+    def error_for(self, caller: Caller) -> HTTPException:
         whose = WHOSE.get(caller.kind, "The limit of your address is")
         unit = self.limit.unit if self.amount > 1 else self.limit.unit[:-1]
         said = f"{whose} {self.amount:,} {unit} a {self.limit.window}."
@@ -101,17 +101,17 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Store:
-    """Where requests are counted."""
+    """A place where requests are counted."""
 
     counts: FixedWindowRateLimiter
     parts: Callable[[], int]
-    """Into how many each limit is divided."""
+    """The number by which each limit is divided."""
 
 
 class Limiter:
-    """Counts what callers ask for, and refuses what is over a limit.
+    """Counts requests of callers, and refuses those over a limit.
 
-    While Redis does not answer, each replica counts for itself.
+    While Redis does not answer, each replica counts by itself.
     """
 
     def __init__(self, settings: RateLimits) -> None:
@@ -134,15 +134,15 @@ class Limiter:
         """Counts a request.
 
         Raises:
-            HTTPException: it is over a limit; the message says which, and when to come again.
+            HTTPException: it is over a limit. The message says which one, and when to try again.
         """
         if refusal := await self._ask(partial(self._taken, caller)):
             limit = f"{refusal.limit.unit}_per_{refusal.limit.window}"
             self._refused.inc(tags={"limit": limit, "caller": caller.kind})
-            raise refusal.said_to(caller)
+            raise refusal.error_for(caller)
 
     def spend(self, caller: Caller, tokens: int) -> None:
-        """Counts tokens, without having anybody wait for it."""
+        """Counts tokens in the background."""
         if tokens and any(limit.unit == "tokens" for limit in self._limits):
             task = asyncio.create_task(self._ask(partial(self._spent, caller, tokens)))
             self._spending.add(task)
@@ -152,7 +152,7 @@ class Limiter:
         for limit in self._limits:
             item = limit.item(store.parts())
             name = self._name(caller, item, store)
-            # How many tokens there will be, nobody knows yet.
+            # The number of tokens is not known yet, so this only checks.
             ask = store.counts.test if limit.unit == "tokens" else store.counts.hit
             if not await ask(item, name):
                 reset, _ = await store.counts.get_window_stats(item, name)
@@ -166,40 +166,40 @@ class Limiter:
                 await store.counts.hit(item, self._name(caller, item, store), cost=tokens)
 
     def _name(self, caller: Caller, item: RateLimitItem, store: Store) -> str:
-        """Returns whose counter it is. Who comes when memory is full shares one with others."""
+        """Returns a counter's name. When memory is full, new callers share one counter."""
         name = f"{application_name()}/{caller.digest}"
-        if store is not self._local or len(self._memory.storage) < MOST_COUNTERS:
+        if store is not self._local or len(self._memory.storage) < MAX_COUNTERS:
             return name
         return name if item.key_for(name) in self._memory.storage else "others"
 
     async def _ask(self, question: Callable[[Store], Awaitable[T]]) -> T:
         if self._shared is not None and time.monotonic() >= self._away_until:
             try:
-                # Its client would try again, for some seconds.
+                # Its client would retry for some seconds.
                 async with asyncio.timeout(REDIS_SECONDS):
                     return await question(self._shared)
             except (StorageError, OSError, TimeoutError) as error:
-                self._away_until = time.monotonic() + AWAY_SECONDS
+                self._away_until = time.monotonic() + REDIS_RETRY_SECONDS
                 self._lost.inc()
-                # Not its text, which may name where Redis is.
+                # Without the error's text, which may contain the address of Redis.
                 reason = type(error.__cause__ or error).__name__
                 logger.warning(
-                    "Redis does not answer (%s). This replica counts by itself for %d seconds, and "
-                    "then asks again.",
+                    "Redis does not answer (%s). This replica counts by itself for %d seconds, then "
+                    "tries Redis again.",
                     reason,
-                    AWAY_SECONDS,
+                    REDIS_RETRY_SECONDS,
                 )
         return await question(self._local)
 
 
 @cache
 def limiter_of(settings: RateLimits) -> Limiter:
-    """Returns the one that the page and OpenAI's protocol beside it share."""
+    """Returns the limiter that the page and the OpenAI API share."""
     return Limiter(settings)
 
 
 def _each_limit(settings: RateLimits) -> Iterator[Limit]:
-    """Yields those that only look before those that count."""
+    """Yields the limits of tokens, which only check, before those of requests, which count."""
     for name, (unit, window) in {
         "tokens_per_day": ("tokens", "day"),
         "tokens_per_minute": ("tokens", "minute"),
@@ -214,9 +214,9 @@ def _each_limit(settings: RateLimits) -> Iterator[Limit]:
 def _url_in(variable: str) -> str:
     url = os.environ.get(variable, "")
     if not url.startswith(REDIS_SCHEMES):
-        state = "is no address that begins so" if url else "is not set"
+        state = "is not an address of Redis" if url else "is not set"
         raise StartError(
-            f"rate_limits count in Redis, and {variable} {state}. Set it to redis://HOST:PORT/0, or "
+            f"rate_limits need Redis, but {variable} {state}. Set it to redis://HOST:PORT/0, or with "
             "rediss:// for TLS, in the environment in which Ray starts, on each node."
         )
     return url
@@ -228,16 +228,16 @@ def _storage(url: str, **options: Any) -> Any:
     except (ConfigurationError, ValueError):
         # The error repeats the address, which holds a password.
         raise StartError(
-            "the address of Redis cannot be read. Write it as redis://USER:PASSWORD@HOST:PORT/0, "
-            "with %-signs for special characters."
+            "the address of Redis is not valid. Write it as redis://USER:PASSWORD@HOST:PORT/0, and "
+            "percent-encode special characters."
         ) from None
 
 
 def check_rate_limits(settings: HttpSettings) -> None:
-    """Looks whether limits can be counted, and whether Redis answers.
+    """Checks that limits can be counted, and that Redis answers.
 
     Raises:
-        StartError: they cannot, or it does not.
+        StartError: limits cannot be counted, or Redis does not answer.
     """
     check_addresses(settings)
     rates = settings.rate_limits
@@ -246,26 +246,26 @@ def check_rate_limits(settings: HttpSettings) -> None:
     options = {"socket_timeout": REDIS_SECONDS, "socket_connect_timeout": REDIS_SECONDS}
     if not _storage(_url_in(rates.redis_url_variable), **options).check():
         raise StartError(
-            f"rate_limits count in Redis, and it does not answer at the address in "
-            f"{rates.redis_url_variable}. Start it, or correct the address and its password."
+            f"rate_limits need Redis, but it does not answer at the address in "
+            f"{rates.redis_url_variable}. Start it, or correct the address or the password."
         )
 
 
 def check_addresses(settings: HttpSettings) -> None:
-    """Looks whether the addresses that the page sees are those that send."""
+    """Checks that callers cannot forge the address that the page sees."""
     if settings.knows_users or not settings.proxies or behind_haproxy():
         return
     if os.environ.get(FORWARDED_VARIABLE) != "":
         raise StartError(
-            f"with rate_limits by address and proxies, {FORWARDED_VARIABLE} has to be there and "
-            "empty: else whoever comes through a proxy on this machine may choose an address. Set "
-            "it in the environment in which Ray starts, on each node: export "
+            f"with rate_limits by address and proxies, {FORWARDED_VARIABLE} must be set, and empty. "
+            "Otherwise, visitors who come through a proxy on this machine can forge their address. "
+            "Set it in the environment in which Ray starts, on each node: export "
             f"{FORWARDED_VARIABLE}="
         )
 
 
 def _replicas() -> int:
-    """Returns how many replicas there are of this one, or may come to be."""
+    """Returns how many replicas this deployment has, or may scale to."""
     try:
         context = serve.get_replica_context()
     except RayServeException:
@@ -282,8 +282,8 @@ def _in_words(seconds: int) -> str:
 
 
 @dataclass(frozen=True)
-class CallersAllowance:
-    """What the settings allow to whoever sent a request."""
+class CallerAllowance:
+    """The rate limits that apply to the caller of a request."""
 
     limiter: Limiter
     settings: HttpSettings
@@ -292,37 +292,37 @@ class CallersAllowance:
         await self.limiter.take(self._caller(scope, user))
 
     def spend(self, scope: Scope, tokens: int, user: str | None = None) -> None:
-        # Who could not be told has been refused.
+        # A caller who could not be identified was refused before.
         with suppress(HTTPException):
             self.limiter.spend(self._caller(scope, user), tokens)
 
     def _caller(self, scope: Scope, user: str | None) -> Caller:
         if scope.get(BY_KEY):
             return Caller("key", scope[USER])
-        # One name for everybody is nobody's.
+        # With `login_user`, everybody has the same name, so it does not identify a user.
         if self.settings.login_user is None and (name := scope.get(USER) or user):
             return Caller("user", name)
         return Caller("address", address_of(scope, self.settings))
 
 
 def address_of(scope: Scope, settings: HttpSettings) -> str:
-    """Returns the address from which the first proxy that is named was asked, or the page.
+    """Returns the address that sent a request to the first listed proxy, or directly to the page.
 
     Raises:
-        HTTPException: a proxy has forwarded the request that no setting names.
+        HTTPException: the request came through a proxy that is not in the settings.
     """
     headers = Headers(scope=scope)
     lines = headers.getlist("x-forwarded-for")
     hops = [each.strip() for line in lines for each in line.split(",")]
-    # Serve's own HAProxy has written the last one.
+    # Serve's HAProxy wrote the last one.
     foreign = hops[:-1] if behind_haproxy() else hops
     if not settings.proxies and (foreign or "forwarded" in headers):
-        logger.warning("A request is refused: %s", UNNAMED_PROXY)
-        raise HTTPException(403, UNNAMED_PROXY)
+        logger.warning("A request was refused: %s", UNKNOWN_PROXY)
+        raise HTTPException(403, UNKNOWN_PROXY)
     sender, _ = scope.get("client") or ("", 0)
     seen = str(sender)
-    # Whatever is left of the first hop that is no proxy, anybody may have written.
-    for hop in (seen, *reversed(hops[-MOST_PROXIES:])):
+    # The first hop that is not a proxy is the caller. Everything left of it may be forged.
+    for hop in (seen, *reversed(hops[-MAX_PROXIES:])):
         address = _address(hop)
         if address is None:
             break
@@ -350,8 +350,8 @@ def _network(address: IPv4Address | IPv6Address) -> str:
     return str(IPv6Network((int(address), NETWORK_BITS), strict=False))
 
 
-class RateLimited:
-    """Tells each request of the limits. They are asked where an answer begins."""
+class RateLimitMiddleware:
+    """Adds the limits to each request. They are checked where an answer begins."""
 
     def __init__(self, app: ASGIApp, allowance: Allowance) -> None:
         self._app = app
@@ -361,18 +361,18 @@ class RateLimited:
         await self._app({**scope, ALLOWANCE: self._allowance}, receive, send)
 
 
-def limits_of(settings: HttpSettings, rates: RateLimits) -> Middleware:
-    """Returns what tells each request of the limits.
+def rate_limit_middleware(settings: HttpSettings, rates: RateLimits) -> Middleware:
+    """Returns the middleware that adds the limits to each request.
 
     Raises:
-        StartError: the environment does not say where Redis is, or has addresses told wrongly.
+        StartError: the address of Redis is not set, or callers could forge their address.
     """
     check_addresses(settings)
-    return Middleware(RateLimited, allowance=CallersAllowance(limiter_of(rates), settings))
+    return Middleware(RateLimitMiddleware, allowance=CallerAllowance(limiter_of(rates), settings))
 
 
 def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
-    """Has the page's queue take a call where its caller may ask."""
+    """Makes the page's queue check the rate limits before it takes a call."""
     queue = page._queue
     push = queue.push
 
@@ -382,7 +382,7 @@ def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
         if (
             function is not None
             and allowance is not None
-            and not goes_by_itself(function)
+            and not is_automatic(function)
             and settings.counts(function.concurrency_id, function.api_visibility)
         ):
             await allowance.take(request.scope, username)
@@ -391,8 +391,8 @@ def limit_calls(page: gr.Blocks, settings: HttpSettings) -> None:
     queue.push = push_within_limits
 
 
-class DirectCalls:
-    """Has Gradio take a call that passes its queue by where its caller may ask."""
+class DirectCallMiddleware:
+    """Checks the rate limits before Gradio takes a call that bypasses its queue."""
 
     def __init__(self, answer: ASGIApp, app: Any) -> None:
         self._answer = answer

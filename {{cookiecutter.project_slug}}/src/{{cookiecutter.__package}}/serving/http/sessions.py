@@ -1,7 +1,7 @@
-"""Keeps each session with the page replica that began it.
+"""Keeps each session on the page replica where it began.
 
-A session of Gradio lives in one process: its queue, its `gr.State`, its files. The replica
-names itself in a cookie, which the router in Serve's HTTP proxy reads.
+A Gradio session lives in one process: its queue, its `gr.State`, its files. The replica puts its
+name into a cookie, and the router in Serve's HTTP proxy reads it.
 """
 
 import pickle
@@ -24,55 +24,56 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..base import SESSION_LOST, chosen_by_hash
+from ..base import SESSION_LOST, rendezvous_hash
 from .hosts import SESSION_PATH
 
-ABOUT_AS_FEW = 3
-"""Requests by which two replicas may differ from one moment to the next."""
+QUEUE_LENGTH_MARGIN = 3
+"""How many more requests than the least busy replica another one may have and still be chosen."""
 
-LEAVING_SECONDS = 10.0
-"""How long a replica that leaves is asked for what it has begun."""
+DRAINING_SECONDS = 10.0
+"""How long a replica that shuts down still gets the follow-up requests of calls that it began."""
 
-REMEMBERED = 10_000
-"""Sessions of which a router knows who has begun their last call."""
+MAX_REMEMBERED_SESSIONS = 10_000
+"""How many sessions a router remembers, each with the replica that began its last call."""
 
 COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}\.[0-9a-f]{1,16}", re.ASCII)
-"""The replica's name and the session's. What looks otherwise is none of ours, and not kept."""
+"""The names of the replica and the session. Anything else is not our cookie, and is ignored."""
 
 IN_PATH = re.compile(rf"/~({COOKIE.pattern})(?=/|$)", re.ASCII)
-"""What stands in for the cookie in the addresses of a page that another site calls.
+"""The session in the path, which replaces the cookie when another site calls the page.
 
-There, browsers send a cookie only when they are told to, which <gradio-app> does not.
+Across sites, browsers send cookies only if the script asks for it, and <gradio-app> does not.
 """
 
-WITHOUT_SESSION = re.compile("/v1/(chat/completions|models(/[^/]*)?)")
-"""What any replica answers: OpenAI's protocol."""
+SESSIONLESS_PATH = re.compile("/v1/(chat/completions|models(/[^/]*)?)")
+"""Paths that any replica can answer: the OpenAI API."""
 
-FOLLOWS_A_CALL = re.compile(
+FOLLOW_UP_PATH = re.compile(
     "/gradio_api/(queue/data|cancel|reset|file=|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
 )
-"""Paths that ask for what the session's last call has begun."""
+"""Paths of requests that follow up on the session's last call."""
 
 
 def application_name() -> str:
-    """Returns what Serve calls the application of this replica."""
+    """Returns the name of this replica's application in Serve."""
     try:
         name: str = serve.get_replica_context().app_name
     except RayServeException:
-        # The preview and Serve's local testing mode have no replicas.
+        # There are no replicas in the preview and in Serve's local testing mode.
         return "page"
     return name
 
 
 class SessionRouter(RequestRouter):
-    """Sends a request to the replica that its cookie names, while that one is there.
+    """Sends a request to the replica that its cookie names, as long as that replica is there.
 
-    A session whose replica is gone gets another, the same for all of its requests: a client may
-    go on sending the old cookie. A request without a cookie goes to the replica with the
-    fewest requests in hand, and those with about as few take turns.
+    If the replica is gone, all requests of the session go to one other replica, because a client
+    may keep sending the old cookie. A request without a cookie goes to the replica with the fewest
+    ongoing requests. Replicas with about as few take turns.
 
-    A call of Gradio takes two requests: one puts it into the queue, the other reads its answer.
-    A replica that leaves between them still answers: Serve waits for the second one.
+    A Gradio call takes two requests: one puts it into the queue, the other reads its answer. If the
+    replica starts to shut down between the two, it still answers the second one, because Serve
+    waits for it.
     """
 
     def initialize_state(self) -> None:
@@ -82,10 +83,10 @@ class SessionRouter(RequestRouter):
         self._leaving: dict[ReplicaID, float] = {}
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Takes the replicas that stay, and keeps those that leave for a moment."""
+        """Keeps replicas that shut down in the list for a few seconds."""
         now = time.monotonic()
         left = self.curr_replicas.keys() - {replica.replica_id for replica in replicas}
-        until = {name: self._leaving.get(name, now + LEAVING_SECONDS) for name in left}
+        until = {name: self._leaving.get(name, now + DRAINING_SECONDS) for name in left}
         self._leaving = {name: end for name, end in until.items() if end > now}
         super().update_replicas([*replicas, *(self.curr_replicas[name] for name in self._leaving)])
 
@@ -95,8 +96,9 @@ class SessionRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         if pending_request is not None:
-            # Else Serve asks again without a pause, where nothing is left to choose: its proxy
-            # would do nothing else from then on.
+            # Without a backoff, Serve retries in a busy loop when there is no replica to choose,
+            # and
+            # its proxy does nothing else.
             pending_request.routing_context.should_backoff = True
         request = _http_request(pending_request)
         cookie = None if request is None else session_cookie(request, self.app_name)
@@ -105,7 +107,7 @@ class SessionRouter(RequestRouter):
         ]
         if request is None or cookie is None or _needs_no_session(request):
             return [[self._next(staying)]] if staying else []
-        if FOLLOWS_A_CALL.search(request.scope["path"]):
+        if FOLLOW_UP_PATH.search(request.scope["path"]):
             began = self._began.get(cookie)
             replica = began if began in candidate_replicas else _named(cookie, candidate_replicas)
             if replica is not None:
@@ -123,7 +125,7 @@ class SessionRouter(RequestRouter):
         }
         fewest = min(in_hand.values())
         replica = min(
-            (replica for replica in replicas if in_hand[replica] <= fewest + ABOUT_AS_FEW),
+            (replica for replica in replicas if in_hand[replica] <= fewest + QUEUE_LENGTH_MARGIN),
             key=lambda replica: self._last_turn.get(replica.replica_id, 0),
         )
         self._last_turn[replica.replica_id] = next(self._turns)
@@ -132,21 +134,21 @@ class SessionRouter(RequestRouter):
     def _remember(self, cookie: str, replica: RunningReplica) -> None:
         self._began.pop(cookie, None)
         self._began[cookie] = replica
-        if len(self._began) > REMEMBERED:
+        if len(self._began) > MAX_REMEMBERED_SESSIONS:
             del self._began[next(iter(self._began))]
 
 
 def _http_request(request: PendingRequest | None) -> HTTPConnection | None:
     if request is None or not request.metadata.is_http_request:
         return None
-    # Serve's proxy pickles the request for the replica, without its body.
+    # Serve's proxy pickles the request, without its body, to send it to the replica.
     scope: Scope = pickle.loads(request.args[0]).asgi_scope  # noqa: S301
     return HTTPConnection(scope)
 
 
 def _needs_no_session(request: HTTPConnection) -> bool:
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    return WITHOUT_SESSION.fullmatch(path) is not None
+    return SESSIONLESS_PATH.fullmatch(path) is not None
 
 
 def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None:
@@ -156,11 +158,12 @@ def _named(cookie: str, replicas: list[RunningReplica]) -> RunningReplica | None
 
 def _hashed(cookie: str, replicas: list[RunningReplica]) -> RunningReplica:
     named = {replica.replica_id.unique_id: replica for replica in replicas}
-    return named[chosen_by_hash(cookie, named)]
+    return named[rendezvous_hash(cookie, named)]
 
 
 def cookie_name(application: str) -> str:
-    """Applications on one host need a cookie each."""
+    """Returns the name of the application's cookie. Applications on one host each need their
+    own."""
     return f"replica-{re.sub('[^A-Za-z0-9]', '-', application)}"
 
 
@@ -172,12 +175,12 @@ def session_cookie(request: HTTPConnection, application: str) -> str | None:
 
 
 def replica_of(cookie: str) -> str:
-    """A cookie has the name of the replica and one of the session, with a dot between."""
+    """Returns the replica's name. A dot separates it from the session's name."""
     return cookie.partition(".")[0]
 
 
 def _is_encrypted(request: HTTPConnection) -> bool:
-    """Says whether a browser takes the page for one over HTTPS, whatever proxies forward."""
+    """Returns whether the browser loaded the page over HTTPS, even if a proxy forwards HTTP."""
     forwarded = request.headers.get("x-forwarded-proto", "").startswith("https")
     return request.url.scheme == "https" or forwarded or "sec-fetch-site" in request.headers
 
@@ -190,16 +193,16 @@ class Replica(Protocol):
     def replica_tag(self) -> str: ...
 
 
-class SessionCookie:
-    """ASGI middleware of a page replica, which names it in a cookie.
+class SessionCookieMiddleware:
+    """ASGI middleware that puts the name of the page replica into a cookie.
 
-    A cookie that names another replica is replaced, and its request marked with `SESSION_LOST`:
-    the router would have honoured it, so that replica is gone.
+    If the cookie names another replica, that replica is gone, because the router would have chosen
+    it otherwise. The cookie is then replaced, and the request gets the header `SESSION_LOST`.
 
     Args:
-        embedded: the page is shown by other sites, over HTTPS.
-        path: where visitors find the page, if that is not where the application is.
-        origins: sites that call the page. They find the session's name in its addresses.
+        embedded: whether other sites show the page, over HTTPS.
+        path: the page's path for visitors, if it differs from the application's.
+        origins: sites that call the page. For them, the session's name is in the page's paths.
     """
 
     def __init__(

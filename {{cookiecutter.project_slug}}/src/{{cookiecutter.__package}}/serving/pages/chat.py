@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ..http.login import PASSWORD_VARIABLE, TOKEN, derived, read_secret
+from ..http.login import PASSWORD_VARIABLE, TOKEN, derive_key, read_secret
 from ..protocol import Message, Model, PromptError
 from .asking import Ask, asking, in_panes, take_turns, texts_of
 from .browser import (
@@ -358,4 +358,4 @@ def history_key(request: gr.Request) -> str:
     secret = read_secret() or os.environ.get(PASSWORD_VARIABLE)
     # Without one, nobody else may know it either, and it ends with the page.
     tokens = [each for name, each in sorted(request.cookies.items()) if name.startswith(TOKEN)]
-    return derived(secret or token_hex(), "history", request.username, *tokens)
+    return derive_key(secret or token_hex(), "history", request.username, *tokens)

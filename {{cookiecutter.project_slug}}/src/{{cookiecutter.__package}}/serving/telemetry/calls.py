@@ -1,11 +1,14 @@
 """Counts, times and logs the calls of a page's functions, with Ray's metrics.
 
-A call comes through Gradio's queue, as most events and `/call` do, or directly, as `queue=False`
-and `/run` do. Each one ends with an outcome:
+A call comes through Gradio's queue, like most events and `/call`, or directly, like `queue=False`
+and `/run`. Each call ends with an outcome:
 
-`done`; `cancelled` when the caller left or stopped it; `refused` when too many wait; `limited` when
-the caller is over one of `rate_limits`; `invalid` when the page cannot read what was sent, or its
-function raises a `gr.Error`; `failed` when it raises anything else.
+- `done`
+- `cancelled`: the caller disconnected, or stopped it.
+- `refused`: the queue was full.
+- `limited`: the caller is over one of `rate_limits`.
+- `invalid`: the page could not read the input, or the function raised a `gr.Error`.
+- `failed`: the function raised another error.
 """
 
 import logging
@@ -24,49 +27,49 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .logs import keep_request_id, logger, request_id, where
-from .traces import Step, past, step, step_of
+from .traces import Step, add_ended_step, step, step_of
 
 ENDPOINT = ("endpoint",)
 SECONDS = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
 
-BY_ITSELF = {"load", "tick", "unload"}
-"""Events that nobody asks for: a page that is open sends them."""
+AUTOMATIC_EVENTS = {"load", "tick", "unload"}
+"""Events that an open page sends by itself."""
 
 Outcome = Literal["done", "cancelled", "refused", "limited", "invalid", "failed"]
 Method = Callable[..., Awaitable[Any]]
 
 REFUSALS: dict[str, Outcome] = {"queue_full": "refused", "validator_error": "invalid"}
-"""What the queue says of a call that it does not take."""
+"""Outcomes of calls that the queue refuses, by the queue's states."""
 
 
 def meter_calls(page: gr.Blocks) -> None:
-    """Counts each call of the page's functions, of those too that `gr.render` makes."""
+    """Counts each call of the page's functions, including those that `gr.render` makes."""
     calls, queue = Calls(page), page._queue
-    page.process_api = calls.in_steps(page.process_api)
-    page.call_function = calls.marking(page.call_function)
-    queue.push = calls.entering(queue.push)
-    queue.process_events = calls.leaving(queue.process_events)
-    # They take the calls out of the queue whose caller leaves, or thinks better of it.
-    queue.clean_events = calls.giving_up(queue.clean_events)
-    queue.remove_from_queue = calls.giving_up(queue.remove_from_queue)
+    page.process_api = calls.wrap_process_api(page.process_api)
+    page.call_function = calls.wrap_call_function(page.call_function)
+    queue.push = calls.wrap_push(queue.push)
+    queue.process_events = calls.wrap_process_events(queue.process_events)
+    # These remove calls from the queue when the caller disconnects or cancels.
+    queue.clean_events = calls.wrap_removal(queue.clean_events)
+    queue.remove_from_queue = calls.wrap_removal(queue.remove_from_queue)
 
 
 def endpoint_of(function: BlockFunction) -> str:
-    """Returns a name out of the page's code, never one of which a visitor makes many."""
+    """Returns a name from the page's code. A visitor cannot add new ones to the metrics."""
     if function.renderable is not None:
         return str(function.renderable.fn.__name__)
-    # In what gr.render makes, Gradio numbers the functions of one name.
+    # Inside gr.render, Gradio numbers functions with the same name.
     return str(function.api_name if function.rendered_in is None else function.name)
 
 
-def goes_by_itself(function: BlockFunction) -> bool:
-    return function.renderable is not None or BY_ITSELF.issuperset(
+def is_automatic(function: BlockFunction) -> bool:
+    return function.renderable is not None or AUTOMATIC_EVENTS.issuperset(
         event for _, event in function.targets
     )
 
 
 def function_of(page: gr.Blocks, body: Any) -> BlockFunction | None:
-    """Returns the function that a call names, if there is one."""
+    """Returns the function that a call names, or None if there is no such function."""
     sessions, session = page.state_holder, body.session_hash
     fns = sessions[session].blocks_config.fns if session in sessions else page.fns
     return fns.get(body.fn_index)
@@ -76,11 +79,13 @@ def trace_waiting(event: Event, outcome: Outcome = "done") -> None:
     asked = step_of(event.request.scope)
     if asked.is_sent:
         waited = time.monotonic() - event.enqueue_time
-        past("queue", time.time_ns() - int(waited * 1e9), below=asked.span, outcome=outcome)
+        add_ended_step(
+            "queue", time.time_ns() - int(waited * 1e9), below=asked.span, outcome=outcome
+        )
 
 
 def tracing(event: Event) -> AbstractContextManager[Step]:
-    """Goes on below the request that an event came with, which has ended."""
+    """Begins a step below the request of an event, which has ended already."""
     asked = step_of(event.request.scope)
     name = f"call {endpoint_of(event.fn)}"
     return step(name, below=asked.span) if asked.is_sent else nullcontext(Step())
@@ -88,16 +93,16 @@ def tracing(event: Event) -> AbstractContextManager[Step]:
 
 @dataclass
 class Run:
-    """How far a call has come."""
+    """The state of a call."""
 
     outcome: Outcome = "cancelled"
     error: Exception | None = None
     has_input: bool = False
-    """Whether the page could read what was sent."""
+    """Whether the page could read the input."""
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A generator takes one for each of its values."""
+        """Runs one step of the call. A generator takes a step for each of its values."""
         self.outcome = "cancelled"
         try:
             yield
@@ -121,7 +126,7 @@ def new_run() -> Iterator[Run]:
 
 
 class Calls:
-    """What goes around the methods of a page and of its queue."""
+    """Wraps methods of a page and its queue to meter calls."""
 
     def __init__(self, page: gr.Blocks) -> None:
         self._page = page
@@ -136,7 +141,7 @@ class Calls:
             "page_call_waiting_seconds", "Seconds that a call waited.", SECONDS, ENDPOINT
         )
 
-    def in_steps(self, process_api: Method) -> Method:
+    def wrap_process_api(self, process_api: Method) -> Method:
         async def process(
             block_fn: BlockFunction | int, *args: Any, iterator: object = None, **options: Any
         ) -> Any:
@@ -148,7 +153,7 @@ class Calls:
                     run.outcome = "cancelled"
                 return output
             if iterator is not None:
-                # It was counted with its first value.
+                # The call was counted with its first value.
                 return await process_api(function, *args, iterator=iterator, **options)
             request, began = options.get("request"), time.monotonic()
             if isinstance(request, gr.Request):
@@ -163,7 +168,7 @@ class Calls:
 
         return process
 
-    def marking(self, call_function: Method) -> Method:
+    def wrap_call_function(self, call_function: Method) -> Method:
         async def call(*args: Any, **options: Any) -> Any:
             if run := running.get():
                 run.has_input = True
@@ -171,8 +176,8 @@ class Calls:
 
         return call
 
-    def entering(self, push: Method) -> Method:
-        """The queue asks validators and caches before it keeps a call."""
+    def wrap_push(self, push: Method) -> Method:
+        """Meters calls that end before they wait: refused ones, and those from a cache."""
 
         async def enter(body: Any, request: Any, username: str | None) -> Any:
             keep_request_id(request.headers)
@@ -182,7 +187,7 @@ class Calls:
                 try:
                     taken, name, state = await push(body, request, username)
                 except HTTPException:
-                    # Its caller asks for more than the settings allow.
+                    # The caller is over a rate limit.
                     run.outcome = "limited"
                     raise
                 finally:
@@ -195,7 +200,7 @@ class Calls:
 
         return enter
 
-    def leaving(self, process_events: Method) -> Method:
+    def wrap_process_events(self, process_events: Method) -> Method:
         async def leave(events: Sequence[Event], *args: Any) -> None:
             began = time.monotonic()
             keep_request_id(events[0].request.headers)
@@ -221,7 +226,7 @@ class Calls:
 
         return leave
 
-    def giving_up(self, forget: Method) -> Method:
+    def wrap_removal(self, forget: Method) -> Method:
         async def give_up(*args: Any, **options: Any) -> None:
             await forget(*args, **options)
             known = self._page._queue.event_ids_to_events
@@ -234,10 +239,10 @@ class Calls:
         return give_up
 
     def _leave_out(self, request: Request, body: Any) -> None:
-        """Traces nothing of what goes by itself, which an open page sends again and again."""
+        """Excludes events that an open page sends by itself from the traces."""
         asked = step_of(request.scope)
         if asked.span is not None and (function := function_of(self._page, body)):
-            asked.is_sent = not goes_by_itself(function)
+            asked.is_sent = not is_automatic(function)
 
     def _record(
         self,
@@ -253,8 +258,8 @@ class Calls:
             self._seconds.observe(ran, tags)
         if waited is not None:
             self._waited.observe(waited, tags)
-        if run.outcome == "done" and goes_by_itself(function):
-            # Every open tab would write a line each time its timer ticks.
+        if run.outcome == "done" and is_automatic(function):
+            # Otherwise, every open tab would log a line each time its timer ticks.
             return
         facts: dict[str, object] = {
             "request": request_id.get(),
@@ -265,6 +270,6 @@ class Calls:
         }
         level = logging.INFO
         if run.outcome == "failed" and run.error is not None:
-            # Gradio prints its traceback.
+            # Gradio prints the traceback.
             level, facts["error"] = logging.ERROR, where(run.error)
         logger.log(level, "call", extra=facts)

@@ -1,4 +1,4 @@
-"""One line for each answer, where Serve keeps its logs, and the name by which to follow it."""
+"""Serve's logger, and the request ID that connects the lines of one request."""
 
 import logging
 import re
@@ -6,27 +6,28 @@ import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-# Serve formats and keeps what goes to its own logger, as JSON where a config says so.
+# Serve formats and stores what goes to its logger, as JSON if the config says so.
 logger = logging.getLogger("ray.serve")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The `x-request-id` of the request that began an answer; Serve's proxy gives it one."""
+"""The `x-request-id` of the request that began an answer. Serve's proxy adds one if it is
+missing."""
 
-LONGEST_NAME = 64
+MAX_NAME_LENGTH = 64
 
 
 def keep_request_id(headers: Mapping[str, str]) -> None:
-    """Takes the name of a request from its headers, for the lines of its answers."""
+    """Sets the request ID from the headers, for the log lines of the answer."""
     request_id.set(clean(headers.get("x-request-id", "")))
 
 
 def clean(name: str) -> str:
-    """Leaves of a name that another chose what fits into a log."""
-    return re.sub(r"[^\w.:-]", "", name[:LONGEST_NAME], flags=re.ASCII)
+    """Removes what is not safe in a log from an ID that a client chose."""
+    return re.sub(r"[^\w.:-]", "", name[:MAX_NAME_LENGTH], flags=re.ASCII)
 
 
-class CleanRequestId(logging.Filter):
-    """Cleans the name that Serve gives to each line of a replica."""
+class RequestIdFilter(logging.Filter):
+    """Cleans the request ID that Serve adds to each line of a replica."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if hasattr(record, "request_id"):
@@ -35,13 +36,13 @@ class CleanRequestId(logging.Filter):
 
 
 def clean_request_ids() -> None:
-    """To be called in a replica, where Serve has set up its log."""
+    """Adds the filter to Serve's log. Call it in a replica, where the log is set up."""
     for handler in logger.handlers:
-        # After the filter of Serve's own that gives a line its name.
-        handler.addFilter(CleanRequestId())
+        # After Serve's own filter, which adds the ID to a line.
+        handler.addFilter(RequestIdFilter())
 
 
 def where(error: BaseException) -> str:
-    """Returns the kind of an error and the line that raised it, and nothing of what was sent."""
+    """Returns the type of an error and the line that raised it, without data from the request."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {frame.filename}:{frame.lineno}"

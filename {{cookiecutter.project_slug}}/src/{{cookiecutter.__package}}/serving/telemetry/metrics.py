@@ -1,6 +1,7 @@
-"""Counts, times and logs what a model answers, with Ray's metrics.
+"""Counts, times and logs the answers of models, with Ray's metrics.
 
-`deploy/monitoring` shows them, where there is one. Ray adds the deployment and the replica.
+The dashboard and alerts in `deploy/monitoring`, if there are any, use them. Ray adds the deployment
+and the replica.
 """
 
 import time
@@ -20,18 +21,21 @@ MODEL = ("model",)
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 RATES = [1, 2, 5, 10, 20, 50, 100, 200, 500]
 RECENT_SECONDS = 20
-MOST_RECENT = 1000
+MAX_RECENT = 1000
 
 
 def answers_counter() -> Counter:
     return Counter("model_answers", "Answers that ended.", ("model", "outcome"))
 
 
-class Metered:
-    """A model, whose answers are counted by their outcome.
+class MeteredModel:
+    """A model that counts its answers by their outcome.
 
-    `done`; `cancelled` when the reader left; `refused` when too many wait; `unreadable` when
-    the prompt does not fit; `failed` when the model gave up.
+    - `done`
+    - `cancelled`: the client disconnected.
+    - `refused`: too many requests were waiting.
+    - `unreadable`: the prompt does not fit.
+    - `failed`: the model failed.
     """
 
     def __init__(self, model: Model, *, log_prompts: bool, remote: bool = False) -> None:
@@ -41,8 +45,8 @@ class Metered:
         self._log_prompts = log_prompts
         self._running_now = 0
         self._waiting_since: list[float] = []
-        self._recent = deque[tuple[float, float]](maxlen=MOST_RECENT)
-        """When a wait for a first text ended, and how long it was."""
+        self._recent = deque[tuple[float, float]](maxlen=MAX_RECENT)
+        """When each recent wait for a first text ended, and how long it took."""
         self._answers = answers_counter()
         self._tokens = Counter("model_tokens", "Tokens that were generated.", MODEL)
         self._first_text = Histogram(
@@ -74,7 +78,7 @@ class Metered:
                             self._count(running=1)
                         answer.add(piece)
                         if isinstance(piece, End):
-                            # Some readers leave with it.
+                            # Some callers stop reading at the end.
                             outcome = "done"
                         yield piece
                 outcome = "done"
@@ -100,9 +104,9 @@ class Metered:
                 traced.ends(outcome, failure)
 
     def first_text_seconds(self) -> float:
-        """Returns how long a first text lately took, on average; 0 where nobody asked.
+        """Returns how long recent first texts took, on average, or 0 without recent requests.
 
-        If those who wait have already waited longer than that, it is their average.
+        If the requests that still wait have waited longer on average, it returns their average.
         """
         now = time.monotonic()
         recent = [seconds for ended, seconds in self._recent if now - ended < RECENT_SECONDS]
@@ -126,7 +130,7 @@ class Metered:
         if answer.first_text_seconds is not None:
             self._first_text.observe(answer.first_text_seconds)
         elif outcome == "cancelled":
-            # Else nobody would see a model that keeps all readers waiting until they leave.
+            # Otherwise, the metric would miss a model so slow that all clients give up.
             self._first_text.observe(seconds)
         if answer.tokens_per_second is not None:
             self._speed.observe(answer.tokens_per_second)
@@ -149,7 +153,7 @@ class Metered:
 
 
 def _asked(model: str, options: GenerationOptions, *, remote: bool) -> Attributes:
-    """Returns what OpenTelemetry calls what a model is asked; of the texts none."""
+    """Returns a request's options under OpenTelemetry's names, without any text."""
     said = {
         "max_tokens": options.max_new_tokens,
         "temperature": options.temperature,

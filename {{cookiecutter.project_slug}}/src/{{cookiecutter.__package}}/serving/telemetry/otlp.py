@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry, sent to a collector by OTLP over HTTP."""
+"""Makes OpenTelemetry spans, and sends them to a collector by OTLP over HTTP."""
 
 import atexit
 import logging
@@ -29,39 +29,39 @@ KINDS: dict[Kind, SpanKind] = {
     "client": SpanKind.CLIENT,
 }
 SEND_SECONDS = 3.0
-"""For one batch, with what is tried again."""
+"""How long sending one batch may take, with retries."""
 STOP_SECONDS = 3.0
-"""For what is left when the process ends."""
-MOST_WAITING = 4096
-"""Spans that wait to be sent; one more takes the place of the oldest."""
+"""How long sending the rest may take when the process ends."""
+MAX_WAITING = 4096
+"""How many spans may wait to be sent. A further one replaces the oldest."""
 PACKAGE = (__package__ or "").split(".")[0]
 
 
-class Exporting:
-    """What makes spans in this process, and sends them."""
+class TraceExporter:
+    """Makes and sends the spans of this process."""
 
     def __init__(self, settings: Traces) -> None:
         self.settings = settings
-        # It logs each batch that fails, by the logger of its own.
+        # The library logs each batch that fails. `ReportingExporter` logs only the first one.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         own = {SERVICE_INSTANCE_ID: f"{socket.gethostname()}-{os.getpid()}"}
         if not os.environ.get(OTEL_SERVICE_NAME):
             own[SERVICE_NAME] = PACKAGE
-        # Requests are sampled where they come in.
+        # Requests are sampled when they arrive.
         self._provider = TracerProvider(
             sampler=ALWAYS_ON, resource=Resource.create(own), shutdown_on_exit=False
         )
         exporter = OTLPSpanExporter(settings.endpoint, timeout=SEND_SECONDS)
-        self._reporting = Reporting(exporter, settings.endpoint)
-        self._processor = BatchSpanProcessor(self._reporting, max_queue_size=MOST_WAITING)
+        self._reporting = ReportingExporter(exporter, settings.endpoint)
+        self._processor = BatchSpanProcessor(self._reporting, max_queue_size=MAX_WAITING)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer(PACKAGE)
         self._propagator = TraceContextTextMapPropagator()
         atexit.register(self.stop)
 
     def samples(self) -> bool:
-        return random.random() < self.settings.sampling_ratio  # noqa: S311 - it hides nothing
+        return random.random() < self.settings.sampling_ratio  # noqa: S311 - not for security
 
     def begin(
         self,
@@ -72,7 +72,7 @@ class Exporting:
         above: Span | None,
         began: int | None = None,
     ) -> Span:
-        # An empty one, so that what Ray or a library has begun is not above.
+        # An empty context, so that a span of Ray or another library does not become the parent.
         context = Context()
         if above is not None:
             context = set_span_in_context(above, context)
@@ -94,20 +94,20 @@ class Exporting:
         self._propagator.inject(carrier, set_span_in_context(span, Context()))
         return carrier[TRACEPARENT]
 
-    def told(self, traceparent: str) -> Span | None:
-        """Returns the span that a header names, or None where it names none."""
+    def parent_span(self, traceparent: str) -> Span | None:
+        """Returns the span in a header, or None if the header is not valid."""
         context = self._propagator.extract({TRACEPARENT: traceparent}, Context())
         span = get_current_span(context)
         return span if span.get_span_context().is_valid else None
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
-        self._reporting.give_up_after(STOP_SECONDS)
+        self._reporting.stop_after(STOP_SECONDS)
         self._processor.shutdown()
 
 
-class Reporting(SpanExporter):
-    """Sends spans, and says once that they do not arrive, and once that they do again."""
+class ReportingExporter(SpanExporter):
+    """Sends spans. Logs once when sending fails, and once when it works again."""
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter
@@ -115,8 +115,8 @@ class Reporting(SpanExporter):
         self._arrives = True
         self._deadline = math.inf
 
-    def give_up_after(self, seconds: float) -> None:
-        """Begins to send nothing after that time."""
+    def stop_after(self, seconds: float) -> None:
+        """Stops sending after that time."""
         self._deadline = time.monotonic() + seconds
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -126,12 +126,12 @@ class Reporting(SpanExporter):
         arrives = result is SpanExportResult.SUCCESS
         if self._arrives and not arrives:
             logger.warning(
-                "No traces arrive at %s. They are given up, and answers go on. Look whether the "
-                "collector is up and takes OTLP over HTTP at this path.",
+                "Traces cannot be sent to %s and are dropped. Answers are not affected. Check that the "
+                "collector runs and accepts OTLP over HTTP at this path.",
                 self._endpoint,
             )
         elif arrives and not self._arrives:
-            logger.info("Traces arrive at %s again.", self._endpoint)
+            logger.info("Traces are sent to %s again.", self._endpoint)
         self._arrives = arrives
         return result
 

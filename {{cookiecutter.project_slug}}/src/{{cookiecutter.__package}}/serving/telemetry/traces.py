@@ -1,7 +1,7 @@
-"""The steps of one answer as spans, from the request that asks to the batch that writes.
+"""Traces the steps of an answer as spans, from the request to the batch that generates it.
 
-Loads OpenTelemetry where the settings name a collector. A step is a span only below a request
-that is traced, so that without the setting it costs a look at a variable.
+OpenTelemetry is loaded only if the settings name a collector. A step becomes a span only below a
+traced request. Without the setting, a step only costs the lookup of a variable.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from pydantic import Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..base import Strict, from_extra
+from ..base import Strict, require_extra
 from .logs import clean, where
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from .otlp import Exporting
+    from .otlp import TraceExporter
 
 CollectorUrl = Annotated[str, StringConstraints(pattern=r"^https?://[!-~]+$")]
 Attributes = Mapping[str, str | int | float | Sequence[str]]
@@ -32,93 +32,95 @@ Kind = Literal["internal", "server", "client"]
 ASKS = re.compile(
     r"(/gradio_api/(?:queue/join|(?:call|run|api)(?=/))|/v1/chat/completions|/mcp)/?(?:/.*)?$"
 )
-"""What asks for an answer, up to what a visitor may choose of its path."""
+"""Paths of requests for an answer. The group leaves out the part that a visitor can choose."""
 STEP = "page.step"
-"""Where a request keeps its step, for what answers it later. No header can."""
+"""The key in the ASGI scope for a request's step, which later code continues. No header can set
+it."""
 LIBRARY = "opentelemetry"
 TRACEPARENT = "traceparent"
 
 
 class Traces(Strict):
-    """Where spans go, and how many."""
+    """Where to send spans, and how many."""
 
     endpoint: CollectorUrl
-    """The collector's address for OTLP over HTTP, with its path: `http://127.0.0.1:4318/v1/traces`."""
+    """The collector's address for OTLP over HTTP, including the path:
+    `http://127.0.0.1:4318/v1/traces`."""
     sampling_ratio: float = Field(default=1, ge=0, le=1)
-    """Which part of the requests is traced. No client decides it."""
+    """The share of requests to trace, from 0 to 1. Clients cannot change it."""
 
 
 class TracedSettings(Strict):
-    """What can be traced."""
+    """Settings of traces."""
 
     traces: Traces | None = None
-    """Sends spans of each answer to a collector of OpenTelemetry."""
+    """Sends the spans of each answer to an OpenTelemetry collector."""
 
 
-_exporting: "Exporting | None" = None
+_exporter: "TraceExporter | None" = None
 _here: ContextVar["Span | None"] = ContextVar("here", default=None)
-"""The span below which a next one goes."""
+"""The parent of the next span."""
 
 
 def check_traces() -> None:
-    """Looks whether the libraries are there.
+    """Checks that the libraries are installed.
 
     Raises:
         StartError: they are not.
     """
-    with from_extra("traces", "traces", {LIBRARY}):
-        from .otlp import Exporting  # noqa: F401
+    with require_extra("traces", "traces", {LIBRARY}):
+        from .otlp import TraceExporter  # noqa: F401
 
 
 def start_traces(settings: Traces | None) -> None:
-    """Has this process send its spans, from the first time on.
+    """Makes this process send its spans. With the same settings, further calls do nothing.
 
     Raises:
-        StartError: the libraries are not there.
+        StartError: the libraries are not installed.
     """
-    global _exporting
-    if settings is None or (_exporting is not None and _exporting.settings == settings):
+    global _exporter
+    if settings is None or (_exporter is not None and _exporter.settings == settings):
         return
     check_traces()
-    from .otlp import Exporting
+    from .otlp import TraceExporter
 
     stop_traces()
-    _exporting = Exporting(settings)
+    _exporter = TraceExporter(settings)
 
 
 def stop_traces() -> None:
-    """Sends what is left, within a bound."""
-    global _exporting
-    if _exporting is not None:
-        _exporting.stop()
-        _exporting = None
+    """Sends the remaining spans, within a time limit."""
+    global _exporter
+    if _exporter is not None:
+        _exporter.stop()
+        _exporter = None
 
 
 @dataclass
 class Step:
-    """What is done for an answer. It is a span where that is traced."""
+    """A step of an answer. It has a span if the request is traced."""
 
     span: "Span | None" = None
     outcome: str = ""
     is_sent: bool = True
-    """A span that does not end is not sent."""
+    """If False, the span never ends, so it is not sent."""
 
     def say(self, attributes: Attributes) -> None:
         if self.span is not None:
             self.span.set_attributes(attributes)
 
     def ends(self, outcome: str, error: BaseException | None = None, kind: str = "") -> None:
-        """Says how it ended, in the words of metrics and logs, and nothing of what was sent."""
+        """Records the outcome, with the same words as metrics and logs, without request data."""
         self.outcome = outcome
-        if self.span is None or _exporting is None:
+        if self.span is None or _exporter is None:
             return
         self.say({"outcome": outcome})
         if outcome not in ("done", "cancelled"):
             self.say({"error.type": kind or (type(error).__qualname__ if error else outcome)})
-            _exporting.fail(self.span, where(error) if error and error.__traceback__ else None)
+            _exporter.fail(self.span, where(error) if error and error.__traceback__ else None)
 
 
-def here() -> "Span | None":
+def current_span() -> "Span | None":
     return _here.get()
 
 
@@ -130,23 +132,23 @@ def step(
     kind: Kind = "internal",
     below: "Span | None" = None,
 ) -> Iterator[Step]:
-    """Makes what is in the block a step of what is done here, or below another span.
+    """Makes the block a step below the current span, or below another one.
 
-    Who leaves it early has cancelled it.
+    If the block is cancelled or its generator is closed, the outcome is `cancelled`.
     """
     before = _here.get()
     above = below or before
-    if above is None or _exporting is None:
+    if above is None or _exporter is None:
         yield Step()
         return
-    with _running(_exporting.begin(name, kind, attributes, above=above), before) as begun:
+    with _running(_exporter.begin(name, kind, attributes, above=above), before) as begun:
         yield begun
 
 
 @contextmanager
 def _running(span: "Span", before: "Span | None") -> Iterator[Step]:
-    # Without a token, which another context could not take back: whoever closes a generator may
-    # be in one.
+    # Without a token, because a generator may be closed in another context, where a token cannot
+    # be reset.
     _here.set(span)
     begun = Step(span)
     try:
@@ -167,7 +169,7 @@ def _running(span: "Span", before: "Span | None") -> Iterator[Step]:
             span.end()
 
 
-def past(
+def add_ended_step(
     name: str,
     began: int,
     ended: int | None = None,
@@ -175,44 +177,45 @@ def past(
     below: "Span | None",
     outcome: str = "done",
 ) -> None:
-    """Adds a step that has ended, in nanoseconds since 1970, now unless it says when."""
-    if below is not None and _exporting is not None:
-        span = _exporting.begin(name, "internal", {"outcome": outcome}, above=below, began=began)
+    """Adds a step that has ended already. Times are nanoseconds since 1970, by default until
+    now."""
+    if below is not None and _exporter is not None:
+        span = _exporter.begin(name, "internal", {"outcome": outcome}, above=below, began=began)
         span.end(ended or time.time_ns())
 
 
-class Carried(str):
-    """A request's name, with the span below which another process goes on."""
+class TracedRequestId(str):
+    """A request ID with the parent span for another process."""
 
     traceparent: str
 
 
 def traceparent() -> str:
-    """Returns what another server is to be told in the header of that name, or nothing."""
+    """Returns the `traceparent` header for another server, or an empty string."""
     span = _here.get()
-    return "" if span is None or _exporting is None else _exporting.traceparent(span)
+    return "" if span is None or _exporter is None else _exporter.traceparent(span)
 
 
-def carried(request: str) -> str:
-    """Returns what another process is to be told: the name alone where nothing is traced."""
-    if not (told := traceparent()):
+def with_traceparent(request: str) -> str:
+    """Returns the request ID for another process, with the current span if it is traced."""
+    if not (header := traceparent()):
         return request
-    named = Carried(request)
-    named.traceparent = told
+    named = TracedRequestId(request)
+    named.traceparent = header
     return named
 
 
-def carry_on(request: str) -> None:
-    """Goes on below the span that another process has told."""
-    told = request.traceparent if isinstance(request, Carried) else ""
-    _here.set(_exporting.told(told) if told and _exporting is not None else None)
+def continue_trace(request: str) -> None:
+    """Continues below the span that came with another process's request ID."""
+    header = request.traceparent if isinstance(request, TracedRequestId) else ""
+    _here.set(_exporter.parent_span(header) if header and _exporter is not None else None)
 
 
-class TracedRequests:
-    """ASGI middleware that begins a trace with each request that asks for an answer.
+class TracingMiddleware:
+    """ASGI middleware that begins a trace for each request for an answer.
 
-    A client's `traceparent` is taken as the span above, and for nothing else: whether the request
-    is traced is decided here, and `tracestate` and baggage are not read.
+    A client's `traceparent` only sets the parent span. The client does not decide whether the
+    request is traced, and its `tracestate` and baggage are ignored.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -225,21 +228,21 @@ class TracedRequests:
             finally:
                 await asyncio.to_thread(stop_traces)
             return
-        asks = _exporting is not None and scope["type"] == "http" and scope["method"] == "POST"
+        asks = _exporter is not None and scope["type"] == "http" and scope["method"] == "POST"
         found = ASKS.search(scope["path"]) if asks else None
-        if found is None or _exporting is None or not _exporting.samples():
+        if found is None or _exporter is None or not _exporter.samples():
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        # Of two, neither can be trusted.
+        # If there are two, neither can be trusted.
         given = headers.getlist(TRACEPARENT)
-        above = _exporting.told(given[0]) if len(given) == 1 else None
+        above = _exporter.parent_span(given[0]) if len(given) == 1 else None
         attributes = {
             "http.request.method": "POST",
             "http.route": found[1],
             "http.request.header.x-request-id": [clean(headers.get("x-request-id", ""))],
         }
-        span = _exporting.begin(f"POST {found[1]}", "server", attributes, above=above)
+        span = _exporter.begin(f"POST {found[1]}", "server", attributes, above=above)
         status, complete = 0, False
 
         async def send_and_see(message: Message) -> None:
@@ -261,6 +264,6 @@ class TracedRequests:
 
 
 def step_of(scope: Scope) -> Step:
-    """Returns the step that a request began."""
+    """Returns the step that the request began, or an empty one."""
     begun: Step = scope.get(STEP) or Step()
     return begun
