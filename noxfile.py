@@ -120,15 +120,11 @@ def models(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """Takes pictures of the page in each of its states, and renews the README's."""
-    install(session, "render")
-    project = make_project(session, "pictures")
-    directory = project.parents[1] / "states"
-    with session.chdir(project):
-        session.run(
-            str(python_of(project)), "-m", "tests.support.pictures", str(directory), external=True
-        )
-    shutil.copy(directory / "writing-wide-light.png", TEMPLATE / "docs" / "page.png")
+    """Serves a project of each kind with its real models, and takes the pictures of the docs."""
+    install(session, "tests")
+    kinds = ("compare", "chat", "own")
+    projects = [make_project(session, f"pictures-{kind}", f"page={kind}") for kind in kinds]
+    session.run("python", "-m", "docs.pictures", *map(str, projects))
 
 
 @nox.session

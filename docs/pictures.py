@@ -1,0 +1,192 @@
+"""Takes the pictures of README and docs, of served projects and their real models: `nox -s pictures`.
+
+Each picture carries what it was taken of, as the served page and its settings say it.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import yaml
+from playwright.sync_api import Browser, FilePayload, Page, expect
+
+from docs.provenance import Provenance, code, sign
+from tests.chromium import chromium
+from tests.generated.project import Project, Running, free_port, ray_directory
+
+FOLDER = Path(__file__).with_name("pictures")
+START_SECONDS = 600
+ANSWER_SECONDS = 120
+READ_SECONDS = 30
+WIDTHS = {"wide": 1120, "phone": 390}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+LEAST_HEIGHT = 400
+"""A picture is as high as the page, and a page at least as high as the window."""
+SCALE = 1.5
+"""Pixels for each of the page's, so that text is sharp on most screens."""
+PROMPT = "Give me three tips for a good night's sleep."
+QUESTIONS = ("What is the capital of France?", "What can I see there?")
+POEM = """\
+Half a league, half a league,
+Half a league onward,
+All in the valley of Death
+Rode the six hundred.
+"""
+ENDPOINTS = {"generate": "compare", "chat": "chat", "number_lines": "own"}
+"""The kind of page that offers a function under this name."""
+SOURCES = """
+import json, sys
+from {package}.app import Settings
+settings = Settings.model_validate_json(sys.argv[1])
+print(json.dumps({{model.name: model.source for model in settings.models}}))
+"""
+
+Ask = Callable[[Page], None]
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    compare, chat, own = (Path(root) for root in sys.argv[1:])
+    with chromium() as browser:
+        with served(compare, openai_api="without-keys") as (url, made_of, _):
+            take(browser, url, ask_the_models, "compare", made_of)
+        with served(chat, openai_api="without-keys") as (url, made_of, _):
+            take(browser, url, hold_a_conversation, "chat", made_of)
+        with served(own) as (url, made_of, _):
+            take(browser, url, number_the_lines, "own", made_of)
+        asleep = {"min_replicas": 0, "max_replicas": 1}
+        with served(compare, openai_api="without-keys", deployment=asleep) as (url, made_of, _):
+            take_while_models_start(browser, url, made_of)
+
+
+@contextmanager
+def served(root: Path, **args: Any) -> Iterator[tuple[str, Provenance, Running]]:
+    """Serves a project on a free port, with these `args` in its config, and ends it.
+
+    Yields the page's address, what it is made of, and its process.
+    """
+    config = yaml.safe_load((root / "config" / "local.yaml").read_text("utf-8"))
+    port = config["http_options"]["port"] = free_port()
+    config["applications"][0]["args"] |= args
+    path = root / "pictures.yaml"
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    with ray_directory(root.parent / "ray-logs") as ray:
+        project = Project(root, root / ".venv", {"RAY_TMPDIR": ray})
+        with project.started("python", "-m", project.package, "serve", str(path)) as running:
+            running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
+            url = f"http://127.0.0.1:{port}"
+            yield url, made_of(project, url, config["applications"][0]["args"]), running
+
+
+def made_of(project: Project, url: str, args: Mapping[str, Any]) -> Provenance:
+    """Reads the kind of a page from the page, and its models from what was served."""
+    with httpx2.Client(base_url=url, timeout=READ_SECONDS) as client:
+        offered = client.get("/gradio_api/info").raise_for_status().json()["named_endpoints"]
+        [kind] = {ENDPOINTS[name] for each in offered if (name := each.strip("/")) in ENDPOINTS}
+        if kind == "own":
+            return Provenance(kind, {}, code())
+        sources = sources_of(project, args)
+        if "openai_api" in args:
+            listed = client.get("/v1/models").raise_for_status().json()["data"]
+            if sorted(model["id"] for model in listed) != sorted(sources):
+                raise RuntimeError(f"The settings have {sources}, and {listed} is served.")
+    return Provenance(kind, sources, code())
+
+
+def sources_of(project: Project, args: Mapping[str, Any]) -> dict[str, str]:
+    """Returns where each model comes from, as the project reads the `args` of a config."""
+    python = project.environment / "bin" / "python"
+    script = SOURCES.format(package=project.package)
+    printed = subprocess.run(
+        [python, "-c", script, json.dumps(args)],
+        cwd=project.root,
+        env=project.env(),
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    sources: dict[str, str] = json.loads(printed.stdout.splitlines()[-1])
+    return sources
+
+
+def take(browser: Browser, url: str, ask: Ask, name: str, made_of: Provenance) -> None:
+    for size, scheme, page in windows(browser, url):
+        ask(page)
+        keep(page, f"{name}-{size}-{scheme}", made_of)
+
+
+def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> None:
+    """Opens all windows before a model is asked, because none sleeps any more afterwards."""
+    opened = list(windows(browser, url))
+    for _, _, page in opened:
+        fill_in(page, PROMPT)
+    for _, _, page in opened:
+        page.get_by_label("Prompt").press("Enter")
+    for size, scheme, page in opened:
+        for state in page.locator("[id^=state-]").all():
+            expect(state).to_contain_text("Starting", timeout=READ_SECONDS * 1000)
+        keep(page, f"compare-starting-{size}-{scheme}", made_of)
+
+
+def windows(browser: Browser, url: str) -> Iterator[tuple[str, str, Page]]:
+    for size, width in WIDTHS.items():
+        for scheme in SCHEMES:
+            page = browser.new_page(
+                viewport={"width": width, "height": LEAST_HEIGHT},
+                color_scheme=scheme,
+                device_scale_factor=SCALE,
+            )
+            page.goto(url)
+            yield size, scheme, page
+
+
+def ask_the_models(page: Page) -> None:
+    fill_in(page, PROMPT)
+    page.get_by_label("Prompt").press("Enter")
+    wait_until_done(page)
+
+
+def hold_a_conversation(page: Page) -> None:
+    for question in QUESTIONS:
+        page.get_by_label("Your message").fill(question)
+        page.get_by_label("Your message").press("Enter")
+        wait_until_done(page)
+
+
+def number_the_lines(page: Page) -> None:
+    text: FilePayload = {"name": "poem.txt", "mimeType": "text/plain", "buffer": POEM.encode()}
+    page.locator("input[type=file]").first.set_input_files(text)
+    expect(page.get_by_text("poem.txt")).to_be_visible()
+    page.get_by_role("button", name="Number the lines").click()
+    expect(page.get_by_label("Texts")).to_have_value("1 in this session")
+
+
+def fill_in(page: Page, prompt: str) -> None:
+    page.get_by_label("Prompt").fill(prompt)
+
+
+def wait_until_done(page: Page) -> None:
+    states = page.locator("[id^=state-]")
+    expect(states.first).to_be_visible()
+    for state in states.all():
+        expect(state).to_contain_text(re.compile("Done|Cut off"), timeout=ANSWER_SECONDS * 1000)
+
+
+def keep(page: Page, name: str, made_of: Provenance) -> None:
+    # A blinking caret would make each picture another one.
+    page.mouse.move(0, 0)
+    picture = page.screenshot(full_page=True, caret="hide", animations="disabled")
+    path = FOLDER / f"{name}.png"
+    path.write_bytes(sign(picture, made_of))
+    page.close()
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

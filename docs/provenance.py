@@ -1,0 +1,65 @@
+"""What a picture was taken of, written into the picture itself."""
+
+import json
+import struct
+import subprocess
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TEMPLATE = Path(__file__).parents[1]
+KEYWORD = "Provenance"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER_BYTES = 25
+"""Of the first chunk, which has to stay the first."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    page: str
+    """The kind of page: what was answered to `page`."""
+    models: Mapping[str, str]
+    """Where each model that answered comes from, by its name."""
+    code: str
+    """The template's version and commit."""
+
+    def text(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def code() -> str:
+    context = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
+    command = ("git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12")
+    commit = subprocess.run(command, cwd=TEMPLATE, check=True, capture_output=True, text=True)
+    return f"{context['_template_version']}, commit {commit.stdout.strip()}"
+
+
+def sign(picture: bytes, provenance: Provenance) -> bytes:
+    """Returns a PNG with its provenance as the first text."""
+    data = b"\0".join([KEYWORD.encode("latin-1"), provenance.text().encode("latin-1")])
+    after = len(SIGNATURE) + HEADER_BYTES
+    return picture[:after] + chunk(b"tEXt", data) + picture[after:]
+
+
+def provenance_of(picture: bytes) -> Provenance | None:
+    """Returns what a PNG says of itself, and None if it says nothing."""
+    for kind, data in chunks(picture):
+        keyword, _, text = data.partition(b"\0")
+        if kind == b"tEXt" and keyword == KEYWORD.encode("latin-1"):
+            return Provenance(**json.loads(text.decode("latin-1")))
+    return None
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def chunks(picture: bytes) -> Iterator[tuple[bytes, bytes]]:
+    if not picture.startswith(SIGNATURE):
+        raise ValueError("This is not a PNG.")
+    at = len(SIGNATURE)
+    while at < len(picture):
+        [length] = struct.unpack_from(">I", picture, at)
+        yield picture[at + 4 : at + 8], picture[at + 8 : at + 8 + length]
+        at += length + 12
