@@ -121,7 +121,8 @@ def models(session: nox.Session) -> None:
 @nox.session
 def pictures(session: nox.Session) -> None:
     """Serves a project of each kind with its real models, and takes the pictures of the docs."""
-    install(session, "tests")
+    # Whose matplotlib brings Pillow.
+    install(session, "benchmark")
     kinds = ("compare", "chat", "own")
     projects = [make_project(session, f"pictures-{kind}", f"page={kind}") for kind in kinds]
     session.run("python", "-m", "docs.pictures", *map(str, projects))

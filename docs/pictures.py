@@ -9,14 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, FilePayload, Page, expect
 
-from docs.provenance import Provenance, code, sign
+from docs.provenance import KEYWORD, Provenance, code
 from tests.chromium import chromium
 from tests.generated.project import Project, Running, free_port, ray_directory
 
@@ -24,14 +27,17 @@ FOLDER = Path(__file__).with_name("pictures")
 START_SECONDS = 600
 ANSWER_SECONDS = 120
 READ_SECONDS = 30
-WIDTHS = {"wide": 1120, "phone": 390}
+COLOURS = 256
+WIDTHS = {"wide": 1024, "phone": 390}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-LEAST_HEIGHT = 400
-"""A picture is as high as the page, and a page at least as high as the window."""
+HEIGHT = 400
+"""Of a window. A picture is as high as the page, which is at least as high as the window."""
+HEIGHT_OF_A_CHAT = 900
+"""A conversation takes half of the window's height."""
 SCALE = 1.5
 """Pixels for each of the page's, so that text is sharp on most screens."""
 PROMPT = "Give me three tips for a good night's sleep."
-QUESTIONS = ("What is the capital of France?", "What can I see there?")
+QUESTIONS = (PROMPT, "Which of them is the most important?")
 POEM = """\
 Half a league, half a league,
 Half a league onward,
@@ -55,11 +61,11 @@ def main() -> None:
     compare, chat, own = (Path(root) for root in sys.argv[1:])
     with chromium() as browser:
         with served(compare, openai_api="without-keys") as (url, made_of, _):
-            take(browser, url, ask_the_models, "compare", made_of)
+            take(browser, url, ask_the_models, made_of)
         with served(chat, openai_api="without-keys") as (url, made_of, _):
-            take(browser, url, hold_a_conversation, "chat", made_of)
+            take(browser, url, hold_a_conversation, made_of)
         with served(own) as (url, made_of, _):
-            take(browser, url, number_the_lines, "own", made_of)
+            take(browser, url, number_the_lines, made_of)
         asleep = {"min_replicas": 0, "max_replicas": 1}
         with served(compare, openai_api="without-keys", deployment=asleep) as (url, made_of, _):
             take_while_models_start(browser, url, made_of)
@@ -115,15 +121,16 @@ def sources_of(project: Project, args: Mapping[str, Any]) -> dict[str, str]:
     return sources
 
 
-def take(browser: Browser, url: str, ask: Ask, name: str, made_of: Provenance) -> None:
-    for size, scheme, page in windows(browser, url):
+def take(browser: Browser, url: str, ask: Ask, made_of: Provenance) -> None:
+    height = HEIGHT_OF_A_CHAT if made_of.page == "chat" else HEIGHT
+    for size, scheme, page in windows(browser, url, height):
         ask(page)
-        keep(page, f"{name}-{size}-{scheme}", made_of)
+        keep(page, f"{made_of.page}-{size}-{scheme}", made_of)
 
 
 def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> None:
     """Opens all windows before a model is asked, because none sleeps any more afterwards."""
-    opened = list(windows(browser, url))
+    opened = list(windows(browser, url, HEIGHT))
     for _, _, page in opened:
         fill_in(page, PROMPT)
     for _, _, page in opened:
@@ -134,11 +141,11 @@ def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> 
         keep(page, f"compare-starting-{size}-{scheme}", made_of)
 
 
-def windows(browser: Browser, url: str) -> Iterator[tuple[str, str, Page]]:
+def windows(browser: Browser, url: str, height: int) -> Iterator[tuple[str, str, Page]]:
     for size, width in WIDTHS.items():
         for scheme in SCHEMES:
             page = browser.new_page(
-                viewport={"width": width, "height": LEAST_HEIGHT},
+                viewport={"width": width, "height": height},
                 color_scheme=scheme,
                 device_scale_factor=SCALE,
             )
@@ -153,9 +160,11 @@ def ask_the_models(page: Page) -> None:
 
 
 def hold_a_conversation(page: Page) -> None:
-    for question in QUESTIONS:
+    for number, question in enumerate(QUESTIONS, 1):
         page.get_by_label("Your message").fill(question)
         page.get_by_label("Your message").press("Enter")
+        for pane in page.locator("[id^=pane-]").all():
+            expect(pane.get_by_test_id("bot")).to_have_count(number, timeout=ANSWER_SECONDS * 1000)
         wait_until_done(page)
 
 
@@ -179,12 +188,14 @@ def wait_until_done(page: Page) -> None:
 
 
 def keep(page: Page, name: str, made_of: Provenance) -> None:
-    # A blinking caret would make each picture another one.
-    page.mouse.move(0, 0)
     picture = page.screenshot(full_page=True, caret="hide", animations="disabled")
     path = FOLDER / f"{name}.png"
-    path.write_bytes(sign(picture, made_of))
     page.close()
+    # With a palette, it is a third as large and looks the same.
+    image = Image.open(BytesIO(picture)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    said = PngInfo()
+    said.add_text(KEYWORD, made_of.text())
+    image.save(path, optimize=True, pnginfo=said)
     print(path)
 
 

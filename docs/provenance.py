@@ -3,7 +3,6 @@
 import json
 import struct
 import subprocess
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 TEMPLATE = Path(__file__).parents[1]
 KEYWORD = "Provenance"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-HEADER_BYTES = 25
-"""Of the first chunk, which has to stay the first."""
+CHUNK_BYTES = 12
+"""What a chunk has beside its data: a length, a kind and a checksum."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,15 @@ class Provenance:
 
 def code() -> str:
     context = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
-    command = ("git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12")
-    commit = subprocess.run(command, cwd=TEMPLATE, check=True, capture_output=True, text=True)
-    return f"{context['_template_version']}, commit {commit.stdout.strip()}"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/pictures")
+    commit = git("rev-parse", "--short=12", "HEAD") + (", changed" if changed else "")
+    return f"{context['_template_version']}, commit {commit}"
 
 
-def sign(picture: bytes, provenance: Provenance) -> bytes:
-    """Returns a PNG with its provenance as the first text."""
-    data = b"\0".join([KEYWORD.encode("latin-1"), provenance.text().encode("latin-1")])
-    after = len(SIGNATURE) + HEADER_BYTES
-    return picture[:after] + chunk(b"tEXt", data) + picture[after:]
+def git(*arguments: str) -> str:
+    command = ("git", *arguments)
+    done = subprocess.run(command, cwd=TEMPLATE, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def provenance_of(picture: bytes) -> Provenance | None:
@@ -51,10 +49,6 @@ def provenance_of(picture: bytes) -> Provenance | None:
     return None
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def chunks(picture: bytes) -> Iterator[tuple[bytes, bytes]]:
     if not picture.startswith(SIGNATURE):
         raise ValueError("This is not a PNG.")
@@ -62,4 +56,4 @@ def chunks(picture: bytes) -> Iterator[tuple[bytes, bytes]]:
     while at < len(picture):
         [length] = struct.unpack_from(">I", picture, at)
         yield picture[at + 4 : at + 8], picture[at + 8 : at + 8 + length]
-        at += length + 12
+        at += CHUNK_BYTES + length

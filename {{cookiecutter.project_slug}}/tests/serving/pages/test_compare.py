@@ -217,6 +217,18 @@ def test_in_the_browser_each_pane_says_how_far_it_is(browser: Browser) -> None:
         expect(state(page, "slow")).to_have_count(0)
 
 
+def test_in_the_browser_each_pane_has_a_button_that_copies_its_text(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_context() as visitor:
+        visitor.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = visitor.new_page()
+        page.goto(url)
+        ask(page)
+        expect(state(page, "fast")).to_contain_text("Done")
+        page.locator("#pane-fast").get_by_role("button", name="Copy").click()
+
+        assert page.evaluate("navigator.clipboard.readText()") == "one two three"
+
+
 def test_in_the_browser_a_state_that_wraps_moves_nothing(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)
