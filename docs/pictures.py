@@ -28,10 +28,9 @@ START_SECONDS = 600
 ANSWER_SECONDS = 120
 READ_SECONDS = 30
 COLOURS = 256
-WIDTHS = {"wide": 1024, "phone": 390}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-HEIGHT = 400
-"""Of a window. A picture is as high as the page, which is at least as high as the window."""
+WINDOWS = {"wide": (1024, 400), "phone": (390, 844)}
+"""Width and height. A wide picture is as high as the page, at least as high as its window."""
 HEIGHT_OF_A_CHAT = 900
 """A conversation takes half of the window's height."""
 SCALE = 1.5
@@ -122,15 +121,17 @@ def sources_of(project: Project, args: Mapping[str, Any]) -> dict[str, str]:
 
 
 def take(browser: Browser, url: str, ask: Ask, made_of: Provenance) -> None:
-    height = HEIGHT_OF_A_CHAT if made_of.page == "chat" else HEIGHT
-    for size, scheme, page in windows(browser, url, height):
+    for size, scheme, page in windows(browser, url):
+        if (size, made_of.page) == ("wide", "chat"):
+            width, _ = WINDOWS[size]
+            page.set_viewport_size({"width": width, "height": HEIGHT_OF_A_CHAT})
         ask(page)
-        keep(page, f"{made_of.page}-{size}-{scheme}", made_of)
+        keep(page, size, f"{made_of.page}-{size}-{scheme}", made_of)
 
 
 def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> None:
     """Opens all windows before a model is asked, because none sleeps any more afterwards."""
-    opened = list(windows(browser, url, HEIGHT))
+    opened = list(windows(browser, url))
     for _, _, page in opened:
         fill_in(page, PROMPT)
     for _, _, page in opened:
@@ -138,11 +139,11 @@ def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> 
     for size, scheme, page in opened:
         for state in page.locator("[id^=state-]").all():
             expect(state).to_contain_text("Starting", timeout=READ_SECONDS * 1000)
-        keep(page, f"compare-starting-{size}-{scheme}", made_of)
+        keep(page, size, f"compare-starting-{size}-{scheme}", made_of)
 
 
-def windows(browser: Browser, url: str, height: int) -> Iterator[tuple[str, str, Page]]:
-    for size, width in WIDTHS.items():
+def windows(browser: Browser, url: str) -> Iterator[tuple[str, str, Page]]:
+    for size, (width, height) in WINDOWS.items():
         for scheme in SCHEMES:
             page = browser.new_page(
                 viewport={"width": width, "height": height},
@@ -187,8 +188,8 @@ def wait_until_done(page: Page) -> None:
         expect(state).to_contain_text(re.compile("Done|Cut off"), timeout=ANSWER_SECONDS * 1000)
 
 
-def keep(page: Page, name: str, made_of: Provenance) -> None:
-    picture = page.screenshot(full_page=True, caret="hide", animations="disabled")
+def keep(page: Page, size: str, name: str, made_of: Provenance) -> None:
+    picture = page.screenshot(full_page=size == "wide", caret="hide", animations="disabled")
     path = FOLDER / f"{name}.png"
     page.close()
     # With a palette, it is a third as large and looks the same.
