@@ -130,7 +130,7 @@ def pictures(session: nox.Session) -> None:
 
 @nox.session
 def dashboard(session: nox.Session) -> None:
-    """Draws the dashboard after a quarter of an hour of users, for the README."""
+    """Draws the dashboard after a quarter of an hour of users, for docs/pictures.md."""
     install(session, "benchmark")
     project = make_project(session, "dashboard", "deploy=docker")
     session.run("python", "-m", "docs.dashboard", str(project))
