@@ -43,6 +43,8 @@ Half a league onward,
 All in the valley of Death
 Rode the six hundred.
 """
+ARGS: dict[str, Any] = {"openai_api": "without-keys", "options": {"seed": 8}}
+"""What a project is served with: its models can be listed, and the same text is taken each time."""
 ENDPOINTS = {"generate": "compare", "chat": "chat", "number_lines": "own"}
 """The kind of page that offers a function under this name."""
 SOURCES = """
@@ -59,14 +61,14 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     compare, chat, own = (Path(root) for root in sys.argv[1:])
     with chromium() as browser:
-        with served(compare, openai_api="without-keys") as (url, made_of, _):
+        with served(compare, **ARGS) as (url, made_of, _):
             take(browser, url, ask_the_models, made_of)
-        with served(chat, openai_api="without-keys") as (url, made_of, _):
+        with served(chat, **ARGS) as (url, made_of, _):
             take(browser, url, hold_a_conversation, made_of)
         with served(own) as (url, made_of, _):
             take(browser, url, number_the_lines, made_of)
         asleep = {"min_replicas": 0, "max_replicas": 1}
-        with served(compare, openai_api="without-keys", deployment=asleep) as (url, made_of, _):
+        with served(compare, **ARGS, deployment=asleep) as (url, made_of, _):
             take_while_models_start(browser, url, made_of)
 
 
@@ -133,7 +135,7 @@ def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> 
     """Opens all windows before a model is asked, because none sleeps any more afterwards."""
     opened = list(windows(browser, url))
     for _, _, page in opened:
-        fill_in(page, PROMPT)
+        page.get_by_label("Prompt").fill(PROMPT)
     for _, _, page in opened:
         page.get_by_label("Prompt").press("Enter")
     for size, scheme, page in opened:
@@ -155,7 +157,7 @@ def windows(browser: Browser, url: str) -> Iterator[tuple[str, str, Page]]:
 
 
 def ask_the_models(page: Page) -> None:
-    fill_in(page, PROMPT)
+    page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Prompt").press("Enter")
     wait_until_done(page)
 
@@ -175,10 +177,6 @@ def number_the_lines(page: Page) -> None:
     expect(page.get_by_text("poem.txt")).to_be_visible()
     page.get_by_role("button", name="Number the lines").click()
     expect(page.get_by_label("Texts")).to_have_value("1 in this session")
-
-
-def fill_in(page: Page, prompt: str) -> None:
-    page.get_by_label("Prompt").fill(prompt)
 
 
 def wait_until_done(page: Page) -> None:

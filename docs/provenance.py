@@ -28,10 +28,18 @@ class Provenance:
 
 
 def code() -> str:
+    """Returns the version and commit of what projects are made of."""
     context = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/pictures")
-    commit = git("rev-parse", "--short=12", "HEAD") + (", changed" if changed else "")
-    return f"{context['_template_version']}, commit {commit}"
+    made_of = (
+        "--",
+        "cookiecutter.json",
+        "hooks",
+        "templates",
+        ":(literal){{cookiecutter.project_slug}}",
+    )
+    commit = git("log", "-1", "--format=%h", "--abbrev=12", *made_of)
+    changed = ", changed" if git("status", "--porcelain", *made_of) else ""
+    return f"{context['_template_version']}, commit {commit}{changed}"
 
 
 def git(*arguments: str) -> str:
