@@ -17,7 +17,7 @@ import httpx2
 import yaml
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
 
 from docs.provenance import KEYWORD, Provenance, code
 from tests.chromium import chromium
@@ -138,7 +138,7 @@ def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> 
     for _, _, page in opened:
         page.get_by_label("Prompt").press("Enter")
     for size, scheme, page in opened:
-        for state in page.locator("[id^=state-]").all():
+        for state in states(page):
             expect(state).to_contain_text("Starting", timeout=READ_SECONDS * 1000)
         keep(page, size, f"compare-starting-{size}-{scheme}", made_of)
 
@@ -159,8 +159,15 @@ def ask_the_models(page: Page) -> None:
     prompt = page.get_by_label(re.compile("^(Prompt|Your message)$"))
     prompt.fill(PROMPT)
     prompt.press("Enter")
-    for state in page.locator("[id^=state-]").all():
+    for state in states(page):
         expect(state).to_contain_text(re.compile("Done|Cut off"), timeout=ANSWER_SECONDS * 1000)
+
+
+def states(page: Page) -> list[Locator]:
+    """Returns the line of each pane that says how far its model is."""
+    found = page.locator("[id^=state-] p")
+    expect(found.first).to_be_visible()
+    return found.all()
 
 
 def number_the_lines(page: Page) -> None:
