@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.users import Call
-from docs.pictures import FOLDER, served
-from docs.provenance import KEYWORD, Provenance
+from docs.pictures import FOLDER, save, served
+from docs.provenance import Provenance
 from tests.faults.users import crowd
 from tests.monitoring.prometheus import Prometheus, prometheus
 
@@ -108,9 +109,7 @@ def main() -> None:
             let_users_ask(Call(url, "generate", QUESTION), server, Path(scratch))
             shown = [shown_by(asked, panel, start, time.time()) for panel in panels_of(root)]
     for scheme, colours in COLOURS.items():
-        path = FOLDER / f"dashboard-{scheme}.png"
-        draw(shown, colours, made_of, path)
-        print(path)
+        draw(shown, colours, made_of, FOLDER / f"dashboard-{scheme}.png")
 
 
 def let_users_ask(call: Call, server: psutil.Process, directory: Path) -> None:
@@ -171,7 +170,9 @@ def draw(shown: list[Shown], colours: Colours, made_of: Provenance, path: Path) 
     for panel, of_it in shown:
         axes = figure.add_subplot(grid[panel.rows, panel.columns], facecolor=colours.panel)
         draw_panel(axes, panel, of_it, colours)
-    figure.savefig(path, dpi=90, metadata={KEYWORD: made_of.text()})
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=90)
+    save(picture.getvalue(), path, made_of)
 
 
 def draw_panel(axes: Axes, panel: Panel, of_it: list[Line], colours: Colours) -> None:

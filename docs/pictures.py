@@ -180,9 +180,12 @@ def number_the_lines(page: Page) -> None:
 
 def keep(page: Page, size: str, name: str, made_of: Provenance) -> None:
     picture = page.screenshot(full_page=size == "wide", caret="hide", animations="disabled")
-    path = FOLDER / f"{name}.png"
     page.close()
-    # With a palette, it is a third as large and looks the same.
+    save(picture, FOLDER / f"{name}.png", made_of)
+
+
+def save(picture: bytes, path: Path, made_of: Provenance) -> None:
+    """Writes a PNG that says what it is of. With a palette, it is a third as large."""
     image = Image.open(BytesIO(picture)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     said = PngInfo()
     said.add_text(KEYWORD, made_of.text())
