@@ -156,7 +156,7 @@ def windows(browser: Browser, url: str) -> Iterator[tuple[str, str, Page]]:
 
 
 def ask_the_models(page: Page) -> None:
-    prompt = page.get_by_label(re.compile("^(Prompt|Your message)"))
+    prompt = page.locator(".prompt textarea")
     prompt.fill(PROMPT)
     prompt.press("Enter")
     for state in states(page):
