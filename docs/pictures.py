@@ -179,6 +179,8 @@ def number_the_lines(page: Page) -> None:
 
 
 def keep(page: Page, size: str, name: str, made_of: Provenance) -> None:
+    # Above the prompt of a chat, to which a phone has scrolled.
+    page.evaluate("scrollTo(0, 0)")
     picture = page.screenshot(full_page=size == "wide", caret="hide", animations="disabled")
     page.close()
     save(picture, FOLDER / f"{name}.png", made_of)
