@@ -21,11 +21,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.users import Call
-from docs.pictures import FOLDER, save, served
+from docs.pictures import save, served
 from docs.provenance import Provenance
 from tests.faults.users import crowd
 from tests.monitoring.prometheus import Prometheus, prometheus
 
+PICTURES = {
+    "light": Path(__file__).with_name("dashboard.png"),
+    "dark": Path(__file__).with_name("dashboard-dark.png"),
+}
 SCRAPE_SECONDS = 5
 BEFORE_SECONDS = 300
 """Rates are of the last five minutes, so the picture begins after these."""
@@ -109,7 +113,7 @@ def main() -> None:
             let_users_ask(Call(url, "generate", QUESTION), server, Path(scratch))
             shown = [shown_by(asked, panel, start, time.time()) for panel in panels_of(root)]
     for scheme, colours in COLOURS.items():
-        draw(shown, colours, made_of, FOLDER / f"dashboard-{scheme}.png")
+        draw(shown, colours, made_of, PICTURES[scheme])
 
 
 def let_users_ask(call: Call, server: psutil.Process, directory: Path) -> None:
