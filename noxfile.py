@@ -127,20 +127,17 @@ def models(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """Takes pictures of the page in each of its states, and renews the README's."""
-    install(session, "render")
-    project = make_project(session, "pictures")
-    directory = project.parents[1] / "states"
-    with session.chdir(project):
-        session.run(
-            str(python_of(project)), "-m", "tests.support.pictures", str(directory), external=True
-        )
-    shutil.copy(directory / "writing-wide-light.png", TEMPLATE / "docs" / "page.png")
+    """Serves a project of each kind with its real models, and takes the pictures of the docs."""
+    # Whose matplotlib brings Pillow.
+    install(session, "benchmark")
+    kinds = ("compare", "chat", "own")
+    projects = [make_project(session, f"pictures-{kind}", f"page={kind}") for kind in kinds]
+    session.run("python", "-m", "docs.pictures", *map(str, projects))
 
 
 @nox.session
 def dashboard(session: nox.Session) -> None:
-    """Draws the dashboard after a quarter of an hour of users, for the README."""
+    """Draws the dashboard after a quarter of an hour of users, for docs/pictures.md."""
     install(session, "benchmark")
     project = make_project(session, "dashboard", "deploy=docker")
     session.run("python", "-m", "docs.dashboard", str(project))

@@ -1,4 +1,4 @@
-"""Draws a project's dashboard after users have asked it for a quarter of an hour: `nox -s dashboard`.
+"""Draws a project's dashboard, after users have asked for a quarter of an hour: `nox -s dashboard`.
 
 Grafana asks Prometheus the queries of `deploy/monitoring/grafana-dashboard.json`. So does this, of
 a Prometheus that reads a served project's metrics, and matplotlib draws what it answers.
@@ -10,33 +10,68 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.users import Call
+from docs.pictures import save, served
+from docs.provenance import Provenance
 from tests.faults.users import crowd
-from tests.generated.project import Project, Running, free_port
 from tests.monitoring.prometheus import Prometheus, prometheus
 
-PICTURE = Path(__file__).with_name("dashboard.png")
-START_SECONDS = 300
+PICTURES = {
+    "light": Path(__file__).with_name("dashboard.png"),
+    "dark": Path(__file__).with_name("dashboard-dark.png"),
+}
 SCRAPE_SECONDS = 5
+BEFORE_SECONDS = 300
+"""Rates are of the last five minutes, so the picture begins after these."""
 USERS = (2, 8, 24, 8)
-"""How many ask, in each of the phases."""
-PHASE_SECONDS = 200
+"""How many ask, in each of the phases; the first of them before the picture begins, too."""
+PHASE_SECONDS = 150
 LIMIT = 8
 """Requests that run in the page, and as many that wait: 24 users are too many."""
 KILLED = "smollm2-lively"
-SECONDS_BEFORE_IT_IS_KILLED = 100
+SECONDS_BEFORE_IT_IS_KILLED = 60
 BYTES_OF_A_GIGABYTE = 1e9
 UNITS = {"short": "", "s": "seconds", "reqps": "per second", "bytes": "GB"}
 """What stands at the axis, by Grafana's name."""
+QUESTION: list[str | int | float | None] = ["Why is the sky blue?", 16, 64, "1", "0.9"]
+
+
+@dataclass(frozen=True)
+class Colours:
+    page: str
+    panel: str
+    grid: str
+    text: str
+    lines: tuple[str, ...]
+
+
+# Grafana's own.
+COLOURS = {
+    "light": Colours(
+        page="#f4f5f5",
+        panel="#ffffff",
+        grid="#e4e7e7",
+        text="#24292e",
+        lines=("#56a64b", "#e0b400", "#3274d9", "#ff780a", "#e02f44", "#a352cc"),
+    ),
+    "dark": Colours(
+        page="#111217",
+        panel="#181b1f",
+        grid="#2c3235",
+        text="#ccccdc",
+        lines=("#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -61,42 +96,36 @@ class Line:
     values: list[float]
 
 
+Shown = tuple[Panel, list[Line]]
+
+
 def main() -> None:
     root = Path(sys.argv[1])
-    # A longer one would make the paths of Ray's sockets too long.
-    project = Project(root, root / ".venv", {"RAY_TMPDIR": "/tmp"})  # noqa: S108
-    with tempfile.TemporaryDirectory() as scratch, served(project) as (call, running):
+    limits = {"running_requests": LIMIT, "waiting_requests": LIMIT}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        served(root, limits=limits) as (url, made_of, running),
+    ):
         [metrics] = re.findall(r"http://([\d.:]+)/metrics", running.log.read_text())
         with prometheus(metrics, Path(scratch), SCRAPE_SECONDS) as asked:
-            start = time.time()
-            let_users_ask(call, psutil.Process(running.process.pid), Path(scratch))
-            draw(asked, panels_of(root), start, time.time())
-    print(f"The dashboard is drawn in {PICTURE}")
-
-
-@contextmanager
-def served(project: Project) -> Iterator[tuple[Call, Running]]:
-    config = yaml.safe_load((project.root / "config" / "local.yaml").read_text())
-    port = config["http_options"]["port"] = free_port()
-    limits = {"running_requests": LIMIT, "waiting_requests": LIMIT}
-    config["applications"][0]["args"] = {"limits": limits}
-    path = project.root / "dashboard.yaml"
-    path.write_text(yaml.safe_dump(config))
-    with project.started("python", "-m", project.package, str(path)) as running:
-        running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
-        question: list[str | int | float | None] = ["Why is the sky blue?", 16, 64, "1", "0.9"]
-        yield Call(f"http://127.0.0.1:{port}", "generate", question), running
+            start = time.time() + BEFORE_SECONDS
+            server = psutil.Process(running.process.pid)
+            let_users_ask(Call(url, "generate", QUESTION), server, Path(scratch))
+            shown = [shown_by(asked, panel, start, time.time()) for panel in panels_of(root)]
+    for scheme, colours in COLOURS.items():
+        draw(shown, colours, made_of, PICTURES[scheme])
 
 
 def let_users_ask(call: Call, server: psutil.Process, directory: Path) -> None:
     """Few, then more, then too many; then a model's replica dies. At each end, some leave."""
     for number, users in enumerate(USERS, 1):
-        print(f"Phase {number} of {len(USERS)}: {users} users, {PHASE_SECONDS} s", flush=True)
+        seconds = PHASE_SECONDS + (BEFORE_SECONDS if number == 1 else 0)
+        print(f"Phase {number} of {len(USERS)}: {users} users, {seconds} s", flush=True)
         with crowd(call, users, directory):
             time.sleep(SECONDS_BEFORE_IT_IS_KILLED)
             if number == len(USERS):
                 kill(server, KILLED)
-            time.sleep(PHASE_SECONDS - SECONDS_BEFORE_IT_IS_KILLED)
+            time.sleep(seconds - SECONDS_BEFORE_IT_IS_KILLED)
 
 
 def kill(server: psutil.Process, deployment: str) -> None:
@@ -124,30 +153,63 @@ def panel_of(panel: Mapping[str, Any]) -> Panel:
     )
 
 
-def draw(prometheus: Prometheus, panels: list[Panel], start: float, end: float) -> None:
-    height = max(panel.rows.stop for panel in panels)
-    width = max(panel.columns.stop for panel in panels)
-    figure = Figure(figsize=(width / 2, height / 3), layout="constrained")
-    grid = figure.add_gridspec(height, width)
-    for panel in panels:
-        axes = figure.add_subplot(grid[panel.rows, panel.columns])
-        for query in panel.queries:
-            for line in lines(prometheus, query, start, end):
-                axes.plot(line.minutes, in_unit(line.values, panel.unit), label=line.name)
-        axes.set(title=panel.title, xlabel="minutes", ylabel=UNITS[panel.unit], ylim=(0, None))
-        axes.legend(fontsize="small")
-    figure.savefig(PICTURE, dpi=80)
+def shown_by(prometheus: Prometheus, panel: Panel, start: float, end: float) -> Shown:
+    queries = panel.queries
+    return panel, [line for query in queries for line in lines(prometheus, query, start, end)]
 
 
 def lines(prometheus: Prometheus, query: Query, start: float, end: float) -> Iterator[Line]:
-    """Raises RuntimeError when there is no series."""
-    series = prometheus.over(query.expression, start, end, SCRAPE_SECONDS)
-    if not series:
-        raise RuntimeError(f"Prometheus has nothing for {query.expression}")
-    for each in series:
+    for each in prometheus.over(query.expression, start, end, SCRAPE_SECONDS):
         minutes = [(moment - start) / 60 for moment, _ in each.samples]
         yield Line(
             name_of(query.legend, each.labels), minutes, [value for _, value in each.samples]
+        )
+
+
+def draw(shown: list[Shown], colours: Colours, made_of: Provenance, path: Path) -> None:
+    height = max(panel.rows.stop for panel, _ in shown)
+    width = max(panel.columns.stop for panel, _ in shown)
+    figure = Figure(figsize=(width / 2, height / 2.7), layout="constrained", facecolor=colours.page)
+    grid = figure.add_gridspec(height, width)
+    for panel, of_it in shown:
+        axes = figure.add_subplot(grid[panel.rows, panel.columns], facecolor=colours.panel)
+        draw_panel(axes, panel, of_it, colours)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=90)
+    save(picture.getvalue(), path, made_of)
+
+
+def draw_panel(axes: Axes, panel: Panel, of_it: list[Line], colours: Colours) -> None:
+    for line, colour in zip(of_it, cycle(colours.lines), strict=False):
+        values = in_unit(line.values, panel.unit)
+        axes.plot(line.minutes, values, label=line.name, color=colour, linewidth=1.2)
+    minutes = len(USERS) * PHASE_SECONDS / 60
+    axes.set(ylabel=UNITS[panel.unit], xlim=(0, minutes), ylim=(0, None))
+    axes.set_title(panel.title, loc="left", color=colours.text, fontsize="medium", weight="bold")
+    axes.set_xlabel("minutes", color=colours.text)
+    axes.yaxis.label.set_color(colours.text)
+    axes.tick_params(colors=colours.text, length=0)
+    axes.grid(color=colours.grid)
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_color(colours.grid)
+    if of_it:
+        # Below the panel, where no line is under it.
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(0, -0.22),
+            ncols=2,
+            fontsize="small",
+            frameon=False,
+            labelcolor=colours.text,
+        )
+    else:
+        axes.set_yticks([])
+        axes.text(
+            *(0.5, 0.5, "No data"),
+            transform=axes.transAxes,
+            horizontalalignment="center",
+            color=colours.text,
         )
 
 

@@ -217,6 +217,18 @@ def test_in_the_browser_each_pane_shows_its_progress(browser: Browser) -> None:
         expect(state(page, "slow")).to_have_count(0)
 
 
+def test_in_the_browser_each_pane_has_a_button_that_copies_its_text(browser: Browser) -> None:
+    with page_of(fast()) as url, browser.new_context() as visitor:
+        visitor.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = visitor.new_page()
+        page.goto(url)
+        ask(page)
+        expect(state(page, "fast")).to_contain_text("Done")
+        page.locator("#pane-fast").get_by_role("button", name="Copy").click()
+
+        assert page.evaluate("navigator.clipboard.readText()") == "one two three"
+
+
 def test_in_the_browser_a_status_that_wraps_does_not_shift_the_page(browser: Browser) -> None:
     with page_of(fast()) as url, browser.new_page() as page:
         page.goto(url)

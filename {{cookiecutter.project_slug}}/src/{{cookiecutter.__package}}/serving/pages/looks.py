@@ -10,12 +10,20 @@ PANE_STYLES = """
 :root:has(.state.waiting, .state.writing) .starts { display: none }
 :root:has(.state.waiting, .state.writing) .stops { display: block }
 .starts, .stops { align-self: flex-end }
+.row:has(> .pane) { align-items: stretch }
 .pane {
     gap: 8px; padding: 12px 16px;
     border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
     background: var(--block-background-fill);
 }
 .pane > .block { padding: 0 !important; border-width: 0; border-radius: 0; background: none; box-shadow: none }
+/* The card is the text's frame, and its heading the text's label. */
+.pane > .form { border-width: 0; background: none; box-shadow: none }
+.pane > .form > .block { padding: 0 !important; background: none }
+.pane > .form textarea { padding: 0 36px 0 0; border-width: 0; background: none; box-shadow: none }
+.pane > .form [data-testid="block-info"] { position: absolute; clip-path: inset(50%); pointer-events: none }
+.pane > .form .top-panel { top: 0; right: 0 }
+.pane .more { margin-top: auto }
 .pane .html-container { padding: 0 }
 .pane .bubble-wrap { background: none }
 .pane h2 { margin: 0; font-size: 1em }

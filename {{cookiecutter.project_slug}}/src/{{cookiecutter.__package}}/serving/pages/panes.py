@@ -32,7 +32,6 @@ def _pane(model: Model, about: str) -> Pane:
         state = head_of(model, about)
         text = gr.Textbox(
             label=model.name,
-            show_label=False,
             lines=10,
             max_lines=24,
             buttons=["copy"],
