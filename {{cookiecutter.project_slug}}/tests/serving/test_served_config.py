@@ -58,7 +58,8 @@ TERMINAL = re.compile(
 )*The page is up: \S+
 The page is up: \S+
 Ctrl-C stops it\.
-Stopped\.
+(Waiting for running answers, at most \d+ s\. Ctrl-C stops at once\.
+)?Stopped\.
 """
 )
 

@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from ..base import API_DEPLOYMENT
 from ..telemetry.logs import clean_request_ids
 from ..telemetry.traces import TracedRequests
-from .disconnects import ProxyLoss
+from .disconnects import Closing, ProxyLoss
 from .guard import RETRY_SECONDS
 from .openai_api import refuse
 
@@ -23,12 +24,18 @@ class ApiIngress(ASGIAppReplicaWrapper):
     def __init__(self, builder: Callable[..., Middleware], *models: DeploymentHandle) -> None:
         clean_request_ids()
         layers = [Middleware(ProxyLoss), Middleware(TracedRequests), builder(*models)]
-        super().__init__(Starlette(middleware=layers, exception_handlers={HTTPException: refuse}))
+        web = Starlette(middleware=layers, exception_handlers={HTTPException: refuse})
+        self._closing = Closing(web)
+        super().__init__(self._closing)
+
+    async def close(self) -> bool:
+        """Begins no new answers from now on. Returns whether some still run."""
+        return self._closing.close()
 
 
 ApiServer = serve.deployment(
     ApiIngress,
-    name="ApiServer",
+    name=API_DEPLOYMENT,
     # It keeps no session, and no tab holds it open: its requests are its load.
     autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 100},
     max_ongoing_requests=1000,

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from ..base import PAGE_DEPLOYMENT, StartError, behind_haproxy
 from ..telemetry.logs import clean_request_ids, where
 from ..telemetry.traces import TracedRequests, start_traces
-from .disconnects import LeftStreams, ProxyLoss
+from .disconnects import Closing, LeftStreams, ProxyLoss
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
@@ -79,9 +79,14 @@ class PageIngress(GradioIngress):
         web.add_middleware(LeftStreams, seconds=settings.stream_seconds)
         put_first(web, builder, settings)
         web.add_middleware(ProxyLoss)
+        self._closing = Closing(web)
         # GradioIngress would serve the Blocks alone, with no theme and no queue; its
         # parent takes the mounted app, which starts both.
-        super(GradioIngress, self).__init__(web)
+        super(GradioIngress, self).__init__(self._closing)
+
+    async def close(self) -> bool:
+        """Begins no new answers from now on. Returns whether some still run."""
+        return self._closing.close()
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises, as the builder's own may."""
