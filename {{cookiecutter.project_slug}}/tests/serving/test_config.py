@@ -110,6 +110,17 @@ def test_a_model_that_scales_by_its_first_text_has_a_policy_for_it() -> None:
     assert scaling.upscale_delay_s < 30
 
 
+@pytest.mark.parametrize(("min_replicas", "seconds"), [(0, 1), (1, 10)])
+def test_serve_hears_more_often_of_requests_for_a_model_that_may_be_at_zero(
+    min_replicas: int, seconds: float
+) -> None:
+    deployment = {"min_replicas": min_replicas, "max_replicas": 2}
+    settings = Settings.model_validate({"models": THREE, "deployment": deployment})
+    first = settings.deployment_of(settings.models[0]).options()
+    scaling = AutoscalingConfig.model_validate(first["autoscaling_config"])
+    assert scaling.metrics_interval_s == seconds
+
+
 def test_a_deployment_that_is_not_there(planned: Callable[..., Planned]) -> None:
     application = planned(
         args={"models": THREE}, deployments=[{"name": "gone"}, {"name": "GradioServer"}]

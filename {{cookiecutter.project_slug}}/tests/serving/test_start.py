@@ -298,6 +298,7 @@ def test_serve_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ended: list[bool] = []
     monkeypatch.setattr(api, "serve_start", time_out)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
     before = api.HTTP_PROXY_TIMEOUT
     config = ServeDeploySchema(applications=[])
