@@ -59,7 +59,9 @@ class Served:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             started = psutil.Process(self.running.process.pid).children(recursive=True)
-            found = [process for process in started if name_of(process).endswith(f":{self.deployment}")]
+            found = [
+                process for process in started if name_of(process).endswith(f":{self.deployment}")
+            ]
             if len(found) == replicas:
                 return sorted(found, key=psutil.Process.create_time)
             time.sleep(0.2)
@@ -113,7 +115,14 @@ def served(
     with project.started(*command) as running:
         log = running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
         [metrics] = re.findall(r"http://([\d.:]+)/metrics", log)
-        yield Served(f"http://127.0.0.1:{port}/", metrics, application.api, application.deployment, hindrance, running)
+        yield Served(
+            f"http://127.0.0.1:{port}/",
+            metrics,
+            application.api,
+            application.deployment,
+            hindrance,
+            running,
+        )
 
 
 class Crowd:
