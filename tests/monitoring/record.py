@@ -21,7 +21,7 @@ from ..generated.project import Project
 from .prometheus import Prometheus, Series, prometheus
 from .served import Crowd, Served, served
 
-STANDS_FOR = {"dying": 10}
+STANDS_FOR = {"dying": 10, "to_zero": 10}
 """Seconds that a second stands for where it is no minute: a replica takes ten of them to start."""
 RECORDINGS = Path(__file__).parents[1] / "data" / "series"
 JOB = "gradio-on-ray"
