@@ -137,7 +137,7 @@ def full(stage: Stage) -> None:
 
 SCENARIOS: dict[str, tuple[Callable[[Stage], None], ...]] = {
     "compare": (slow, failing, one_fails_at_night, dying, gone, away, to_zero),
-    "own": (waiting, full, failing),
+    "own": (waiting, full, failing, gone),
 }
 """By the answer to `page`."""
 

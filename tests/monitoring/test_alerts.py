@@ -83,6 +83,11 @@ EXPECTED = {
         both("AnswersEndBadly", endpoint="obey"),
         {alert("AnswersEndBadly", "warning", endpoint="obey")},
     ),
+    ("own", "gone"): Fires(
+        for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer")
+        | for_each_deployment("DeploymentIsNotWhole", "warning", "GradioServer"),
+        set(),
+    ),
 }
 
 
