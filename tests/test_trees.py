@@ -76,6 +76,7 @@ ALWAYS = set(
     tests/serving/test_config.py tests/serving/test_door.py tests/serving/test_preview.py
     tests/serving/test_served.py tests/serving/test_served_config.py tests/serving/test_settings.py
     tests/serving/test_start.py
+    tests/serving/test_stop.py
     tests/serving/deployments/__init__.py tests/serving/deployments/test_deployments.py
     tests/serving/deployments/test_faults.py tests/serving/deployments/test_openai_client.py
     tests/serving/deployments/test_pinning.py tests/serving/deployments/test_routing.py

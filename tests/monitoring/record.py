@@ -21,7 +21,7 @@ from ..generated.project import Project
 from .prometheus import Prometheus, Series, prometheus
 from .served import Crowd, Served, served
 
-STANDS_FOR = {"dying": 10}
+STANDS_FOR = {"dying": 10, "to_zero": 10}
 """Seconds that a second stands for where it is no minute: a replica takes ten of them to start."""
 RECORDINGS = Path(__file__).parents[1] / "data" / "series"
 JOB = "gradio-on-ray"
@@ -33,8 +33,7 @@ LABELS = {
 """By which rules tell series apart."""
 SELECTOR = re.compile(r"(?:\bray_\w+|\bup)(?:{[^}]*})?")
 WELL = "go on"
-REPLICAS = 2
-"""Of the model."""
+REPLICAS = {"stand-in": 2, "GradioServer": 1}
 USERS, MANY, TOO_MANY = 6, 12, 24
 BEFORE, FAULT, AFTER = 25, 35, 45
 RESTART_SECONDS = 8
@@ -93,7 +92,7 @@ def dying(stage: Stage) -> None:
     stage.asks(WELL, 0)
     for _ in range(FAULT // RESTART_SECONDS):
         # On a busy machine it takes a while until the previous replica is replaced.
-        stage.served.wait_for(REPLICAS)[0].kill()
+        stage.served.wait_for(REPLICAS[stage.served.deployment])[0].kill()
         time.sleep(RESTART_SECONDS)
     stage.asks(WELL, AFTER)
 
@@ -101,7 +100,7 @@ def dying(stage: Stage) -> None:
 def gone(stage: Stage) -> None:
     stage.asks(WELL, BEFORE)
     stage.served.hindrance.touch()
-    for replica in stage.served.wait_for(REPLICAS):
+    for replica in stage.served.wait_for(REPLICAS[stage.served.deployment]):
         replica.kill()
     stage.asks(WELL, FAULT)
     stage.served.hindrance.unlink()
@@ -114,6 +113,14 @@ def away(stage: Stage) -> None:
     stage.stop()
     time.sleep(FAULT)
     stage.asks(WELL, 0)
+
+
+def to_zero(stage: Stage) -> None:
+    stage.asks(WELL, BEFORE)
+    stage.asks("", 0)
+    stage.served.wait_for(0)
+    time.sleep(FAULT)
+    stage.asks(WELL, AFTER)
 
 
 def waiting(stage: Stage) -> None:
@@ -129,8 +136,8 @@ def full(stage: Stage) -> None:
 
 
 SCENARIOS: dict[str, tuple[Callable[[Stage], None], ...]] = {
-    "compare": (slow, failing, one_fails_at_night, dying, gone, away),
-    "own": (waiting, full),
+    "compare": (slow, failing, one_fails_at_night, dying, gone, away, to_zero),
+    "own": (waiting, full, failing, gone),
 }
 """By the answer to `page`."""
 
@@ -155,7 +162,9 @@ def main() -> None:
 
 def recorded(project: Project, page: str, act: Callable[[Stage], None]) -> Recording:
     with tempfile.TemporaryDirectory() as name, ExitStack() as server:
-        page_served = server.enter_context(served(project, page, Path(name)))
+        page_served = server.enter_context(
+            served(project, page, Path(name), scales_to_zero=act is to_zero)
+        )
         with (
             prometheus(page_served.metrics, Path(name), 1, JOB) as asked,
             crowd(page_served) as users,

@@ -28,11 +28,13 @@ class Application:
     build: str
     """Of monitored_pages.py."""
     api: str
+    deployment: str
+    """Whose replicas a scenario ends."""
 
 
 APPLICATIONS = {
-    "compare": Application("build", "/generate"),
-    "own": Application("build_own", "/obey"),
+    "compare": Application("build", "/generate", MODEL),
+    "own": Application("build_own", "/obey", "GradioServer"),
 }
 """By the answer to `page`."""
 
@@ -43,8 +45,9 @@ class Served:
     metrics: str
     """Host and port."""
     api: str
+    deployment: str
     hindrance: Path
-    """While it is there, no replica of the model starts."""
+    """While it is there, no replica of that deployment starts."""
     running: Running
 
     def ask(self, prompt: str) -> None:
@@ -52,15 +55,17 @@ class Served:
         Client(self.url, verbose=False).predict(prompt, api_name=self.api)
 
     def wait_for(self, replicas: int) -> list[psutil.Process]:
-        """Returns the processes of the model once there are this many, oldest first."""
+        """Returns the processes of the deployment once there are this many, oldest first."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             started = psutil.Process(self.running.process.pid).children(recursive=True)
-            found = [process for process in started if name_of(process).endswith(f":{MODEL}")]
+            found = [
+                process for process in started if name_of(process).endswith(f":{self.deployment}")
+            ]
             if len(found) == replicas:
                 return sorted(found, key=psutil.Process.create_time)
             time.sleep(0.2)
-        raise TimeoutError(f"{MODEL} has not {replicas} replicas")
+        raise TimeoutError(f"{self.deployment} has not {replicas} replicas")
 
 
 def name_of(process: psutil.Process) -> str:
@@ -72,12 +77,22 @@ def name_of(process: psutil.Process) -> str:
 
 @contextmanager
 def served(
-    project: Project, page: str, directory: Path, redis_url: str | None = None
+    project: Project,
+    page: str,
+    directory: Path,
+    redis_url: str | None = None,
+    *,
+    scales_to_zero: bool = False,
 ) -> Iterator[Served]:
-    """Serves a page, with limits that are counted in Redis if there is one."""
+    """Serves a page, with limits that are counted in Redis if there is one.
+
+    The model has two replicas, or as many as its users need.
+    """
     application, port, hindrance = APPLICATIONS[page], free_port(), directory / "hindrance"
     import_path = f"monitored_pages:{application.build}"
-    arguments: dict[str, object] = {"hindrance": str(hindrance)} if page != "own" else {}
+    arguments: dict[str, object] = {"hindrance": str(hindrance)}
+    if page != "own":
+        arguments["scales_to_zero"] = scales_to_zero
     if redis_url is not None:
         arguments["rate_limits"] = {"requests_per_minute": A_MINUTE, "redis_url_variable": REDIS}
     config = {
@@ -100,11 +115,18 @@ def served(
     with project.started(*command) as running:
         log = running.wait_for(lambda log: "The page is up: h" in log, START_SECONDS)
         [metrics] = re.findall(r"http://([\d.:]+)/metrics", log)
-        yield Served(f"http://127.0.0.1:{port}/", metrics, application.api, hindrance, running)
+        yield Served(
+            f"http://127.0.0.1:{port}/",
+            metrics,
+            application.api,
+            application.deployment,
+            hindrance,
+            running,
+        )
 
 
 class Crowd:
-    """Users who repeat the same call, whatever the answer is."""
+    """Users who repeat the same call, whatever the answer is; without a prompt, they rest."""
 
     def __init__(self, served: Served) -> None:
         self.prompt = ""
@@ -126,6 +148,8 @@ class Crowd:
     def _ask_again(self) -> None:
         client: Client | None = None
         while not self._left.wait(PAUSE_SECONDS):
+            if not self.prompt:
+                continue
             # The effect of faults on users is tested elsewhere.
             with suppress(Exception):
                 client = client or Client(self._served.url, verbose=False)

@@ -66,6 +66,8 @@ EXPECTED = {
         | for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer", "stand-in"),
         NOTHING_IS_TOLD,
     ),
+    # Nobody is woken for a model that nobody asks.
+    ("compare", "to_zero"): Fires(set(), set()),
     ("own", "waiting"): Fires(
         both("AnswersBeginLate", endpoint="obey"),
         {alert("AnswersBeginLate", "warning", endpoint="obey")},
@@ -76,6 +78,15 @@ EXPECTED = {
         | {alert("PageRefuses", "warning", route="/gradio_api/queue/join")},
         # Calls that were waiting kept waiting or were refused after calls became short again.
         both("AnswersEndBadly", endpoint="obey") | both("AnswersBeginLate", endpoint="obey"),
+    ),
+    ("own", "failing"): Fires(
+        both("AnswersEndBadly", endpoint="obey"),
+        {alert("AnswersEndBadly", "warning", endpoint="obey")},
+    ),
+    ("own", "gone"): Fires(
+        for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer")
+        | for_each_deployment("DeploymentIsNotWhole", "warning", "GradioServer"),
+        set(),
     ),
 }
 

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ PACKAGE = os.environ["MONITORED_PACKAGE"]
 MODEL = "stand-in"
 AT_ONCE = 4
 """Calls of one's own page that run at the same time; twice as many may wait."""
+
+
+TO_ZERO = {
+    "min_replicas": 0,
+    "max_replicas": 2,
+    "target_ongoing_requests": 100,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 2,
+}
 
 
 def part(name: str) -> Any:
@@ -47,6 +57,11 @@ class Obedient:
         yield protocol.End("stop")
 
 
+def hinder(hindrance: str) -> None:
+    if Path(hindrance).exists():
+        raise RuntimeError("hindered")
+
+
 @serve.deployment(
     name=MODEL,
     num_replicas=2,
@@ -57,8 +72,7 @@ class Replica:
     """Does not start while the given file exists."""
 
     def __init__(self, hindrance: str) -> None:
-        if Path(hindrance).exists():
-            raise RuntimeError("hindered")
+        hinder(hindrance)
         self._model = part("serving.telemetry.metrics").MeteredModel(Obedient(), log_prompts=False)
 
     async def stream(
@@ -75,6 +89,7 @@ class Replica:
 class Arguments(BaseModel):
     hindrance: str = ""
     rate_limits: dict[str, int | str] | None = None
+    scales_to_zero: bool = False
 
 
 def build(args: Arguments) -> Application:
@@ -86,19 +101,23 @@ def build(args: Arguments) -> Application:
         rate_limits=args.rate_limits,
     )
     builder = serving.PageOfModels(settings, page.build_page)
+    replica = Replica
+    if args.scales_to_zero:
+        replica = Replica.options(num_replicas=None, autoscaling_config=TO_ZERO)
     return serving.GradioServer.options(ray_actor_options={"num_cpus": 0.1}).bind(
-        settings, builder, Replica.bind(args.hindrance), launch=page.LAUNCH
+        settings, builder, replica.bind(args.hindrance), launch=page.LAUNCH
     )
 
 
 def build_own(args: Arguments) -> Application:
     serving = part("serving")
     return serving.GradioServer.options(ray_actor_options={"num_cpus": 0.1}).bind(
-        serving.HttpSettings(rate_limits=args.rate_limits), build_page
+        serving.HttpSettings(rate_limits=args.rate_limits), partial(build_page, args.hindrance)
     )
 
 
-def build_page() -> gr.Blocks:
+def build_page(hindrance: str) -> gr.Blocks:
+    hinder(hindrance)
     with gr.Blocks(title="Monitored", analytics_enabled=False) as page:
         prompt, said = gr.Textbox(), gr.Textbox()
         prompt.submit(obey, prompt, said, api_name="obey")

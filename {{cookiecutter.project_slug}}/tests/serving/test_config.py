@@ -110,6 +110,17 @@ def test_a_model_with_a_first_text_target_gets_the_scaling_policy() -> None:
     assert scaling.upscale_delay_s < 30
 
 
+@pytest.mark.parametrize(("min_replicas", "seconds"), [(0, 1), (1, 10)])
+def test_serve_hears_more_often_of_requests_for_a_model_that_may_be_at_zero(
+    min_replicas: int, seconds: float
+) -> None:
+    deployment = {"min_replicas": min_replicas, "max_replicas": 2}
+    settings = Settings.model_validate({"models": THREE, "deployment": deployment})
+    first = settings.deployment_of(settings.models[0]).options()
+    scaling = AutoscalingConfig.model_validate(first["autoscaling_config"])
+    assert scaling.metrics_interval_s == seconds
+
+
 def test_a_config_that_names_an_unknown_deployment_is_refused(
     planned: Callable[..., Planned],
 ) -> None:

@@ -58,7 +58,8 @@ TERMINAL = re.compile(
 )*The page is up: \S+
 The page is up: \S+
 Press Ctrl-C to stop\.
-Stopped\.
+(Waiting for running answers, at most \d+ s\. Ctrl-C stops at once\.
+)?Stopped\.
 """
 )
 

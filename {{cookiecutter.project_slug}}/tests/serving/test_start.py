@@ -304,6 +304,7 @@ def test_a_failed_start_of_serve_is_reported(monkeypatch: pytest.MonkeyPatch) ->
 
     ended: list[bool] = []
     monkeypatch.setattr(api, "serve_start", time_out)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
     before = api.HTTP_PROXY_TIMEOUT
     config = ServeDeploySchema(applications=[])

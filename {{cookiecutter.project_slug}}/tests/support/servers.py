@@ -71,6 +71,9 @@ class Served:
     """URLs of the pages."""
     logs: Path
     metrics: str
+    process: subprocess.Popen[bytes]
+    terminal: Path
+    """What it prints."""
 
 
 @contextmanager
@@ -88,15 +91,17 @@ def served(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+    started: list[psutil.Process] = []
     try:
         addresses = _addresses(process, log, len(config["applications"]))
         places = re.search(r"Ray's logs are in (.+), its metrics at (\S+)", log.read_text())
         assert places
         assert places[2].endswith(f":{metrics_port}/metrics")
-        yield Served(addresses, Path(places[1]), places[2])
+        started = psutil.Process(process.pid).children(recursive=True)
+        yield Served(addresses, Path(places[1]), places[2], process, log)
     finally:
-        alive = process.poll() is None
-        started = psutil.Process(process.pid).children(recursive=True) if alive else []
+        if process.poll() is None:
+            started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         try:
             process.wait(STOP_SECONDS)

@@ -23,6 +23,7 @@ SESSION_LOST = "x-session-lost"
 
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 PAGE_DEPLOYMENT = "GradioServer"
+API_DEPLOYMENT = "ApiServer"
 
 
 ALLOWANCE = "page.allowance"

@@ -35,6 +35,8 @@ from ray.serve._private import api
 from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import (
     ApplicationDetails,
     DeploymentDetails,
@@ -42,7 +44,13 @@ from ray.serve.schema import (
     ServeInstanceDetails,
 )
 
-from .base import StartError, behind_haproxy, explain_pickling_errors
+from .base import (
+    API_DEPLOYMENT,
+    PAGE_DEPLOYMENT,
+    StartError,
+    behind_haproxy,
+    explain_pickling_errors,
+)
 from .config import (
     LOOPBACK,
     Planned,
@@ -93,7 +101,7 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
             a StartError whose message says what to do.
     """
     arguments = _arguments(import_path.partition(".")[0])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_on_sigterm()
     # Otherwise, a process that a script starts in the background ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -118,6 +126,10 @@ def main(import_path: str, checks: Sequence[Callable[[Any], None]] = ()) -> int:
     except KeyboardInterrupt:
         print("Stopped.")
     return 0
+
+
+def end_on_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _arguments(package: str) -> argparse.Namespace:
@@ -227,6 +239,8 @@ def run(
     print("Starting Ray", flush=True)
     with quiet(AUTHENTICATION, logging.ERROR):
         cluster = start_ray(alone, metrics_port, bounds.ray)
+    # Ray has set a handler of its own, with another exit status.
+    end_on_sigterm()
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
         with served(config, cluster.logs, bounds.ray):
@@ -238,8 +252,11 @@ def run(
                 if config.http_options.host in LOOPBACK and application.lacks_login:
                     print("Other machines can open it without a login.", flush=True)
             print("Press Ctrl-C to stop.", flush=True)
-            while True:
-                signal.pause()
+            try:
+                while True:
+                    signal.pause()
+            finally:
+                let_answers_end(alone=alone)
     finally:
         with hide_exit_messages():
             ray.shutdown()
@@ -451,8 +468,64 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
         yield
     finally:
         api.HTTP_PROXY_TIMEOUT = given
-        with hide_exit_messages():
-            serve.shutdown()
+        # Ray is gone where somebody did not want to wait.
+        if ray.is_initialized():
+            with hide_exit_messages():
+                serve.shutdown()
+
+
+def let_answers_end(*, alone: bool) -> None:
+    """Has pages begin no new answers, and waits until those that run have ended.
+
+    It waits for each page as long as its `graceful_shutdown_timeout_s` says. Serve itself would
+    end its HTTP proxies first, and every answer with them. Who interrupts it, ends the Ray that
+    was started here at once.
+    """
+    try:
+        with quiet(SERVE_LOGGER_NAME, logging.ERROR):
+            details = ServeInstanceDetails(**_get_global_client().get_serve_details())
+            pages = [
+                (
+                    serve.get_deployment_handle(each.name, name),
+                    each.deployment_config.graceful_shutdown_timeout_s,
+                )
+                for name, application in details.applications.items()
+                for each in application.deployments.values()
+                if each.name in (PAGE_DEPLOYMENT, API_DEPLOYMENT)
+            ]
+            began, said = time.monotonic(), False
+            while pages := [
+                (page, seconds)
+                for page, seconds in pages
+                if answers_run(page) and time.monotonic() - began < seconds
+            ]:
+                if not said:
+                    longest = max(seconds for _, seconds in pages)
+                    print(
+                        f"Waiting for running answers, at most {longest:.0f} s. "
+                        "Ctrl-C stops at once.",
+                        flush=True,
+                    )
+                    said = True
+                time.sleep(POLL_SECONDS)
+    except (KeyboardInterrupt, SystemExit):
+        if alone:
+            with hide_exit_messages():
+                ray.shutdown()
+        raise
+
+
+def answers_run(page: DeploymentHandle) -> bool:
+    """Whether answers run in one of a page's replicas, which begin no new ones from now on."""
+    try:
+        replicas = page.broadcast("close").results(timeout_s=LOOK_SECONDS, return_exceptions=True)
+    except TimeoutError:
+        return True
+    except RayServeException:
+        # It has no replica.
+        return False
+    # One that is busy does not answer in time, and a page that is not ours has no `close`.
+    return any(each is True or isinstance(each, TimeoutError) for each in replicas)
 
 
 def wait_for_applications(deadline: float, logs: str) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect
 from ray.exceptions import RayActorError
 from starlette.background import BackgroundTasks
 from starlette.datastructures import Headers
-from starlette.responses import HTMLResponse, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from {{ cookiecutter.__package }}.serving.http.disconnects import (
@@ -22,6 +22,7 @@ from {{ cookiecutter.__package }}.serving.http.disconnects import (
     CONTINUED,
     RECONNECT_SCRIPT,
     STREAM,
+    ClosingMiddleware,
     DisconnectMiddleware,
     ProxyLossMiddleware,
 )
@@ -675,3 +676,66 @@ def test_in_the_browser_an_answer_may_outlast_the_request_limit_of_the_platform(
             time.sleep(0.1)
         time.sleep(1)
         assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/gradio_api/queue/join", 503),
+        ("POST", "/gradio_api/call/answer", 503),
+        ("POST", "/v1/chat/completions", 503),
+        ("POST", "/gradio_api/cancel", 200),
+        ("GET", "/gradio_api/queue/data", 200),
+        ("GET", "/gradio_api/call/answer/0123", 200),
+        ("GET", "/", 200),
+    ],
+)
+def test_a_page_that_closes_begins_nothing_new_and_goes_on_with_what_has_begun(
+    method: str, path: str, status: int
+) -> None:
+    closing = ClosingMiddleware(PlainTextResponse("done"))
+    with in_thread(closing) as url:
+        assert httpx2.request(method, f"{url}{path}").status_code == 200
+        closing.close()
+        answer = httpx2.request(method, f"{url}{path}")
+    assert answer.status_code == status
+    assert ("retry-after" in answer.headers) is (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "runs", "may_go_on"),
+    [
+        ("GET", "/gradio_api/queue/data", True, True),
+        ("POST", "/v1/chat/completions", True, True),
+        ("GET", "/", True, False),
+        ("GET", "/gradio_api/heartbeat/whale", False, False),
+    ],
+)
+def test_a_page_that_closes_says_whether_answers_run_or_may_go_on(
+    method: str, path: str, runs: bool, may_go_on: bool
+) -> None:
+    async def ask() -> list[bool]:
+        answered = asyncio.Event()
+
+        async def web(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+            await answered.wait()
+
+        closing = ClosingMiddleware(web)
+        scope = {**SCOPE, "method": method, "path": path}
+        asking = asyncio.ensure_future(closing(scope, wait_for_ever, ignore))
+        await asyncio.sleep(0)
+        found = [closing.close()]
+        answered.set()
+        await asking
+        return [*found, closing.close()]
+
+    assert asyncio.run(ask()) == [runs, may_go_on]
+
+
+async def wait_for_ever() -> Message:
+    await asyncio.Event().wait()
+    return {"type": "http.disconnect"}
+
+
+async def ignore(_: Message) -> None:
+    pass

@@ -17,6 +17,8 @@ SCALING = SERVES_SCALING | {"target_first_text_seconds"}
 FIRST_TEXT_POLICY = f"{__package__}.scaling:FirstTextPolicy"
 LATE_SECONDS = 10
 """For which first texts have to be late before a replica is added; each tells an average."""
+REPORT_SECONDS = 1
+"""How often Serve hears of requests for a model at zero, in place of its own 10 seconds."""
 
 
 class DeploymentSettings(Strict):
@@ -69,6 +71,10 @@ class DeploymentSettings(Strict):
         if self.max_replicas is None:
             return {**options, "num_replicas": self.num_replicas}
         scaling = self.model_dump(include=SERVES_SCALING)
+        if self.min_replicas == 0:
+            # What a handle reports at once, for a request that finds no replica, are the numbers
+            # that it wrote down before. Those of the request itself come with the next report.
+            scaling |= {"metrics_interval_s": REPORT_SECONDS}
         if self.target_first_text_seconds is not None:
             kwargs = {"target_seconds": self.target_first_text_seconds}
             policy = {"policy_function": FIRST_TEXT_POLICY, "policy_kwargs": kwargs}

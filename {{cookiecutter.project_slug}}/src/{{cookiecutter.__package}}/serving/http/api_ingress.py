@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
+from ..base import API_DEPLOYMENT
 from ..telemetry.logs import clean_request_ids
 from ..telemetry.traces import TracingMiddleware
-from .disconnects import ProxyLossMiddleware
+from .disconnects import ClosingMiddleware, ProxyLossMiddleware
 from .guard import RETRY_SECONDS
 from .openai_api import refuse
 
@@ -23,12 +24,18 @@ class ApiIngress(ASGIAppReplicaWrapper):
     def __init__(self, builder: Callable[..., Middleware], *models: DeploymentHandle) -> None:
         clean_request_ids()
         layers = [Middleware(ProxyLossMiddleware), Middleware(TracingMiddleware), builder(*models)]
-        super().__init__(Starlette(middleware=layers, exception_handlers={HTTPException: refuse}))
+        web = Starlette(middleware=layers, exception_handlers={HTTPException: refuse})
+        self._closing = ClosingMiddleware(web)
+        super().__init__(self._closing)
+
+    async def close(self) -> bool:
+        """Begins no new answers from now on. Returns whether some still run."""
+        return self._closing.close()
 
 
 ApiServer = serve.deployment(
     ApiIngress,
-    name="ApiServer",
+    name=API_DEPLOYMENT,
     # There are no sessions and no open tabs, so the number of requests is the load.
     autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 100},
     max_ongoing_requests=1000,

@@ -1,7 +1,8 @@
-"""Middleware for clients that disconnect, that reconnect, or whose HTTP proxy dies."""
+"""Middleware for clients that disconnect, reconnect or lose their HTTP proxy, and for the end."""
 
 import asyncio
 import re
+import time
 from secrets import token_hex
 from urllib.parse import urlencode
 
@@ -20,6 +21,14 @@ STREAM = "x-stream"
 """The header with a stream's name, in both directions. A client that can reconnect sends `new`
 first."""
 NEW = "new"
+OF_A_CALL = re.compile(
+    "/gradio_api/(queue/data|cancel|reset|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
+)
+"""Paths that ask for what a call has begun, or end it."""
+CLOSING = "The page is shutting down. Try again in a minute."
+CLOSING_SECONDS = 60
+QUIET_SECONDS = 2.0
+"""How long a reader may take to ask for what its call has begun, or for the rest of a stream."""
 EVENTS = "text/event-stream"
 CONTINUED = b":again\n\n"
 """The end of a response whose stream goes on in the next one. In a stream, it is a comment."""
@@ -383,3 +392,40 @@ class ProxyLossMiddleware:
                 await send(message)
 
         await self._app(scope, receive_or_disconnect, send_unless_lost)
+
+
+class ClosingMiddleware:
+    """ASGI middleware that knows whether answers run, and begins no new ones once it is closed.
+
+    An open tab is no answer: its request lasts as long as the tab.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._closed = False
+        self._running = 0
+        self._last_call = -QUIET_SECONDS
+
+    def close(self) -> bool:
+        """Refuses new calls from now on. Returns whether answers still run."""
+        self._closed = True
+        return self._running > 0 or time.monotonic() - self._last_call < QUIET_SECONDS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or OPEN_TAB.search(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
+        of_a_call = OF_A_CALL.search(scope["path"]) is not None
+        if self._closed and not reads and not of_a_call:
+            headers = {"retry-after": str(CLOSING_SECONDS)}
+            await JSONResponse({"detail": CLOSING}, 503, headers)(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
+            # What only reads the page, as health checks do, is followed by nothing.
+            if of_a_call or not reads:
+                self._last_call = time.monotonic()

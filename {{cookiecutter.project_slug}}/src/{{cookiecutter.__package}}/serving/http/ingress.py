@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from ..base import PAGE_DEPLOYMENT, StartError, behind_haproxy
 from ..telemetry.logs import clean_request_ids, where
 from ..telemetry.traces import TracingMiddleware, start_traces
-from .disconnects import DisconnectMiddleware, ProxyLossMiddleware
+from .disconnects import ClosingMiddleware, DisconnectMiddleware, ProxyLossMiddleware
 from .guard import RETRY_SECONDS
 from .launch import Launch, built, name_of
 from .mount import mount
@@ -79,10 +79,14 @@ class PageIngress(GradioIngress):
         web.add_middleware(DisconnectMiddleware, seconds=settings.stream_seconds)
         add_outer_middleware(web, builder, settings)
         web.add_middleware(ProxyLossMiddleware)
+        self._closing = ClosingMiddleware(web)
         # GradioIngress would serve the Blocks without a theme and a queue. Its parent class takes
-        # the
-        # mounted app, which has both.
-        super(GradioIngress, self).__init__(web)
+        # the mounted app, which has both.
+        super(GradioIngress, self).__init__(self._closing)
+
+    async def close(self) -> bool:
+        """Begins no new answers from now on. Returns whether some still run."""
+        return self._closing.close()
 
     def check_health(self) -> None:
         """Runs the builder's health check. If it raises, Serve replaces the replica."""

@@ -1,0 +1,109 @@
+"""The end of the application, while it answers."""
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from gradio_client import Client
+from gradio_client.client import Job
+
+from ..support.servers import Served, free_port, served
+
+# A page starts first, on a busy machine in minutes.
+pytestmark = [pytest.mark.served, pytest.mark.timeout(900)]
+
+LONGER_THAN_SERVE_WAITS_SECONDS = 10
+"""Serve ends its HTTP proxies as soon as it shuts down."""
+FOR_EVER_SECONDS = 600
+SOON_SECONDS = 60
+PAGE = """
+import time
+import gradio as gr
+from {{ cookiecutter.__package }}.serving import (
+    GradioServer,
+    HttpSettings,
+)
+
+def build(settings: HttpSettings):
+    return GradioServer.bind(settings, page)
+
+def page():
+    def count(seconds: float):
+        for second in range(int(seconds)):
+            yield second
+            time.sleep(1)
+        yield "whole"
+
+    with gr.Blocks() as blocks:
+        seconds, counted = gr.Number(), gr.Textbox()
+        seconds.submit(count, seconds, counted, api_name="count")
+    return blocks
+"""
+
+
+@pytest.fixture
+def stopping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
+    """Serves a page that waits so many seconds for its answers when it is stopped."""
+    (tmp_path / "slow_page.py").write_text(PAGE)
+    page = {
+        "name": "GradioServer",
+        "graceful_shutdown_timeout_s": request.param,
+        "ray_actor_options": {"num_cpus": 0.1},
+    }
+    application = {"name": "slow", "import_path": "slow_page:build", "deployments": [page]}
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": free_port()},
+        "applications": [application],
+    }
+    with served(config, tmp_path, {"PYTHONPATH": str(tmp_path)}) as pages:
+        yield pages
+
+
+def begun(pages: Served, seconds: int) -> Job:
+    """Returns an answer that takes so long, once it has begun."""
+    job = Client(pages.addresses[0], verbose=False).submit(seconds, api_name="/count")
+    deadline = time.monotonic() + SOON_SECONDS
+    while not job.outputs() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert job.outputs()
+    return job
+
+
+def wait_until_said(pages: Served, line: str) -> None:
+    deadline = time.monotonic() + SOON_SECONDS
+    while line not in pages.terminal.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert line in pages.terminal.read_text()
+
+
+@pytest.mark.parametrize("stopping", [120], indirect=True)
+def test_a_running_answer_ends_whole_and_new_ones_are_refused(stopping: Served) -> None:
+    [url] = stopping.addresses
+    job = begun(stopping, LONGER_THAN_SERVE_WAITS_SECONDS)
+    stopping.process.send_signal(signal.SIGTERM)
+    wait_until_said(stopping, "Waiting for running answers, at most 120 s. Ctrl-C stops at once.")
+    refused = httpx2.post(f"{url}gradio_api/call/count", json={"data": [1]})
+    assert refused.status_code == 503
+    assert refused.json()["detail"].startswith("The page is shutting down.")
+    assert refused.headers["retry-after"] == "60"
+    assert job.result(timeout=SOON_SECONDS) == "whole"
+    assert stopping.process.wait(SOON_SECONDS) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("stopping", [1], indirect=True)
+def test_no_answer_is_waited_for_longer_than_the_config_says(stopping: Served) -> None:
+    begun(stopping, FOR_EVER_SECONDS)
+    stopping.process.send_signal(signal.SIGINT)
+    assert stopping.process.wait(SOON_SECONDS) == 0
+
+
+@pytest.mark.parametrize("stopping", [FOR_EVER_SECONDS], indirect=True)
+def test_a_second_signal_ends_the_wait(stopping: Served) -> None:
+    begun(stopping, FOR_EVER_SECONDS)
+    stopping.process.send_signal(signal.SIGTERM)
+    wait_until_said(stopping, "Waiting for running answers")
+    stopping.process.send_signal(signal.SIGTERM)
+    assert stopping.process.wait(SOON_SECONDS) == 128 + signal.SIGTERM
