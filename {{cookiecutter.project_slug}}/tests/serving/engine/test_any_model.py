@@ -208,7 +208,7 @@ def test_a_batch_whose_rows_depend_on_one_another_is_not_taken(
     with caplog.at_level(logging.INFO):
         engine_of(tmp_path)
     for joining in (ANY, ALIGNED):
-        refused = f"tiny does not run {joining}: its answers depend on who else asks"
+        refused = f"tiny cannot run {joining}: its answers depend on which other requests run"
         assert refused in caplog.messages
     assert f"tiny runs {NONE}." in caplog.messages
 

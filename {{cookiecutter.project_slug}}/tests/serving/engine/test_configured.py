@@ -137,7 +137,7 @@ def test_what_is_not_kept_is_said_at_load(
     with caplog.at_level(logging.WARNING):
         engine_of(save("learned positions", tmp_path, num_beams=4))
     [line] = [message for message in caplog.messages if "left out" in message]
-    assert line.startswith("tiny: num_beams=4 of the model's configuration is left out: ")
+    assert line.startswith("tiny: num_beams=4 in the model's generation config is ignored: ")
 
 
 def test_nobody_is_made_to_write_more_than_a_model_wants() -> None:

@@ -150,14 +150,14 @@ def test_a_file_of_the_hub_is_named_with_its_model_and_comes_alone(
 def test_a_hub_model_of_files_alone_is_refused_with_one_of_them(kept: Kept, tmp_path: Path) -> None:
     with loopback_hub(kept.file.parents[3]) as endpoint:
         line = refused(in_own_process("org/small-GGUF", endpoint, tmp_path))
-    assert "name one, as in source: org/small-GGUF/Q8/small.gguf" in line
+    assert "To use a GGUF file, set source: org/small-GGUF/Q8/small.gguf" in line
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("other.gguf", "no file is at"),
-        ("small-00001-of-00003.gguf", "is a part of a model. Join the parts"),
+        ("small-00001-of-00003.gguf", "is only a part of a model. Merge the parts"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(name: str, reason: str, tmp_path: Path) -> None:
@@ -186,5 +186,5 @@ def test_a_missing_package_is_named(kept: Kept) -> None:
 {% if cookiecutter.models == "bundled" %}
     assert "needs packages that are not installed here. Run `uv sync --group pytorch`" in line
 {% else %}
-    assert line.endswith("needs packages to be read: run `uv add gguf`.")
+    assert line.endswith("needs more packages. Run `uv add gguf`.")
 {% endif %}

@@ -280,7 +280,7 @@ def without(package: str, directory: Path) -> str:
 def test_a_missing_package_is_named(kind: str, directories: dict[str, Path]) -> None:
     line = without("sentencepiece", directories[kind])
     assert f"ModelError: Model 'tiny': '{directories[kind]}' has a tokenizer" in line
-    assert line.endswith("that needs a package: run `uv add sentencepiece`.")
+    assert line.endswith("that needs a package. Run `uv add sentencepiece`.")
 
 
 def test_a_vocabulary_of_tiktoken_is_told_from_one_of_sentencepiece(
@@ -289,7 +289,7 @@ def test_a_vocabulary_of_tiktoken_is_told_from_one_of_sentencepiece(
     for file in directories["llama"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    assert without("tiktoken", tmp_path).endswith("needs a package: run `uv add tiktoken`.")
+    assert without("tiktoken", tmp_path).endswith("needs a package. Run `uv add tiktoken`.")
 
 
 def test_a_model_without_a_tokenizer_is_refused_with_the_whole_reason(
@@ -300,5 +300,5 @@ def test_a_model_without_a_tokenizer_is_refused_with_the_whole_reason(
         load_tokenizer(EngineSettings(name="tiny", source=str(tmp_path)), tmp_path)
     line = str(error.value)
     assert "an equivalent slow tokenizer class" in line
-    assert line.endswith("as its save_pretrained writes them.")
+    assert line.endswith("as written by its save_pretrained.")
     assert "\n" not in line

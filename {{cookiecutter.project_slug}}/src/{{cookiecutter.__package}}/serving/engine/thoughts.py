@@ -1,7 +1,7 @@
-"""Tells what a reasoning model says to itself from its answer.
+"""Separates the thoughts of a reasoning model from its answer.
 
-Qwen3, DeepSeek-R1 and others write `<think>`, their thoughts and `</think>` before it. Some chat
-templates write the first of these themselves.
+Qwen3, DeepSeek-R1 and others write `<think>`, their thoughts and `</think>` before the answer.
+Some chat templates add the opening tag themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from ..protocol import Piece
 
 OPEN, CLOSE = "<think>", "</think>"
 TOKENS_OF_OPEN = 8
-"""Enough for the tag and the line that it ends."""
+"""Enough for the tag and a line break."""
 
 
 class Part(Enum):
@@ -24,18 +24,18 @@ class Part(Enum):
 
 
 class Thoughts:
-    """Marks the pieces of one answer that are thoughts, and leaves the tags out."""
+    """Marks the pieces of one answer that are thoughts, and removes the tags."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
         self._held = ""
-        """What may yet be part of a tag, or the space around one."""
+        """Text that may be part of a tag, or the space around one."""
         self._tokens = 0
         self._silent = True
-        """Whether no thought was told yet."""
+        """Whether no thought has been yielded yet."""
 
     def tell(self, piece: Piece) -> Iterator[Piece]:
-        """Yields what is certain with this piece."""
+        """Reads a piece, and yields the text whose kind is certain."""
         self._held += piece.text
         self._tokens += piece.tokens
         yield from self._told(last=False)
@@ -76,16 +76,16 @@ class Thoughts:
 
 
 def part_at(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
-    """Returns what a model writes first after this prompt."""
+    """Returns the part with which a model starts after this prompt."""
     added = tokenizer.get_added_vocab()
     if CLOSE not in added:
-        # It was not taught to think, so a tag that it writes is text.
+        # It is not a reasoning model, so a tag that it writes is plain text.
         return Part.ANSWER
     end = tokenizer.decode(list(prompt[-TOKENS_OF_OPEN:])).rstrip()
     return Part.THOUGHTS if end.endswith(OPEN) else Part.START
 
 
 def _begun(text: str) -> int:
-    """Returns how many characters at the end may begin the closing tag."""
+    """Returns how many characters at the end may be the start of the closing tag."""
     lengths = range(1, len(CLOSE))
     return max((length for length in lengths if text.endswith(CLOSE[:length])), default=0)
