@@ -145,7 +145,9 @@ def test_a_deployment_that_the_settings_describe_and_no_model_has(
     name = module(tmp_path, text, monkeypatch)
     args = {"models": THREE, "deployment": {"max_replicas": 4}}
     application = planned(import_path=f"{name}:build", args=args)
-    with pytest.raises(StartError, match=r"ours\.yaml: deployment is set, and one has none of its"):
+    with pytest.raises(
+        StartError, match=r"ours\.yaml: deployment is set, but one runs in the page's"
+    ):
         check_deployments(application, Path("config/ours.yaml"))
 
 

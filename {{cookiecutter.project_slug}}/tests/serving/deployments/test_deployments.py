@@ -145,7 +145,7 @@ Traceback (most recent call last):
 package.serving.protocol.ModelError: {line}"""
 
 
-TRACEBACK = traceback("Model 'tiny': 'org/tiny' is unknown to the hub.")
+TRACEBACK = traceback("Model 'tiny': 'org/tiny' is not on the hub.")
 
 
 class Silent:
@@ -171,12 +171,12 @@ def never_answering() -> MagicMock:
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("'org/tiny' is unknown to the hub.", "'org/tiny' is unknown to the hub."),
+        ("'org/tiny' is not on the hub.", "'org/tiny' is not on the hub."),
         ("'/srv/ada/tiny' has no config.json.", "'…/tiny' has no config.json."),
         ("no file is at '~/ada/tiny.gguf'.", "no file is at '…/tiny.gguf'."),
         ("no directory is at '../ada/tiny'.", "no directory is at '…/tiny'."),
-        ("cannot be kept in /home/ada/hub (full).", "cannot be kept in …/hub (full)."),
-        ("the hub answers 500 (https://hub/api/x).", "the hub answers 500 (https://hub/api/x)."),
+        ("cannot be saved in /home/ada/hub (full).", "cannot be saved in …/hub (full)."),
+        ("the hub returned 500 (https://hub/api/x).", "the hub returned 500 (https://hub/api/x)."),
         ("2/3 of it and/or more", "2/3 of it and/or more"),
     ],
 )
@@ -249,7 +249,7 @@ async def test_a_deployment_that_serve_has_given_up_says_why(
     given_up = DeploymentUnavailableError(DeploymentID(name="tiny", app_name="ours"))
     handle.options.return_value.stream.remote.return_value.__aiter__.side_effect = given_up
     model = RemoteModel("tiny", handle, MagicMock())
-    with pytest.raises(InterruptionError, match="'org/tiny' is unknown to the hub"):
+    with pytest.raises(InterruptionError, match="'org/tiny' is not on the hub"):
         await anext(model.stream(user("Hi"), GenerationOptions()))
     monkeypatch.setattr(serve, "status", lambda: refused("RuntimeError: out of luck"))
     with pytest.raises(InterruptionError, match="tiny could not be started"):
