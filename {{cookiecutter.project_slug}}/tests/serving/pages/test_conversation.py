@@ -102,7 +102,7 @@ def answer_of(*pieces: Piece, state: State = State.DONE, reason: EndReason = "st
 
 def test_an_answer_whose_tokens_all_went_into_thoughts_says_so() -> None:
     thought = Piece("hm", 9, thought=True)
-    assert "went into thoughts" in state_line(answer_of(thought, reason="length"))
+    assert "all of its tokens for thinking" in state_line(answer_of(thought, reason="length"))
     assert "thoughts" not in state_line(answer_of(thought, Piece("a", 1), reason="length"))
     assert "thoughts" not in state_line(answer_of(Piece("a", 1), reason="length"))
 

@@ -1,4 +1,4 @@
-"""One prompt, asked of all models at once."""
+"""Sends one prompt to all models at once."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -18,13 +18,13 @@ from .prompt import check_prompt
 from .settings import ANSWERS, PageSettings
 
 SESSION_LOST_WARNING = (
-    "The server that held this page's history is gone. The page goes on with another one."
+    "The server that held this page's history has stopped. The page now uses another one."
 )
 
 
 @dataclass(frozen=True)
 class CompareControls:
-    """What a visitor sees and clicks."""
+    """The components of the page."""
 
     prompt: gr.Textbox
     options: OptionControls
@@ -42,12 +42,12 @@ def connect(
     models: Sequence[Model],
     following: Callable[[Ask], Ask] | None = None,
 ) -> None:
-    """Lets the controls do what they say, and offers the function `generate` in the page's API.
+    """Connects the controls to the models, and adds the function `generate` to the page's API.
 
-    Call it once, inside of the page's `with`, when all controls are there.
+    Call it once, inside the page's `with` block, after all controls.
 
     Args:
-        following: returns what asks for the panes, and so learns what they are answered.
+        following: wraps the function that asks the models for the panes, to see their answers.
     """
     limits = settings.limits
     defaults = settings.options
@@ -113,7 +113,7 @@ def connect(
         "concurrency_limit": limits.running_requests,
         "concurrency_id": ANSWERS,
         "show_progress": "minimal",
-        # They are text as they are, and Gradio would hand each of them to another thread.
+        # The values are text already, and Gradio would process each one in another thread.
         "postprocess": False,
     }
     starts = [controls.run.click, controls.prompt.submit]
@@ -138,7 +138,7 @@ def connect(
     controls.share.click(
         None, inputs, controls.share, js=make_link(named), api_visibility="private"
     )
-    # Clients ask for the texts alone, by this name.
+    # API clients use this name, and get only the texts.
     gr.Button(visible=False).click(
         generate,
         inputs,
