@@ -240,7 +240,7 @@ def test_a_model_that_the_hub_does_not_know(start: Start, tmp_path: Path) -> Non
     with loopback_hub(tmp_path) as endpoint:
         config = from_a_hub("org/unknown", endpoint, tmp_path / "cache")
         line = start(written(tmp_path, config))
-    assert "'org/unknown' is unknown to the hub" in line
+    assert "'org/unknown' is not on the hub" in line
 
 
 def test_a_hub_that_cannot_be_reached(start: Start, tmp_path: Path) -> None:

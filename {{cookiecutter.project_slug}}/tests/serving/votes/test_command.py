@@ -95,9 +95,9 @@ def test_an_export_of_nothing_has_the_names_alone(tmp_path: Path) -> None:
     [
         (
             {"database_url": "postgresql://ada:secret@127.0.0.1:1/votes"},
-            "does not answer: .*port 1",
+            "does not respond: .*port 1",
         ),
-        ({"database_url": "mysql://db"}, "name a database of PostgreSQL"),
+        ({"database_url": "mysql://db"}, "only PostgreSQL and SQLite"),
     ],
 )
 def test_what_hinders_it_is_said_in_one_line(

@@ -1,4 +1,4 @@
-"""Models without their names, on sides that nobody can foresee."""
+"""Hides the models' names and shuffles their sides."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..protocol import End, GenerationOptions, Message, Model, Piece
 
 @dataclass(frozen=True)
 class Hidden:
-    """Answers as its model does, by another name."""
+    """A model under another name."""
 
     name: str
     model: Model
@@ -32,5 +32,5 @@ def _letter(number: int) -> str:
 
 
 def sides(number: int, seed: str) -> list[int]:
-    """Returns which model is on which side. The same seed gives the same ones on every replica."""
+    """Returns the model on each side. The same seed gives the same sides on every replica."""
     return sorted(range(number), key=lambda each: sha256(f"{seed}\0{each}".encode()).digest())
