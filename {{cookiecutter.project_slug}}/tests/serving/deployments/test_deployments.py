@@ -183,7 +183,7 @@ def never_answering() -> MagicMock:
 async def test_a_model_of_which_no_replica_can_start_says_why_and_names_no_folder(
     said: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: refused(traceback(said)))
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(InterruptionError) as error:
@@ -195,7 +195,7 @@ async def test_a_model_of_which_no_replica_can_start_says_why_and_names_no_folde
 async def test_a_model_that_may_still_answer_is_waited_for(
     status: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: status)
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(TimeoutError):
@@ -206,7 +206,7 @@ async def test_a_model_that_may_still_answer_is_waited_for(
 async def test_who_reads_is_told_when_no_replica_is_there(
     running: int, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: refused("", running))
     starts: list[bool] = []
     on_model_start.set(lambda: starts.append(True))
@@ -219,7 +219,7 @@ async def test_who_reads_is_told_when_no_replica_is_there(
 async def test_a_model_is_waited_for_while_the_controller_is_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     status = MagicMock(side_effect=ActorUnavailableError("It is away.", None))
     monkeypatch.setattr(serve, "status", status)
     model = RemoteModel("tiny", never_answering(), MagicMock())
@@ -229,8 +229,8 @@ async def test_a_model_is_waited_for_while_the_controller_is_away(
 
 
 async def test_serve_is_asked_once_for_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(handles, "SAME_SECONDS", 60)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "STATUS_SECONDS", 60)
     status = MagicMock(return_value=refused(""))
     monkeypatch.setattr(serve, "status", status)
     model = RemoteModel("tiny", never_answering(), MagicMock())

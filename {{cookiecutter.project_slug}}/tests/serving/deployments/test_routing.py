@@ -16,7 +16,7 @@ from {{ cookiecutter.__package }}.serving.deployments.deployment import (
     TextGenerationModel,
 )
 from {{ cookiecutter.__package }}.serving.deployments.routing import (
-    CROWD,
+    MAX_IMBALANCE,
     ConversationRouter,
     beginning,
 )
@@ -91,7 +91,7 @@ async def test_when_a_replica_goes_its_conversations_move_together_and_no_other_
 
 async def test_a_crowded_or_full_replica_leaves_its_conversations_to_others() -> None:
     router = router_of(ConversationRouter, replicas())
-    running = [await route(router, request_of(user("Hi"))) for _ in range(CROWD + 1)]
+    running = [await route(router, request_of(user("Hi"))) for _ in range(MAX_IMBALANCE + 1)]
     [own] = set(running)
     assert await routed(router, "Hi") != [own.name]
     router.decrement_queue_len_cache(own.replica_id)

@@ -19,7 +19,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 from {{ cookiecutter.__package }}.serving.votes.ballots import Vote, choices_of
-from {{ cookiecutter.__package }}.serving.votes.blind import hidden, sides
+from {{ cookiecutter.__package }}.serving.votes.blind import anonymous, sides
 from {{ cookiecutter.__package }}.serving.votes.page import terms_of
 from {{ cookiecutter.__package }}.serving.votes.rounds import (
     SIDES_COOKIE,
@@ -158,7 +158,7 @@ async def test_only_the_last_sessions_are_remembered(monkeypatch: pytest.MonkeyP
 
 async def test_blind_each_pane_goes_on_with_its_model_on_any_replica() -> None:
     models = [first(), second()]
-    panes = hidden(models)
+    panes = anonymous(models)
     seen = set()
     for number in range(20):
         request = session(cookie=str(number))
@@ -188,7 +188,7 @@ def test_each_model_is_on_each_side_equally_often() -> None:
 
 async def test_blind_a_failure_does_not_tell_the_name() -> None:
     failing = StandIn("first", [], failure=PromptError("first takes no such text."))
-    [pane] = panes = hidden([failing])
+    [pane] = panes = anonymous([failing])
     rounds = Rounds(panes)
     answers = rounds.remembering(asking(settings_of()))(
         panes, [user("Why?")], GenerationOptions(), session()

@@ -33,16 +33,16 @@ from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
 from ..telemetry.traces import carried, step
 
-PATIENCE_SECONDS = 1
+FIRST_CHECK_SECONDS = 1
 """How long to wait for the first text before asking Serve for replicas. Doubles each time."""
-SAME_SECONDS = 1
+STATUS_SECONDS = 1
 """How long a status from Serve is reused, by all requests that wait."""
 REFUSAL = "ModelError: "
 FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
 
 
 @dataclass
-class Seen:
+class CachedStatus:
     """The last status of a deployment that Serve returned, and when."""
 
     status: DeploymentStatusOverview | None = None
@@ -58,7 +58,7 @@ class RemoteModel:
     handle: DeploymentHandle
     answers: Counter = field(default_factory=answers_counter)
     """Counts the refused requests, which reach no replica."""
-    seen: Seen = field(default_factory=Seen)
+    seen: CachedStatus = field(default_factory=CachedStatus)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
@@ -140,20 +140,20 @@ class RemoteModel:
         Raises:
             InterruptionError: no replica can start.
         """
-        patience = PATIENCE_SECONDS
+        patience = FIRST_CHECK_SECONDS
         while True:
             await asyncio.sleep(patience)
-            status = await self._seen_by_all()
+            status = await self._cached_status()
             if reason := refusal(status):
                 raise InterruptionError(reason)
             if status and not status.replica_states.get("RUNNING"):
                 on_model_start.get()()
             patience *= 2
 
-    async def _seen_by_all(self) -> DeploymentStatusOverview | None:
+    async def _cached_status(self) -> DeploymentStatusOverview | None:
         """Asks Serve once for all waiting requests, so as not to load its controller."""
         async with self.seen.asking:
-            if time.monotonic() - self.seen.at > SAME_SECONDS:
+            if time.monotonic() - self.seen.at > STATUS_SECONDS:
                 self.seen.status = await asyncio.to_thread(self._status)
                 self.seen.at = time.monotonic()
             return self.seen.status

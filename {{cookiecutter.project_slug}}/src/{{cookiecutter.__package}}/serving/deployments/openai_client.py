@@ -26,12 +26,12 @@ from .settings import ModelSettings
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """How long to wait for the server's next piece."""
-MOST_TOKENS = ("max_completion_tokens", "max_tokens")
+MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
 """The names that servers use for the maximum number of tokens, the current name first."""
-CAN_DO_WITHOUT = (*MOST_TOKENS, "temperature", "top_p", "stream_options")
+OPTIONAL_FIELDS = (*MAX_TOKENS_FIELDS, "temperature", "top_p", "stream_options")
 THOUGHTS = ("reasoning_content", "reasoning")
 """The fields in which servers return the thoughts of a reasoning model."""
-ENDS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
+END_REASONS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
 """The protocol's finish reasons that mean more than "stop"; all others mean "stop"."""
 
 
@@ -72,10 +72,10 @@ class OpenAIClient:
             BusyError: the server is busy.
             InterruptionError: the server cannot be reached, or does not answer.
         """
-        turns = [_turn(message) for message in self._settings.conversation(messages)]
+        turns = [_message_param(message) for message in self._settings.conversation(messages)]
         reason, counted, usage = "stop", 0, None
         try:
-            async with await self._asked(turns, options) as chunks:
+            async with await self._open_stream(turns, options) as chunks:
                 async for chunk in chunks:
                     usage = chunk.usage or usage
                     for choice in chunk.choices[:1]:
@@ -90,7 +90,7 @@ class OpenAIClient:
         except openai.OpenAIError as error:
             self._log(error)
             # The cause may contain the prompt or the key.
-            raise self._explained(error) from None
+            raise self._error_for_visitor(error) from None
         except (ValueError, TypeError, AttributeError) as error:
             logger.warning("%s: its server sent an invalid chunk: %s", self.name, where(error))
             reason = f"The server of {self.name} sent an invalid answer. Run again."
@@ -98,9 +98,9 @@ class OpenAIClient:
         if usage and usage.completion_tokens and usage.completion_tokens != counted:
             # A chunk may contain more than one token.
             yield Piece("", usage.completion_tokens - counted)
-        yield End(ENDS.get(reason, "stop"), usage.prompt_tokens if usage else None)
+        yield End(END_REASONS.get(reason, "stop"), usage.prompt_tokens if usage else None)
 
-    async def _asked(
+    async def _open_stream(
         self, turns: list[ChatCompletionMessageParam], options: GenerationOptions
     ) -> openai.AsyncStream[ChatCompletionChunk]:
         """Sends the request, again without each optional setting that the server refuses."""
@@ -108,7 +108,7 @@ class OpenAIClient:
         told = traceparent()
         headers = self._headers | ({TRACEPARENT: told} if told else {})
         while True:
-            sent = self._sent(options, refused)
+            sent = self._fields_of(options, refused)
             try:
                 stream: openai.AsyncStream[ChatCompletionChunk]
                 stream = await self._client.chat.completions.create(
@@ -121,7 +121,7 @@ class OpenAIClient:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 named = _refused(error, sent)
                 refused |= named
-                if not named or refused.issuperset(MOST_TOKENS):
+                if not named or refused.issuperset(MAX_TOKENS_FIELDS):
                     raise
                 continue
             if refused != self._refused:
@@ -130,9 +130,9 @@ class OpenAIClient:
                 logger.warning("%s: its server does not accept %s.", self.name, names)
             return stream
 
-    def _sent(self, options: GenerationOptions, refused: Collection[str]) -> dict[str, Any]:
+    def _fields_of(self, options: GenerationOptions, refused: Collection[str]) -> dict[str, Any]:
         said, own = self._settings.model_fields_set, self._settings
-        most = [name for name in MOST_TOKENS if name not in refused]
+        most = [name for name in MAX_TOKENS_FIELDS if name not in refused]
         sent = {
             **dict.fromkeys(most[:1], options.max_new_tokens),
             "temperature": own.temperature if "temperature" in said else None,
@@ -160,10 +160,10 @@ class OpenAIClient:
         facts = {"request": request_id.get(), "model": self.name}
         logger.warning("%s: %s: %s", self.name, type(error).__name__, reason, extra=facts)
 
-    def _explained(self, error: openai.OpenAIError) -> Exception:
+    def _error_for_visitor(self, error: openai.OpenAIError) -> Exception:
         name, own = self.name, self._settings
         match error:
-            case openai.BadRequestError(param=str(option)) if option in MOST_TOKENS:
+            case openai.BadRequestError(param=str(option)) if option in MAX_TOKENS_FIELDS:
                 return PromptError(f"{name} cannot write that many tokens. Ask for fewer.")
             case openai.BadRequestError(param="stop" | "seed" as option):
                 return PromptError(f"{name} does not support {option}. Leave it out.")
@@ -207,12 +207,12 @@ def _refused(error: openai.APIStatusError, sent: Collection[str]) -> set[str]:
     """Returns the sent options that the server refuses and that the request can omit."""
     # Some servers name the option only in the message.
     said = {error.param} if error.param else {*re.findall(r"\w+", str(error.body))}
-    if said.intersection(MOST_TOKENS):
-        said.update(MOST_TOKENS)
-    return said & set(sent) & set(CAN_DO_WITHOUT)
+    if said.intersection(MAX_TOKENS_FIELDS):
+        said.update(MAX_TOKENS_FIELDS)
+    return said & set(sent) & set(OPTIONAL_FIELDS)
 
 
-def _turn(message: Message) -> ChatCompletionMessageParam:
+def _message_param(message: Message) -> ChatCompletionMessageParam:
     match message.role:
         case "system":
             return {"role": "system", "content": message.content}

@@ -26,7 +26,7 @@ class DeployedRevision(str):
 
         if self.commit is None and is_deploying():
             self.commit = commit_of(self.model)
-        return _itself, (self.commit or self.model.revision,)
+        return _identity, (self.commit or self.model.revision,)
 
 
 def is_deploying() -> bool:
@@ -43,5 +43,5 @@ def pinned(model: M) -> M:
     return model.model_copy(update={"revision": revision})
 
 
-def _itself(revision: str | None) -> str | None:
+def _identity(revision: str | None) -> str | None:
     return revision

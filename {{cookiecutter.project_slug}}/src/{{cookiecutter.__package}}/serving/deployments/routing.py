@@ -12,7 +12,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from ..base import chosen_by_hash
 from ..protocol import Message
 
-CROWD = 8
+MAX_IMBALANCE = 8
 """How many more requests than the least busy replica a replica may have and still be preferred.
 
 This many requests in one batch each run at two thirds of the speed of a single one.
@@ -55,9 +55,9 @@ class ConversationRouter(RequestRouter):
 
     def _has_room(self, own: RunningReplica, replicas: Sequence[RunningReplica]) -> bool:
         """Whether the replica is not crowded. Serve itself checks whether it is full."""
-        return self._in_hand(own) <= min(map(self._in_hand, replicas)) + CROWD
+        return self._request_count(own) <= min(map(self._request_count, replicas)) + MAX_IMBALANCE
 
-    def _in_hand(self, replica: RunningReplica) -> int:
+    def _request_count(self, replica: RunningReplica) -> int:
         """Returns how many requests the replica has, as far as this process knows."""
         return self.replica_queue_len_cache.get(replica.replica_id) or 0
 

@@ -11,9 +11,9 @@ from ray.serve.config import AutoscalingContext
 
 FIRST_TEXT = "first_text_seconds"
 """The metric that a replica reports: the recent average time to first text."""
-QUICK = 0.5
+SCALE_DOWN_BELOW = 0.5
 """Remove a replica when first texts take less than this share of the target."""
-MOST = 2
+MAX_GROWTH = 2
 """Grow at most by this factor in one step, because new replicas take a while to help."""
 
 
@@ -39,4 +39,6 @@ class FirstTextPolicy:
             return 0
         late = fmean(seconds) / self._target_seconds
         running: int = context.current_num_replicas
-        return running * min(late, MOST) if late > 1 else running - int(late < QUICK)
+        return (
+            running * min(late, MAX_GROWTH) if late > 1 else running - int(late < SCALE_DOWN_BELOW)
+        )

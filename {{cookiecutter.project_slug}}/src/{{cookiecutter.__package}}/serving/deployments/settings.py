@@ -15,7 +15,7 @@ from ..telemetry.traces import TracedSettings
 SERVES_SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests", "downscale_delay_s"}
 SCALING = SERVES_SCALING | {"target_first_text_seconds"}
 FIRST_TEXT_POLICY = f"{__package__}.scaling:FirstTextPolicy"
-LATE_SECONDS = 10
+UPSCALE_DELAY_SECONDS = 10
 """How long first texts must be late before a replica is added. Each report is an average."""
 
 
@@ -52,12 +52,12 @@ class DeploymentSettings(Strict):
 
     def replaced_by(self, other: "DeploymentSettings") -> "DeploymentSettings":
         """Returns these settings, overridden by those that the other one sets."""
-        said, own = other.model_dump(exclude_unset=True), self.model_dump(exclude_unset=True)
-        if "num_replicas" in said:
+        given, own = other.model_dump(exclude_unset=True), self.model_dump(exclude_unset=True)
+        if "num_replicas" in given:
             own = {name: value for name, value in own.items() if name not in SCALING}
-        elif SCALING & said.keys():
+        elif SCALING & given.keys():
             own.pop("num_replicas", None)
-        return DeploymentSettings.model_validate({**own, **said})
+        return DeploymentSettings.model_validate({**own, **given})
 
     def options(self) -> dict[str, object]:
         """Returns the arguments for Serve's `Deployment.options`."""
@@ -72,7 +72,7 @@ class DeploymentSettings(Strict):
         if self.target_first_text_seconds is not None:
             kwargs = {"target_seconds": self.target_first_text_seconds}
             policy = {"policy_function": FIRST_TEXT_POLICY, "policy_kwargs": kwargs}
-            scaling |= {"upscale_delay_s": LATE_SECONDS, "policy": policy}
+            scaling |= {"upscale_delay_s": UPSCALE_DELAY_SECONDS, "policy": policy}
         return {**options, "num_replicas": None, "autoscaling_config": scaling}
 
 
@@ -172,8 +172,8 @@ class ModelsSettings(TracedSettings):
             StartError: a model runs in the page's process, where these settings have no effect.
         """
         for model in self.models:
-            said = model.deployment is not None or self.deployment.model_fields_set
-            if said and model.base_url is None and model.name not in there:
+            given = model.deployment is not None or self.deployment.model_fields_set
+            if given and model.base_url is None and model.name not in there:
                 raise StartError(
                     f"deployment is set, but {model.name} runs in the page's process. Remove it, "
                     f"and set the resources of {PAGE_DEPLOYMENT} under deployments: instead."

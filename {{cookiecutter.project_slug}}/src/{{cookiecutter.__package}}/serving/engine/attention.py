@@ -8,7 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "rows"
 # With fewer rows, grouping each row's tokens takes longer than it saves.
-FEWEST_ROWS = 4
+MIN_ROWS = 4
 
 
 def attend_by_rows(model: PreTrainedModel) -> None:
@@ -35,7 +35,7 @@ def _attention(
     rows = options["cu_seq_lens_q"].shape[0] - 1
     _, heads, tokens, size = query.shape
     biased = options.get("position_bias") is not None
-    if biased or tokens != rows or rows < FEWEST_ROWS:
+    if biased or tokens != rows or rows < MIN_ROWS:
         usual: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )

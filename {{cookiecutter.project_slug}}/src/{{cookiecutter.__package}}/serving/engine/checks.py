@@ -23,8 +23,8 @@ TEXTS = [
 ]
 LONGEST_PROMPT = 64
 NEW_TOKENS = 3
-MOST_SECONDS = 600
-DEPENDS = "its answers depend on which other requests run"
+MAX_SECONDS = 600
+DEPENDS_ON_OTHERS = "its answers depend on which other requests run"
 BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1, torch.int8: 0.2}
 """How much scores may differ, as a share of the distance between the best and the worst.
 
@@ -108,7 +108,7 @@ def difference(
         # A quantized model scales its numbers by batch, so it can only be compared with itself.
         pairs = zip(together, alone, strict=False)
         same = all(agree(beside, one.scores, one.text, dtype) for beside, one in pairs)
-        return None if same else DEPENDS
+        return None if same else DEPENDS_ON_OTHERS
     known = {}
     for one in alone:
         plain = known[*one.prompt, *one.text] = scores_of(model, one, attention)
@@ -119,7 +119,7 @@ def difference(
     for beside in together:
         plain = known.get((*beside.prompt, *beside.text)) or scores_of(model, beside, attention)
         if not agree(beside, plain, beside.text, dtype):
-            return DEPENDS
+            return DEPENDS_ON_OTHERS
     return None
 
 
@@ -182,13 +182,13 @@ def scores_of(model: PreTrainedModel, probe: Probe, attention: str) -> list[torc
 
 def _failure(batch: Batch, probes: Sequence[Probe]) -> str | None:
     """Waits until the probes have ended, and returns why one failed, or None."""
-    deadline = time.monotonic() + MOST_SECONDS
+    deadline = time.monotonic() + MAX_SECONDS
     for probe in probes:
         while not probe.over.wait(0.1):
             if not batch.is_running():
                 return "the generation ended"
             if time.monotonic() > deadline:
-                return f"it wrote nothing for {MOST_SECONDS} seconds"
+                return f"it wrote nothing for {MAX_SECONDS} seconds"
         if probe.failure is not None:
             return probe.failure
     return None

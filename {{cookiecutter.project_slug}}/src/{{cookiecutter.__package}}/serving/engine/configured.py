@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .generation import Processor
 
-UNKEPT = {
+UNSUPPORTED = {
     "num_beams": "only greedy search and sampling are supported",
     "penalty_alpha": "contrastive search is not supported",
     "guidance_scale": "classifier-free guidance is not supported",
@@ -34,11 +34,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(ends)
 
 
-def unkept(config: GenerationConfig) -> list[str]:
+def unsupported(config: GenerationConfig) -> list[str]:
     """Returns a line for each setting in the config that has no effect."""
     return [
         f"{name}={value!r} in the model's generation config is ignored: {instead}"
-        for name, instead in UNKEPT.items()
+        for name, instead in UNSUPPORTED.items()
         if (value := getattr(config, name, None)) not in (None, 1, 1.0)
     ]
 

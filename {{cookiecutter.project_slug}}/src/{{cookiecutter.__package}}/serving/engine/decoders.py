@@ -63,7 +63,7 @@ class DecoderBatch:
                 max_batch_tokens=max(STEP_TOKENS, running_requests),
                 max_requests_per_batch=running_requests,
                 per_request_processors=True,
-                scheduler_type=_Keeping.NAME,
+                scheduler_type=_GradualEviction.NAME,
                 # Tokens are sampled with each request's options, outside a graph.
                 use_cuda_graph=False,
                 use_async_batching=False,
@@ -135,7 +135,7 @@ class _Router(OutputRouter):
             self.deliver(output)
 
 
-class _Keeping(FIFOScheduler):
+class _GradualEviction(FIFOScheduler):
     """Evicts only as many pages of ended requests as needed, the oldest first.
 
     transformers would evict all of them.
@@ -160,7 +160,7 @@ class _Keeping(FIFOScheduler):
         return met
 
 
-SCHEDULER_MAPPING[_Keeping.NAME] = _Keeping
+SCHEDULER_MAPPING[_GradualEviction.NAME] = _GradualEviction
 
 
 class _Sampler(ContinuousBatchingLogitsProcessorList):

@@ -20,7 +20,7 @@ from .loading import load, most_likely
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
-from .thoughts import Thoughts, part_at
+from .thoughts import Thoughts, first_part
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -71,10 +71,10 @@ class Engine:
             raise BusyError(f"{self.name} is busy. Try again in a moment.")
         text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         prompt, dropped = self._encode(messages, options)
-        thoughts = Thoughts(part_at(self._tokenizer, prompt))
+        thoughts = Thoughts(first_part(self._tokenizer, prompt))
         rules = self._rules(prompt, options.max_new_tokens)
         request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
-        said, above, outcome = "", here(), "cancelled"
+        answer, above, outcome = "", here(), "cancelled"
         self._requests += 1
         self._batch.start(request)
         try:
@@ -86,15 +86,15 @@ class Engine:
                         # Stop at once, even if the reader is slow to take the text so far.
                         self._batch.cancel(request)
                     if piece := text.take():
-                        for told in thoughts.tell(piece):
-                            said += "" if told.thought else told.text
-                            yield told
+                        for part in thoughts.tell(piece):
+                            answer += "" if part.thought else part.text
+                            yield part
             outcome = "done"
             rest = [*(thoughts.tell(piece) if (piece := text.take(last=True)) else ())]
-            for told in [*rest, *thoughts.rest()]:
-                said += "" if told.thought else told.text
-                yield told
-            self._keep(messages[-1], said, request.text)
+            for part in [*rest, *thoughts.rest()]:
+                answer += "" if part.thought else part.text
+                yield part
+            self._keep(messages[-1], answer, request.text)
             yield End("stop" if text.complete else "length", len(request.prompt), dropped)
         except GenerationError:
             outcome = "failed"
@@ -132,11 +132,11 @@ class Engine:
             )
         return tokens, dropped
 
-    def _keep(self, last: Message, said: str, tokens: Sequence[int]) -> None:
+    def _keep(self, last: Message, answer: str, tokens: Sequence[int]) -> None:
         """Stores the tokens of an answer, for the next turns."""
-        text, tokens = said, [token for token in tokens if token not in self._end]
+        text, tokens = answer, [token for token in tokens if token not in self._end]
         if last.role == "assistant":
-            text = last.content + said
+            text = last.content + answer
             tokens = [*(self._written.tokens_of(last.content) or ()), *tokens]
         # Prompts look up answers without outer spaces, so others would never be found.
         if text == text.strip() and self._prompts.is_plain(tokens, text):

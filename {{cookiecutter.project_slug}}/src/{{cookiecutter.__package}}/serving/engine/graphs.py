@@ -14,7 +14,7 @@ from .runtime import SAMPLED
 
 GROUP = 64
 """How many weights, along the input, share a scale and a zero point."""
-LEAST_GROUP = 16
+MIN_GROUP = 16
 STEPS = 255
 """Steps between the smallest and the largest weight of a group, in 8 bits."""
 FOUR_GROUP = 32
@@ -282,7 +282,7 @@ def _weights(*weights: torch.nn.Parameter) -> ov.Node:
     columns = weights[0].shape[1]
     rows = sum(len(weight) for weight in weights)
     group = math.gcd(GROUP, columns)
-    if group < LEAST_GROUP:
+    if group < MIN_GROUP:
         group = columns
     parts = torch.cat([weight.detach().float() for weight in weights]).reshape(rows, -1, group)
     least = parts.amin(-1, keepdim=True).clamp(max=0)

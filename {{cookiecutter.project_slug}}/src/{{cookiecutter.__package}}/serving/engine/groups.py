@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 30
 STEP_TOKENS = 512
 """The maximum number of prompt tokens between two steps, so that running requests do not wait."""
-PAIRS_AT_ONCE = 2048**2
+MAX_PAIRS = 2048**2
 """The maximum number of token pairs that an encoder reads at once."""
-MOST_PADDING = 512
+MAX_PADDING = 512
 """How many tokens longer than another row of its group a row may be."""
-ROOM = 1 << 20
+MAX_CACHE_LENGTH = 1 << 20
 
 
 class Joining(Enum):
@@ -170,7 +170,7 @@ class Group:
         joining = self._reader.joining
         if not self._is_joinable() or not other._is_joinable() or joining is Joining.NONE:
             return False
-        return max(lengths) - min(lengths) <= (MOST_PADDING if joining is Joining.ANY else 0)
+        return max(lengths) - min(lengths) <= (MAX_PADDING if joining is Joining.ANY else 0)
 
     @torch.inference_mode()
     def join(self, other: "Group") -> None:
@@ -242,7 +242,7 @@ class Reader:
         self._encoder_output: type[ModelOutput] = ModelOutput
         self._placed = None
         if self.encodes and not self._places and joining is Joining.ANY:
-            self._placed = _place_by_row(model)
+            self._placed = _look_up_by_row(model)
 
     def begin(self, request: Request) -> list[int]:
         """Returns the tokens that the decoder reads first."""
@@ -259,7 +259,7 @@ class Reader:
             mask[row, : len(prompt)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         # Long prompts in small parts, because memory grows with the square of their length.
-        encoder, rows = self._model.get_encoder(), max(PAIRS_AT_ONCE // longest**2, 1)
+        encoder, rows = self._model.get_encoder(), max(MAX_PAIRS // longest**2, 1)
         outputs = [
             encoder(input_ids=some, attention_mask=its_mask)
             for some, its_mask in zip(tokens.split(rows), mask.split(rows), strict=True)
@@ -298,7 +298,11 @@ class Reader:
             given["attention_mask"] = encoder_mask
         if first:
             model._prepare_cache_for_generation(
-                model.generation_config, given, GenerationMode.GREEDY_SEARCH, len(tokens), ROOM
+                model.generation_config,
+                given,
+                GenerationMode.GREEDY_SEARCH,
+                len(tokens),
+                MAX_CACHE_LENGTH,
             )
         inputs = model.prepare_inputs_for_generation(
             ids,
@@ -318,13 +322,13 @@ class Reader:
         return output.logits[:, -1].float(), state
 
 
-class Placed:
+class RowPositions:
     """The positions of the rows in the decoder's next step, if they differ."""
 
     positions: torch.Tensor | None = None
 
 
-def _place_by_row(model: PreTrainedModel) -> Placed | None:
+def _look_up_by_row(model: PreTrainedModel) -> RowPositions | None:
     """Makes a decoder with learned positions look them up for each row.
 
     BART and similar models derive them from the length of the cache, which is the longest row's.
@@ -332,7 +336,7 @@ def _place_by_row(model: PreTrainedModel) -> Placed | None:
     module = getattr(model.get_decoder(), "embed_positions", None)
     if module is None:
         return None
-    placed = Placed()
+    placed = RowPositions()
     usual = module.forward
     parameters = inspect.signature(usual)
 

@@ -45,7 +45,7 @@ class _Contents(BaseModel):
     files: Annotated[dict[str, _File], Field(min_length=3)]
 
 
-class KeptGraph:
+class SavedGraph:
     """The saved graph of one model."""
 
     def __init__(self, name: str, place: Place) -> None:
@@ -91,7 +91,7 @@ class KeptGraph:
             self._acquire(lock)
             self._can_be_kept = True
         except OSError as error:  # Includes a timeout of the lock.
-            self._say_unkept(error)
+            self._warn_unsaved(error)
         try:
             yield
         finally:
@@ -118,7 +118,7 @@ class KeptGraph:
                 self._draft = self._write(graph, facts, generation, tokenizer)
                 graph = read_graph(self._draft / GRAPH)
             except Exception as error:  # The runtime has its own kinds.
-                self._say_unkept(error)
+                self._warn_unsaved(error)
                 self._drop()
         return Decoder(graph)
 
@@ -132,7 +132,7 @@ class KeptGraph:
                 shutil.rmtree(other)
             self._draft.replace(self.directory)
         except OSError as error:
-            self._say_unkept(error)
+            self._warn_unsaved(error)
             return
         self._draft = None
         logger.info("%s: saved its graph in %s", self._name, self.directory)
@@ -198,7 +198,7 @@ class KeptGraph:
             elif (contents := _contents(each)) is not None and not contents.model.exists():
                 yield each
 
-    def _say_unkept(self, error: Exception) -> None:
+    def _warn_unsaved(self, error: Exception) -> None:
         logger.warning(
             "%s: its graph cannot be saved in %s (%s), so every start makes it again. Make that "
             "directory writable, or set HF_HOME to another one.",

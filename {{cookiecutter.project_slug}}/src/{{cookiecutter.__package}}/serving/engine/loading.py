@@ -12,7 +12,7 @@ from ..telemetry.logs import logger
 from .facts import Facts
 from .generation import Batch, Processor
 from .machine import has_pytorch, may_have_gpu
-from .places import KEPT_FOR, lacks_pytorch, place_of
+from .places import GRAPH_DTYPES, lacks_pytorch, place_of
 from .prompts import PromptEncoder
 from .room import DecoderSize, Room, decoder_room
 from .settings import EngineSettings, ModelLimits
@@ -50,8 +50,8 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
     weights = locate(settings)
     try:
         loaded = None
-        if settings.dtype in KEPT_FOR and not may_have_gpu():
-            loaded = _as_kept(settings, limits, weights)
+        if settings.dtype in GRAPH_DTYPES and not may_have_gpu():
+            loaded = _from_saved_graph(settings, limits, weights)
         if loaded is None and not has_pytorch():
             raise lacks_pytorch(settings)
         if loaded is None:
@@ -73,17 +73,19 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
     return loaded
 
 
-def _as_kept(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded | None:
+def _from_saved_graph(
+    settings: EngineSettings, limits: ModelLimits, weights: Weights
+) -> Loaded | None:
     """Loads a saved graph. Returns None if there is none, or if the model also needs PyTorch."""
     place = place_of(settings.source, weights)
     if place.needs_pytorch():
         return None
     # Imported here because other models do not need the runtime.
-    from .kept import KeptGraph
-    from .runtime import give_memory_back
+    from .kept import SavedGraph
+    from .runtime import return_freed_memory
 
-    give_memory_back()
-    kept = KeptGraph(settings.name, place)
+    return_freed_memory()
+    kept = SavedGraph(settings.name, place)
     taken = kept.take()
     if taken is None:
         if not has_pytorch():

@@ -21,7 +21,7 @@ from .settings import EngineSettings
 from .weights import Weights, locate
 
 FORMAT = "int8"
-KEPT_FOR = {"auto", "int8"}
+GRAPH_DTYPES = {"auto", "int8"}
 """The values of `dtype` with which a model may run as a graph."""
 FACTS = "facts.json"
 TOKENIZER = "tokenizer"
@@ -80,7 +80,7 @@ def check_model(settings: EngineSettings) -> None:
     weights = locate(settings)
     if has_pytorch():
         return
-    if settings.dtype not in KEPT_FOR or place_of(settings.source, weights).needs_pytorch():
+    if settings.dtype not in GRAPH_DTYPES or place_of(settings.source, weights).needs_pytorch():
         raise lacks_pytorch(settings)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 from ..protocol import ModelError
 from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
-from .configured import Configured, end_tokens, unkept
+from .configured import Configured, end_tokens, unsupported
 from .decoders import DecoderBatch
 from .facts import Facts
 from .families import refusal
@@ -36,7 +36,7 @@ from .vocabulary import load_tokenizer
 from .weights import Weights, in_one_line
 
 if TYPE_CHECKING:
-    from .kept import KeptGraph
+    from .kept import SavedGraph
     from .runtime import Decoder
 
 # oneDNN would cache code for each batch size that it has seen, which takes over 100 MB after a few
@@ -85,7 +85,7 @@ class PlainModel:
             ends=ends,
             top_k=model.generation_config.top_k,
             longest_answer=_counted(longest_answer(model)),
-            left_out=tuple(unkept(model.generation_config)),
+            left_out=tuple(unsupported(model.generation_config)),
             has_rules=self.configured.is_needed,
             positions=None if self.encodes else _counted(decoder_size(model).positions),
         )
@@ -163,11 +163,11 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
     if refused is not None:
         return refused
     # Imported here because other models do not need the runtime.
-    from .kept import KeptGraph
-    from .runtime import give_memory_back
+    from .kept import SavedGraph
+    from .runtime import return_freed_memory
 
-    give_memory_back()
-    kept = KeptGraph(settings.name, place_of(settings.source, weights))
+    return_freed_memory()
+    kept = SavedGraph(settings.name, place_of(settings.source, weights))
     taken = kept.take()
     if taken is None:
         with kept.turn():
@@ -184,7 +184,7 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
 
 
 def _newly_made(
-    settings: EngineSettings, limits: ModelLimits, weights: Weights, kept: "KeptGraph"
+    settings: EngineSettings, limits: ModelLimits, weights: Weights, kept: "SavedGraph"
 ) -> Loaded | str:
     """Makes the graph, and saves it if its scores are those of the plain model."""
     from .graphs import graph_of
@@ -208,7 +208,7 @@ def _newly_made(
         return found
     kept.keep()
     # From here on, only the model's configuration is needed.
-    give_up_weights(model)
+    drop_weights(model)
     logger.info("%s runs %s, in int8.", settings.name, CONTINUOUS)
     return loaded
 
@@ -249,11 +249,11 @@ def describe(config: PreTrainedConfig, generation: GenerationConfig) -> PreTrain
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.generation_config = generation
-    give_up_weights(model)
+    drop_weights(model)
     return model
 
 
-def give_up_weights(model: PreTrainedModel) -> None:
+def drop_weights(model: PreTrainedModel) -> None:
     """Removes the weights of a model, and keeps its configuration."""
     for module in model.modules():
         for name, weights in module.named_parameters(recurse=False):

@@ -27,7 +27,7 @@ PAIR_BYTES = 52
 """Memory of an encoder for the relative position of each pair of tokens."""
 HEAD_COPIES = 4
 """How many copies of the score for each pair and head an encoder holds."""
-LEAST_TOKENS = 64
+MIN_TOKENS = 64
 CGROUP = Path("/sys/fs/cgroup")
 
 CACHE = "cache_tokens"
@@ -104,7 +104,7 @@ def decoder_room(
     """
     own = int(min(tokenizer_says, size.positions))
     cache = limits.cache_tokens or _fitting_cache(size, own, limits.running_requests)
-    if cache < min(own, LEAST_TOKENS):
+    if cache < min(own, MIN_TOKENS):
         raise ModelError(
             f"Model {name!r}: there is not enough memory for its cache: "
             f"{free_memory(size.on_gpu) >> 20} MB are free, and a token takes "
@@ -165,7 +165,7 @@ def _fitting_prompt(model: "PreTrainedModel", running_requests: int) -> int:
     free = free_memory(model.device.type == "cuda")
     alone = math.isqrt(int(PROMPT_SHARE * free) // encoder_bytes(model, 1))
     beside = int(PROMPTS_SHARE * free) // (running_requests * _bytes_per_token(model))
-    return max(min(alone, beside), LEAST_TOKENS)
+    return max(min(alone, beside), MIN_TOKENS)
 
 
 def _positions(config: "PreTrainedConfig", names: tuple[str, ...]) -> float:

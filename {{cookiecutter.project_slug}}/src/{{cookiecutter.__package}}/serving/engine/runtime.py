@@ -131,7 +131,7 @@ def release_file(path: Path) -> None:
             )
 
 
-def give_memory_back() -> None:
+def return_freed_memory() -> None:
     """Makes glibc return freed memory at once. Loading a model frees half a gigabyte.
 
     By default, glibc raises the threshold up to 32 MB, and keeps smaller blocks.
@@ -160,5 +160,5 @@ def properties() -> dict[str, Any]:
 
 def threads() -> int:
     """Returns the number of CPUs of this replica, which Ray sets for all libraries, or all cores."""
-    told = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
-    return int(told[0]) if told else psutil.cpu_count(logical=False) or 1
+    match = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(match[0]) if match else psutil.cpu_count(logical=False) or 1

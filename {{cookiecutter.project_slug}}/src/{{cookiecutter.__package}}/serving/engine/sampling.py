@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 UNIFORM_BITS = 24
 """The number of bits that a float32 stores exactly."""
-LEAST_TEMPERATURE = 0.01
+MIN_TEMPERATURE = 0.01
 """Below it, only the likeliest token remains, and divided scores may overflow float32."""
 
 
@@ -19,7 +19,7 @@ class Sampling:
     """The sampling options of one request."""
 
     temperature: float
-    """0, or less than `LEAST_TEMPERATURE`, always picks the likeliest token."""
+    """0, or less than `MIN_TEMPERATURE`, always picks the likeliest token."""
     top_p: float
     top_k: int
     min_new_tokens: int
@@ -29,11 +29,11 @@ class Sampling:
     @property
     def best(self) -> int:
         """From how many of the likeliest tokens to sample."""
-        return self.top_k if self.temperature >= LEAST_TEMPERATURE else 1
+        return self.top_k if self.temperature >= MIN_TEMPERATURE else 1
 
     @property
     def divisor(self) -> float:
-        return self.temperature if self.temperature >= LEAST_TEMPERATURE else 1.0
+        return self.temperature if self.temperature >= MIN_TEMPERATURE else 1.0
 
     def numbers(self, generated: int) -> tuple[float, float, float, float]:
         """Returns the row's values for `choose`, after this many generated tokens."""

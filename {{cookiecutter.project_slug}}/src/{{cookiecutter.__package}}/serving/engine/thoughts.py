@@ -38,12 +38,12 @@ class Thoughts:
         """Reads a piece, and yields the text whose kind is certain."""
         self._held += piece.text
         self._tokens += piece.tokens
-        yield from self._told(last=False)
+        yield from self._split(last=False)
 
     def rest(self) -> Iterator[Piece]:
-        yield from self._told(last=True)
+        yield from self._split(last=True)
 
-    def _told(self, *, last: bool) -> Iterator[Piece]:
+    def _split(self, *, last: bool) -> Iterator[Piece]:
         if self._part is Part.START:
             bare = self._held.lstrip()
             if bare.startswith(OPEN):
@@ -54,7 +54,7 @@ class Thoughts:
             if self._silent:
                 self._held = self._held.lstrip()
             thought, close, rest = self._held.partition(CLOSE)
-            held = 0 if close or last else _begun(thought)
+            held = 0 if close or last else _partial_tag(thought)
             yield from self._out(thought[: len(thought) - held], thought=True)
             self._held = rest if close else thought[len(thought) - held :]
             if close:
@@ -75,7 +75,7 @@ class Thoughts:
             yield piece
 
 
-def part_at(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
+def first_part(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
     """Returns the part with which a model starts after this prompt."""
     added = tokenizer.get_added_vocab()
     if CLOSE not in added:
@@ -85,7 +85,7 @@ def part_at(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
     return Part.THOUGHTS if end.endswith(OPEN) else Part.START
 
 
-def _begun(text: str) -> int:
+def _partial_tag(text: str) -> int:
     """Returns how many characters at the end may be the start of the closing tag."""
     lengths = range(1, len(CLOSE))
     return max((length for length in lengths if text.endswith(CLOSE[:length])), default=0)

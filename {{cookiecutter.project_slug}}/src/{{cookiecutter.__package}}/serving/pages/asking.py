@@ -14,7 +14,7 @@ from .settings import PageSettings
 
 # Extra Gradio workers, so that other clicks do not wait for answers.
 OTHER_WORKERS = 8
-PLACE_SECONDS = 1.0
+QUEUE_UPDATE_SECONDS = 1.0
 """How often Gradio updates the position of those who wait in the queue, after the first time."""
 
 Ask = Callable[
@@ -67,7 +67,7 @@ def asking(settings: PageSettings) -> Ask:
     return ask
 
 
-def in_panes(ask: Ask) -> Ask:
+def within_rate_limits(ask: Ask) -> Ask:
     """Wraps `ask`. If a caller exceeds a rate limit, each pane says so and no model is asked."""
 
     async def ask_within_limits(
@@ -124,7 +124,9 @@ async def texts_of(
         raise gr.Error(failures, title="No answer", print_exception=False)
 
 
-def take_turns(page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: gr.Button) -> None:
+def configure_queue(
+    page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: gr.Button
+) -> None:
     """Applies the limits to Gradio's queue, and shows either the start or the stop button."""
     start.elem_classes = [*start.elem_classes, "starts"]
     stop.elem_classes = [*stop.elem_classes, "stops"]
@@ -132,7 +134,7 @@ def take_turns(page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: 
     page.max_threads = limits.running_requests + OTHER_WORKERS
     page.queue(
         # Otherwise Gradio notifies everyone in the queue each time one of them starts.
-        status_update_rate=PLACE_SECONDS,
+        status_update_rate=QUEUE_UPDATE_SECONDS,
         max_size=limits.waiting_requests,
         # A direct call would bypass the queue, and return only the first words.
         api_open=False,

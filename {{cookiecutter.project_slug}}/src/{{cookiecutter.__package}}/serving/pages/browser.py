@@ -78,7 +78,7 @@ MARK_STOPPED = """() => {
     const changes = { attributeFilter: ["class"], childList: true, subtree: true }
     window.marking.observe(document.body, changes)
 }"""
-END_OF_MARKING = "(...values) => { window.marking?.disconnect(); return values }"
+STOP_MARKING = "(...values) => { window.marking?.disconnect(); return values }"
 
 # Continuing an answer uses the prompt that was asked, whatever is in the box by then.
 KEEP_PROMPT = """(prompt, ...others) => {
@@ -86,7 +86,7 @@ KEEP_PROMPT = """(prompt, ...others) => {
     window.asked = prompt
     return [prompt, ...others]
 }"""
-GO_ON = """(prompt, ...others) => {
+CONTINUE_ANSWER = """(prompt, ...others) => {
     window.marking?.disconnect()
     return [window.asked ?? prompt, ...others]
 }"""

@@ -12,14 +12,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..http.login import PASSWORD_VARIABLE, TOKEN, derived, read_secret
 from ..protocol import Message, Model, PromptError
-from .asking import Ask, asking, in_panes, take_turns, texts_of
+from .asking import Ask, asking, configure_queue, texts_of, within_rate_limits
 from .browser import (
-    END_OF_MARKING,
     FORGET_CONVERSATION,
     GIVE_PROMPT_BACK,
     GIVE_ROLES,
     MARK_STOPPED,
     OPEN_CONVERSATION,
+    STOP_MARKING,
     TAKE_PROMPT,
     fill_at_start,
     keep_conversation,
@@ -42,14 +42,14 @@ from .prompt import check_prompt, refusal
 from .settings import ANSWERS, PageSettings
 
 
-class Told(BaseModel, extra="forbid"):
+class HistoryMessage(BaseModel, extra="forbid"):
     """A message in a client's history. `Message` checks the values."""
 
     role: Any
     content: Any
 
 
-HISTORY = TypeAdapter(list[Told])
+HISTORY = TypeAdapter(list[HistoryMessage])
 HISTORY_SHAPE = (
     'The history must be a list of messages such as {"role": "user", "content": "Hello"}.'
 )
@@ -127,7 +127,7 @@ def connect_chat(
     """
     limits, defaults = settings.limits, settings.options
     ask = asking(settings)
-    ask_for_panes = in_panes(following(ask) if following else ask)
+    ask_for_panes = within_rate_limits(following(ask) if following else ask)
     chats = [pane.chat for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
 
@@ -278,10 +278,10 @@ def connect_chat(
         further = again_in(number, lambda turn: turn)
         running += [
             pane.chat.edit(
-                edit_in(number), inputs[1:], [*chats, *states], js=END_OF_MARKING, **answering
+                edit_in(number), inputs[1:], [*chats, *states], js=STOP_MARKING, **answering
             ),
-            pane.chat.retry(anew, inputs[1:], mine, js=END_OF_MARKING, **answering),
-            pane.chat.option_select(further, inputs[1:], mine, js=END_OF_MARKING, **answering),
+            pane.chat.retry(anew, inputs[1:], mine, js=STOP_MARKING, **answering),
+            pane.chat.option_select(further, inputs[1:], mine, js=STOP_MARKING, **answering),
         ]
     private: dict[str, Any] = {"api_visibility": "private"}
     controls.stop.click(None, js=MARK_STOPPED, cancels=running, **private)
@@ -323,7 +323,7 @@ def connect_chat(
     page.load(history_key, None, key, **private).then(
         restore, key, chats, js=OPEN_CONVERSATION, show_progress="hidden", **private
     )
-    take_turns(page, settings, controls.send, controls.stop)
+    configure_queue(page, settings, controls.send, controls.stop)
 
 
 def split(rest: Sequence[Any]) -> tuple[Sequence[Any], list[list[Turn]]]:

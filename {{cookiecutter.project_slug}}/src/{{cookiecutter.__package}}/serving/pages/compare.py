@@ -10,8 +10,8 @@ import gradio as gr
 from ..answers import Answer
 from ..base import SESSION_LOST
 from ..protocol import Message, Model
-from .asking import Ask, asking, in_panes, take_turns, texts_of
-from .browser import GO_ON, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
+from .asking import Ask, asking, configure_queue, texts_of, within_rate_limits
+from .browser import CONTINUE_ANSWER, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
 from .options import OptionControls, option_text, read_options
 from .panes import Pane, state_line
 from .prompt import check_prompt
@@ -52,7 +52,7 @@ def connect(
     limits = settings.limits
     defaults = settings.options
     ask = asking(settings)
-    ask_for_panes = in_panes(following(ask) if following else ask)
+    ask_for_panes = within_rate_limits(following(ask) if following else ask)
 
     def answer(
         ask: Ask,
@@ -92,8 +92,8 @@ def connect(
             async for update in updates:
                 yield [each.text for each in update] + [state_line(each) for each in update]
 
-    def go_on_with(model: Model) -> Callable[..., AsyncGenerator[tuple[str, str], None]]:
-        async def go_on(
+    def continue_with(model: Model) -> Callable[..., AsyncGenerator[tuple[str, str], None]]:
+        async def continue_answer(
             request: gr.Request, prompt: str, *rest: Any
         ) -> AsyncGenerator[tuple[str, str], None]:
             *said, text = rest
@@ -102,7 +102,7 @@ def connect(
                 async for [update] in updates:
                     yield text + update.text, state_line(update)
 
-        return go_on
+        return continue_answer
 
     texts = [pane.text for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
@@ -120,10 +120,10 @@ def connect(
     running = [gr.on(starts, show, inputs, [*texts, *states], js=KEEP_PROMPT, **answering)]
     running += [
         pane.more.click(
-            go_on_with(model),
+            continue_with(model),
             [*inputs, pane.text],
             [pane.text, pane.state],
-            js=GO_ON,
+            js=CONTINUE_ANSWER,
             **answering,
         )
         for pane, model in zip(controls.panes, models, strict=True)
@@ -149,4 +149,4 @@ def connect(
         concurrency_id=ANSWERS,
     )
     fill_at_start(page, named, texts)
-    take_turns(page, settings, controls.run, controls.stop)
+    configure_queue(page, settings, controls.run, controls.stop)

@@ -16,7 +16,7 @@ from ..protocol import Message, PromptError
 THOUGHTS = "Thoughts"
 NO_ANSWER = "No answer"
 CONTINUE = "Continue"
-NOT_OURS = (
+NOT_A_CONVERSATION = (
     "The link, or the data saved in your browser, does not contain a conversation for this page. "
     "Start a new one."
 )
@@ -141,7 +141,7 @@ def read_kept(text: str, names: Sequence[str]) -> list[list[Turn]]:
     try:
         kept = KEPT.validate_json(text)
     except ValidationError as error:
-        raise PromptError(NOT_OURS) from error
+        raise PromptError(NOT_A_CONVERSATION) from error
     turns = {
         name: read([message.model_dump() for message in messages])
         for name, messages in kept.items()

@@ -9,7 +9,7 @@ from ..protocol import End, GenerationOptions, Message, Model, Piece
 
 
 @dataclass(frozen=True)
-class Hidden:
+class AnonymousModel:
     """A model under another name."""
 
     name: str
@@ -21,9 +21,9 @@ class Hidden:
         return self.model.stream(messages, options)
 
 
-def hidden(models: Sequence[Model]) -> list[Model]:
+def anonymous(models: Sequence[Model]) -> list[Model]:
     """Returns the models as A, B, C."""
-    return [Hidden(_letter(number), model) for number, model in enumerate(models)]
+    return [AnonymousModel(_letter(number), model) for number, model in enumerate(models)]
 
 
 def _letter(number: int) -> str:

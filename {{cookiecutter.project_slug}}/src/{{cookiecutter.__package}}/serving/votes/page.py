@@ -60,7 +60,7 @@ FIRST_SIDES = """() => {
     if (!document.cookie.split("; ").some(each => each.startsWith("SIDES="))) (NEW)()
 }""".replace("SIDES", SIDES_COOKIE).replace("NEW", NEW_SIDES)
 
-Say = Callable[[gr.Request], Coroutine[Any, Any, str]]
+VoteFunction = Callable[[gr.Request], Coroutine[Any, Any, str]]
 
 
 def connect(
@@ -106,7 +106,7 @@ def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds)
     """Adds a button for each vote below the panes, and returns the box for the result."""
     store = Store(settings.database, keep_texts=settings.keep_texts)
     if settings.keep_days is not None:
-        store.remove_again_and_again(settings.keep_days)
+        store.remove_periodically(settings.keep_days)
     place = _around(states[0])
     parent = place.parent
     with place, gr.Row(elem_classes="votes"):
@@ -157,12 +157,12 @@ def _around(state: gr.HTML) -> BlockContext:
     return column.parent
 
 
-def voter(store: Store, rounds: Rounds) -> Callable[[Sequence[Vote]], Say]:
+def voter(store: Store, rounds: Rounds) -> Callable[[Sequence[Vote]], VoteFunction]:
     """Returns a factory for the functions of the buttons."""
     # A separate pool, so that a database that hangs blocks nothing else.
     threads = ThreadPoolExecutor(VOTES_AT_ONCE, thread_name_prefix="votes")
 
-    def voting(votes: Sequence[Vote]) -> Say:
+    def voting(votes: Sequence[Vote]) -> VoteFunction:
         async def vote(request: gr.Request) -> str:
             try:
                 now, ballot = rounds.claim(request.session_hash, votes)

@@ -13,7 +13,7 @@ from ..answers import Answer, State
 from ..pages.asking import Ask
 from ..protocol import GenerationOptions, Message, Model, PromptError
 from .ballots import Ballot, Reply, Vote
-from .blind import Hidden, sides
+from .blind import AnonymousModel, sides
 
 SIDES_COOKIE = "sides"
 """A seed of the browser that decides which model is on which side."""
@@ -53,7 +53,7 @@ class Rounds:
     """Remembers the answers, and which model is behind each pane.
 
     Args:
-        panes: the models under the names on the page. `Hidden` models change sides.
+        panes: the models under the names on the page. `AnonymousModel` models change sides.
     """
 
     def __init__(self, panes: Sequence[Model]) -> None:
@@ -62,7 +62,7 @@ class Rounds:
 
     @property
     def blind(self) -> bool:
-        return any(isinstance(pane, Hidden) for pane in self._panes)
+        return any(isinstance(pane, AnonymousModel) for pane in self._panes)
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +89,7 @@ class Rounds:
                 async for update in updates:
                     for each, pane, model, answer in zip(asked, models, shown, update, strict=True):
                         each.answer = answer if answer.state is State.DONE else None
-                        if isinstance(model, Hidden):
+                        if isinstance(model, AnonymousModel):
                             answer.failure = answer.failure.replace(model.model.name, pane.name)
                     yield update
 
@@ -147,7 +147,7 @@ class Rounds:
         return now
 
     def _on_their_sides(self, request: gr.Request, said: Sequence[Message]) -> list[Model]:
-        models = [each.model if isinstance(each, Hidden) else each for each in self._panes]
+        models = [each.model if isinstance(each, AnonymousModel) else each for each in self._panes]
         if not self.blind:
             return models
         # A conversation that continues on another replica keeps its sides.
@@ -157,7 +157,11 @@ class Rounds:
 
     def _shown(self, now: Round, number: int) -> Model:
         pane = self._panes[number]
-        return Hidden(pane.name, now.models[number]) if isinstance(pane, Hidden) else pane
+        return (
+            AnonymousModel(pane.name, now.models[number])
+            if isinstance(pane, AnonymousModel)
+            else pane
+        )
 
 
 def _prompt_of(messages: Sequence[Message]) -> str:

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 
 from ..pages import settings as pages
 from ..protocol import Model
-from .blind import Hidden, hidden
+from .blind import AnonymousModel, anonymous
 
 
 def _check_url(url: str) -> str:
@@ -30,9 +30,7 @@ def _check_url(url: str) -> str:
     try:
         make_url(url)
     except (ArgumentError, ValueError):
-        raise ValueError(
-            "it is not a valid URL. Write postgresql://user@host:5432/name"
-        ) from None
+        raise ValueError("it is not a valid URL. Write postgresql://user@host:5432/name") from None
     return url
 
 
@@ -66,8 +64,10 @@ class PageSettings(pages.PageSettings):
         return [*super().start_checks(), partial(check_database, self.database)]
 
     def on_page(self, models: Sequence[Model]) -> Sequence[Model]:
-        return hidden(models) if self.blind else models
+        return anonymous(models) if self.blind else models
 
     def api_of(self, models: Sequence[Model]) -> Middleware:
         # API clients use the models' own names.
-        return super().api_of([each.model if isinstance(each, Hidden) else each for each in models])
+        return super().api_of(
+            [each.model if isinstance(each, AnonymousModel) else each for each in models]
+        )

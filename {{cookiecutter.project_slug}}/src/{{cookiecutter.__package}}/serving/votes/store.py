@@ -68,7 +68,7 @@ class Store:
             RepeatedError: there already is a vote on these answers.
             LostError: the outcome is unknown.
         """
-        with _told():
+        with _reported():
             try:
                 self._insert(ballot, again)
             except OperationalError:
@@ -77,10 +77,10 @@ class Store:
 
     def remove_older_than(self, days: float) -> None:
         oldest = datetime.now(UTC) - timedelta(days=days)
-        with _told(), self.changes() as connection:
+        with _reported(), self.changes() as connection:
             connection.execute(delete(ROUNDS).where(ROUNDS.c.time < oldest))
 
-    def remove_again_and_again(self, days: float) -> None:
+    def remove_periodically(self, days: float) -> None:
         """Removes old votes every hour, until the process ends."""
 
         def remove() -> None:
@@ -213,7 +213,7 @@ def _begin_in_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _reported() -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
