@@ -118,7 +118,7 @@ def test_a_process_of_its_own_refuses_as_this_one_does(answer: str, command: Com
 
 def assert_said_in_one_sentence(answer: str, sentence: str, stderr: str) -> None:
     [said] = stderr.splitlines()
-    problem, _, remedy = said.rpartition(": ")
+    problem, _, remedy = said.rpartition(". ")
     assert problem.startswith(answer.split("=")[0]) or answer == "project_name=Ray"
     assert sentence in said
     assert remedy.endswith(".")
