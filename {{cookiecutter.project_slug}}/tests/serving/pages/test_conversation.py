@@ -215,7 +215,7 @@ def test_what_is_no_conversation_is_refused_in_a_line(text: str) -> None:
 
 
 def test_a_file_in_a_pane_is_refused() -> None:
-    with pytest.raises(PromptError, match="text alone"):
+    with pytest.raises(PromptError, match="only contain text"):
         read([FILE])
 
 
