@@ -1,4 +1,4 @@
-"""`nox` checks the template, `nox -s demo` shows what it makes."""
+"""`nox` checks the template, and `nox -s demo` shows a project that it makes."""
 
 import os
 import shutil
@@ -23,19 +23,19 @@ CODE = ["noxfile.py", "programs.py", "benchmarks", "docs", "hooks", "tests"]
 RIVALS = ["openvino-genai>=2026.4,<2027", "xllamacpp>=2026.10,<2027"]
 GRACE_SECONDS = 90
 WORKERS = "2"
-# One runs all tests of a project, beside the others, and each mostly waits.
+# One of them runs all tests of a project. They mostly wait, so several run at once.
 PROJECTS_AT_ONCE = "3"
 SLOW = ("apps", "faults", "generated", "monitoring", "update")
 WITHOUT_DEMO = "--ignore=tests/test_demo.py"
-# Each of many processes would compile the libraries again.
+# With this variable, every process would compile the libraries again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Named in the project's pyproject.toml; a test compares.
+# As in the project's pyproject.toml. A test compares them.
 PYTORCH_INDEX = ("pytorch-cpu", "https://download.pytorch.org/whl/cpu")
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Renders a project and serves it on port 8000 until Ctrl-C; takes `key=value` answers."""
+    """Renders a project and serves it on port 8000 until Ctrl-C. Takes `key=value` answers."""
     install(session, "render")
     project = make_project(session, "demo", *session.posargs)
     session.chdir(project)
@@ -49,9 +49,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def prepare(_: nox.Session) -> None:
-    """Brings the programs that the checks need, or says which to install before anything starts.
+    """Installs the programs that the checks need, or lists those that you have to install.
 
-    Each session brings its own; this is for all that `nox` runs.
+    Each session installs its own. This one covers everything that `nox` runs.
     """
     programs.bring(*nox.options.sessions or ())
 
@@ -60,7 +60,7 @@ def prepare(_: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Checks the template's own Python: style, format and types."""
     install(session, "lint", "faults")
-    # By name, because the template's own folder is no Python until it is rendered.
+    # By name, because the project's directory is not valid Python until it is rendered.
     session.run("ruff", "check", *CODE)
     session.run("ruff", "format", "--check", *CODE)
     session.run("mypy")
@@ -90,7 +90,7 @@ def generated(session: nox.Session) -> None:
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Shows the combinations of answers that `generated` makes projects of."""
+    """Lists the combinations of answers that `generated` tests."""
     install(session, "tests")
     session.run("python", "-m", "tests.matrix", *session.posargs)
 
@@ -111,9 +111,9 @@ def site(session: nox.Session) -> None:
 
 @nox.session
 def models(session: nox.Session) -> None:
-    """Asks tiny models of each architecture that transformers has, and writes docs/models.md.
+    """Runs tiny models of every architecture in transformers, and writes docs/models.md.
 
-    Takes some of them: `nox -s models -- bloom mamba`.
+    Runs only some of them with `nox -s models -- bloom mamba`.
     """
     install(session, "render")
     project = make_project(session, "models")
@@ -137,7 +137,7 @@ def pictures(session: nox.Session) -> None:
 
 @nox.session
 def dashboard(session: nox.Session) -> None:
-    """Draws the dashboard after a quarter of an hour of users, for docs/pictures.md."""
+    """Draws the dashboard after 15 minutes of requests, for docs/pictures.md."""
     install(session, "benchmark")
     project = make_project(session, "dashboard", "deploy=docker")
     session.run("python", "-m", "docs.dashboard", str(project))
@@ -145,9 +145,9 @@ def dashboard(session: nox.Session) -> None:
 
 @nox.session
 def series(session: nox.Session) -> None:
-    """Records anew what the alerts are replayed on, from runs that are slow, fail and end.
+    """Records new series for the tests of the alerts, from runs that are slow, fail and stop.
 
-    Takes some of them: `nox -s series -- compare-slow`.
+    Records only some of them with `nox -s series -- compare-slow`.
     """
     install(session, "tests")
     compares = make_project(session, "series", "deploy=docker")
@@ -158,9 +158,9 @@ def series(session: nox.Session) -> None:
 
 @nox.session
 def apps(session: nox.Session) -> None:
-    """Asks small Gradio apps of every kind, launched plainly and served on Ray, and compares.
+    """Compares small Gradio apps of every kind, with `launch()` and served on Ray.
 
-    Runs by the Python of a project. Takes what pytest does: `nox -s apps -- -k timers`.
+    Runs with a project's Python. Takes pytest's options: `nox -s apps -- -k timers`.
     """
     install(session, "render")
     project = make_project(session, "apps")
@@ -174,7 +174,7 @@ def apps(session: nox.Session) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """Does what `generated` does on the newest releases, beyond the bounds that are declared."""
+    """Does what `generated` does, with the newest releases, beyond the declared versions."""
     install(session, "tests")
     options = ("-rP", "--newest", "-n", PROJECTS_AT_ONCE)
     session.run("pytest", "tests/generated", *options, *session.posargs)
@@ -182,7 +182,7 @@ def newest(session: nox.Session) -> None:
 
 @nox.session
 def update(session: nox.Session) -> None:
-    """Makes a project of the last release, edits it, and updates it to the working tree."""
+    """Makes a project from the last release, edits it, and updates it to the working tree."""
     install(session, "update")
     session.run("pytest", "tests/update", *session.posargs)
 
@@ -196,18 +196,18 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Does what `faults` does, and more of it, for longer."""
+    """Does what `faults` does, more often and for longer."""
     install(session, "faults")
     session.run("pytest", "-s", "tests/faults", "--soak", *session.posargs)
 
 
 @nox.session
 def benchmark(session: nox.Session) -> None:
-    """Compares a rendered project with what a user would pick instead, and writes the report.
+    """Compares a rendered project with its alternatives, and writes the report.
 
-    Takes parts of it: `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`,
+    Runs only parts of it with `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`,
     `delivery`, `engines`, `quality`.
-    `nox -s benchmark -- quick` ends in five minutes and fails when a ratio is clearly lost.
+    `nox -s benchmark -- quick` takes five minutes, and fails if a ratio is clearly worse.
     """
     install(session, "benchmark")
     project = make_project(session, "benchmark")
@@ -227,8 +227,8 @@ def benchmark(session: nox.Session) -> None:
 
 
 def make_project(session: nox.Session, name: str, *answers: str) -> Path:
-    """Renders a project and installs it into an environment of its own."""
-    # Not create_tmp: it sets TMPDIR, below which the paths of Ray's sockets get too long.
+    """Renders a project and installs it into its own environment."""
+    # Not create_tmp, because it sets TMPDIR, under which the paths of Ray's sockets get too long.
     output = session.cache_dir.resolve() / name
     shutil.rmtree(output, ignore_errors=True)
     session.run(
@@ -239,7 +239,7 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
     [project] = output.iterdir()
     environment = {"UV_PROJECT_ENVIRONMENT": str(project / ".venv")}
     if "UV_INDEX" in session.env:
-        # For which the machine's wheels are.
+        # The wheels on this machine are for this Python.
         environment["UV_PYTHON"] = sys.executable
     with session.chdir(project):
         try:
@@ -249,16 +249,16 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
             if is_reachable(index):
                 raise
             session.error(
-                f"{index} is out of reach, where PyTorch comes from on Linux. Say `export "
-                "UV_NO_SOURCES=1` to take it from the package index, with some gigabytes of CUDA."
+                f"{index}, PyTorch's index for Linux, cannot be reached. Run `export "
+                "UV_NO_SOURCES=1` to use the package index, whose PyTorch brings gigabytes of CUDA."
             )
     return project
 
 
 def install_rivals(session: nox.Session, environment: Path) -> None:
-    """Installs the engines that the project's is held against."""
+    """Installs the engines with which the project's engine is compared."""
     session.run("uv", "venv", "--quiet", "--clear", str(environment), external=True)
-    # It would report each import of openvino to its makers.
+    # openvino-telemetry would report each import of openvino to its makers.
     left_out = environment / "left-out.txt"
     left_out.write_text("openvino-telemetry; sys_platform == 'never'\n", "utf-8")
     options = ("--quiet", "--python", str(python_in(environment)), "--override", str(left_out))
@@ -280,27 +280,27 @@ def python_in(environment: Path) -> Path:
 
 def install(session: nox.Session, *groups: str) -> None:
     use_pip_settings(session)
-    # In `tests`, the demo alone opens a browser.
+    # In `tests`, only the demo opens a browser.
     if session.name != "tests" or WITHOUT_DEMO not in session.posargs:
         programs.bring(session.name)
     session.install(*nox.project.dependency_groups(nox.project.load_toml(), *groups))
 
 
 def use_pip_settings(session: nox.Session) -> None:
-    """uv does not read where pip is told to look for wheels, PyTorch's CPU build say."""
+    """Passes pip's PIP_FIND_LINKS to uv, which does not read it. It may have PyTorch's CPU build."""
     if "PIP_FIND_LINKS" not in os.environ:
         return
     session.env.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
     folders = [Path(place) for place in os.environ["PIP_FIND_LINKS"].split()]
     if wheels := [wheel.resolve() for each in folders for wheel in each.glob("torch-*.whl")]:
-        # In place of PyTorch's own index, which is then not asked, for projects with CUDA neither.
+        # Replaces PyTorch's own index, also for projects with CUDA.
         name, _ = PYTORCH_INDEX
         index = write_index(session.cache_dir.resolve() / name, wheels)
         session.env["UV_INDEX"] = f"{name}={index.as_uri()} {os.environ.get('UV_INDEX', '')}"
 
 
 def write_index(folder: Path, wheels: list[Path]) -> Path:
-    """Makes a package index of PyTorch's wheels that lie on this machine."""
+    """Makes a package index of the PyTorch wheels on this machine."""
     links = "".join(f'<a href="{wheel.as_uri()}">{wheel.name}</a>\n' for wheel in wheels)
     page = folder / "torch" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The programs that sessions need and pip does not install, and how they get here.
+"""Installs the programs that sessions need and pip cannot install.
 
-They are Debian's packages where those may be installed. Chromium may be Playwright's own.
-For another one, add a line to `PROGRAMS`.
+They come from Debian packages if possible. Chromium may also come from Playwright.
+To add a program, add a line to `PROGRAMS`.
 """
 
 import ctypes
@@ -21,13 +21,13 @@ from pathlib import Path
 class Program:
     name: str
     commands: tuple[str, ...]
-    """One of them is enough. A library of Linux is loaded instead."""
+    """Any one of them is enough. The name of a Linux library is loaded instead."""
     package: str
-    """Debian's."""
+    """The Debian package."""
     sessions: tuple[str, ...]
-    """Of nox, that need it."""
+    """The nox sessions that need it."""
     makes_networks: bool = False
-    """Whether only tests need it that are left out where nobody may make networks."""
+    """Whether only tests that create networks need it. They are skipped without the rights."""
 
 
 FAULTS = ("faults", "soak")
@@ -36,11 +36,11 @@ BROWSER = ("apps", "tests", "pictures", *GENERATED, *FAULTS)
 CHROMIUM = Program("Chromium", ("chromium", "google-chrome"), "chromium", BROWSER)
 PROGRAMS = (
     CHROMIUM,
-    # Of Playwright itself, whatever the browser.
+    # Playwright itself needs it, whatever the browser.
     Program("libatomic", ("libatomic.so.1",), "libatomic1", BROWSER),
     Program("HAProxy", ("haproxy",), "haproxy", FAULTS, makes_networks=True),
     Program("nginx", ("nginx",), "nginx", FAULTS, makes_networks=True),
-    # Nobody starts it by this name, but Debian puts no other one of its server's into the path.
+    # Not used by this name, but Debian puts no other command of the server into the path.
     Program("PostgreSQL", ("pg_ctlcluster", "pg_ctl"), "postgresql", GENERATED),
     Program("Redis", ("redis-server",), "redis-server", (*GENERATED, *FAULTS)),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
@@ -60,7 +60,7 @@ with sync_playwright() as playwright:
 
 
 def bring(*sessions: str) -> None:
-    """Installs what these sessions lack; exits with one line if that cannot be done."""
+    """Installs the missing programs of these sessions, or exits with a message."""
     if not missing(sessions):
         return
     install_packages(missing(sessions))
@@ -96,7 +96,7 @@ def has_library(name: str) -> bool:
 
 
 def can_make_networks() -> bool:
-    """Linux lets root make networks, and file systems of layers."""
+    """Whether this is root on Linux, who can create networks and overlay file systems."""
     return sys.platform == "linux" and os.geteuid() == 0
 
 
@@ -116,7 +116,7 @@ def update_package_lists(as_root: tuple[str, ...]) -> None:
 
 
 def prefix_of_root() -> tuple[str, ...] | None:
-    """What goes before a command that installs packages, or None where nobody may."""
+    """Returns the prefix of a command that installs packages, or None without the rights."""
     if not shutil.which("apt-get"):
         return None
     if os.geteuid() == 0:
@@ -126,7 +126,7 @@ def prefix_of_root() -> tuple[str, ...] | None:
 
 
 def is_debian() -> bool:
-    """Elsewhere the package is another one: Ubuntu's brings a snap."""
+    """Whether this is Debian. On Ubuntu, the package `chromium` installs a snap."""
     try:
         return platform.freedesktop_os_release()["ID"] == "debian"
     except OSError:
@@ -135,11 +135,11 @@ def is_debian() -> bool:
 
 @functools.cache
 def playwright_has_chromium() -> bool:
-    """Downloads Playwright's Chromium unless it is there and starts."""
+    """Downloads Playwright's Chromium if needed, and returns whether it starts."""
     if succeeds(*playwright("python", "-c", OPEN_AND_CLOSE), quiet=True):
         return True
     say("Installing Playwright's Chromium")
-    # Libraries that it needs are packages too.
+    # Its libraries come from Debian packages too.
     libraries = [] if is_debian() or prefix_of_root() is None else ["--with-deps"]
     return succeeds(*playwright("playwright", "install", *libraries, "chromium")) and succeeds(
         *playwright("python", "-c", OPEN_AND_CLOSE), quiet=True
@@ -147,7 +147,7 @@ def playwright_has_chromium() -> bool:
 
 
 def playwright(*command: str) -> tuple[str, ...]:
-    """Runs it with the release that the tests get too."""
+    """Returns a command of the Playwright release that the tests use."""
     pyproject = Path(__file__).with_name("pyproject.toml").read_text("utf-8")
     group = tomllib.loads(pyproject)["dependency-groups"]["tests"]
     [requirement] = [each for each in group if str(each).startswith("playwright>")]
@@ -163,7 +163,7 @@ def succeeds(*command: str, quiet: bool = False) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            # apt-get has bounds of its own, and would leave packages half installed.
+            # apt-get has its own timeouts, and stopping it would leave packages half installed.
             timeout=None if "apt-get" in command else PLAYWRIGHT_SECONDS,
             check=False,
         ).returncode
@@ -178,4 +178,4 @@ def say(text: str) -> None:
 def exit_without(programs: list[Program]) -> None:
     names = ", ".join(program.name for program in programs)
     packages = " ".join(program.package for program in programs)
-    sys.exit(f"Missing: {names}. Install it first, on Debian by `apt-get install {packages}`.")
+    sys.exit(f"Missing: {names}. Install them first. On Debian, run `apt-get install {packages}`.")

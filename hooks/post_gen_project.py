@@ -1,8 +1,8 @@
-"""Keeps the files that the answers ask for and says what to do next.
+"""Keeps the files for the chosen answers, and prints the next steps.
 
-A file of which there are several has the answers in its name, as in `app.parallel.py`; the
-chosen one loses them. One of them may go without, as `README.md` beside `README.own.md`.
-Cookiecutter runs this file in the rendered project.
+If a file has several variants, their names contain the answers, as in `app.parallel.py`. The
+chosen variant is renamed without them. One variant may have no answer in its name, such as
+`README.md` beside `README.own.md`. Cookiecutter runs this file in the rendered project.
 """
 
 import json
@@ -19,9 +19,9 @@ PACKAGE = "src/{{ cookiecutter.__package }}"
 OWN = ".own" if ANSWERS["page"] == "own" else ""
 DOOR = OWN or (".votes" if ANSWERS["votes"] else "")
 LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
-# Few of the hub's small models have learned to talk.
+# Few small models on the hub are trained for chats.
 TASK = "chat" if (ANSWERS["page"], ANSWERS["models"]) == ("chat", "hub") else ANSWERS["task"]
-# No models.py is chosen for a page of one's own.
+# A page of your own has no models.py.
 MODELS = f"{PACKAGE}/models.{ANSWERS['models']}.{TASK}.{LAYOUT}.py"
 
 CHOSEN = {
@@ -37,7 +37,7 @@ CHOSEN = {
     f"README{OWN}.md": "README.md",
     f"LICENSE.{ANSWERS['license']}": "LICENSE",
 }
-"""The files of which there are several, and the names that the chosen ones get."""
+"""The chosen variants of files, and their final names."""
 
 UNWANTED: dict[str, dict[object, list[str]]] = {
     "page": {
@@ -48,7 +48,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
             *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),
             *(f"{PACKAGE}/serving/http/{name}.py" for name in ("api_ingress", "openai_api")),
             *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages", "votes")),
-            # The machinery is as in other projects, where its tests are.
+            # The code in serving/ is the same as in other projects, where it is tested.
             *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),
             "tests/load/locustfile_api.py",
         ],
@@ -86,7 +86,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
 def main() -> None:
     choose(Path.cwd())
     remove_unwanted(Path.cwd())
-    # A terminal may not know every character of the project's name.
+    # A terminal may not support every character in the project's name.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if not is_update(Path.cwd()):
@@ -94,10 +94,10 @@ def main() -> None:
 
 
 def is_update(project: Path) -> bool:
-    """Whether cruft renders this to compare it, and not for a person to begin with.
+    """Whether cruft renders this project for an update, and not to create a new one.
 
-    cruft alone names the commit of the template. To make a project it renders where it was told
-    to, to update one in two temporary directories of Python's, which it removes.
+    Only cruft passes the commit of the template. It creates a project in the given directory, but
+    for an update it renders into two temporary directories of Python, and removes them.
     """
     output = project.resolve().parent
     return (
@@ -110,7 +110,7 @@ def is_update(project: Path) -> bool:
 def choose(project: Path) -> None:
     for chosen, name in CHOSEN.items():
         (project / chosen).replace(project / name)
-        # What is left has another answer in its name.
+        # Remove the other variants.
         path = project / name
         for other in path.parent.glob(f"{path.stem}.*{path.suffix}"):
             other.unlink()
@@ -119,7 +119,7 @@ def choose(project: Path) -> None:
 def remove_unwanted(project: Path) -> None:
     for question, unwanted in UNWANTED.items():
         for name in unwanted[ANSWERS[question]]:
-            # Another answer may have removed its folder.
+            # Another answer may have removed the directory already.
             for path in [*project.glob(name)]:
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -135,7 +135,7 @@ def next_steps() -> str:
     git init
     uv run python -m {{ cookiecutter.__package }}
 
-and open http://127.0.0.1:8000 when it says that the page is up."""
+When the page is up, open http://127.0.0.1:8000."""
 
 
 if __name__ == "__main__":

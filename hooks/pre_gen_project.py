@@ -1,6 +1,6 @@
-"""Refuses answers from which no working project can be made.
+"""Refuses answers that would not give a working project.
 
-Cookiecutter runs this file after the questions, before it writes a file of the project.
+Cookiecutter runs this file after the questions and before it writes any file of the project.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 ANSWERS: dict[str, Any] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
-# KubeRay appends to the name of a RayService and takes no longer one.
+# KubeRay appends to the name of a RayService, and does not accept a longer one.
 SLUG_LENGTH = 47
 
-# Letters and symbols that show nothing, beside the categories of spaces and formats.
+# Invisible letters and symbols, besides the Unicode categories of spaces and formats.
 BLANK = "\u115f\u1160\u2800\u3164\uffa0"
 
 NOT_IN_A_LINE = {"Cc": "control", "Cs": "broken", "Zl": "line-breaking", "Zp": "line-breaking"}
@@ -26,10 +26,10 @@ DEVICE = re.compile(r"(aux|con|nul|prn|(com|lpt)[0-9])(\..*)?")
 
 YAML_WORDS = {"false", "n", "no", "null", "off", "on", "true", "y", "yes"}
 
-# Python 3.11 does not list `type` yet.
+# Python 3.11 does not list `type` as a keyword yet.
 KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
 
-# What the project's environment holds: distributions, and modules that are named otherwise.
+# The distributions in the project's environment, and modules with other names than these.
 INSTALLED = set(
     """
     accelerate aiohappyeyeballs aiohttp aiohttp-cors aiosignal alembic annotated-doc annotated-types
@@ -74,13 +74,13 @@ def main() -> None:
 
 
 def problems(answers: dict[str, Any]) -> Iterator[str]:
-    """Yields a sentence for each thing that is wrong, with what to do about it."""
+    """Yields a message for each problem, with what to do about it."""
     if not is_visible(answers["project_name"]):
-        yield "project_name is empty: give the project a name that people can read."
+        yield "project_name is empty. Enter a name that people can read."
     if not is_visible(answers["author"]):
-        yield "author is empty: name a person or a team, without whom no package can be built."
+        yield "author is empty. Enter a person or a team: a package cannot be built without one."
     if not is_visible(answers["description"]):
-        yield "description is empty: say in a sentence what the project does."
+        yield "description is empty. Describe the project in one sentence."
     for question in ("project_name", "description", "author"):
         yield from problems_of_line(question, answers[question])
     yield from problems_of_slug(answers["project_slug"])
@@ -88,7 +88,7 @@ def problems(answers: dict[str, Any]) -> Iterator[str]:
 
 
 def is_visible(text: str) -> bool:
-    """Whether a person sees something, in a heading say."""
+    """Whether the text has a visible character."""
     return any(
         unicodedata.category(character)[0] in "LNPS" and character not in BLANK
         for character in text
@@ -100,26 +100,26 @@ def problems_of_line(question: str, text: str) -> Iterator[str]:
         kind = NOT_IN_A_LINE.get(unicodedata.category(character))
         if kind:
             yield (
-                f"{question} contains the {kind} character U+{ord(character):04X}: "
-                "write it as one line without it."
+                f"{question} contains the {kind} character U+{ord(character):04X}. "
+                "Remove it, and use a single line."
             )
 
 
 def problems_of_slug(slug: str) -> Iterator[str]:
     if not SLUG.fullmatch(slug):
         yield (
-            f"project_slug {slug!r} cannot name a folder and a distribution: "
-            "use lower-case letters and digits, with single '-', '_' or '.' between them."
+            f"project_slug {slug!r} cannot be the name of a folder and a distribution. "
+            "Use lower-case letters and digits, with single '-', '_' or '.' between them."
         )
     if len(slug) > SLUG_LENGTH:
         yield (
-            f"project_slug {slug!r} has more than {SLUG_LENGTH} characters, which Kubernetes and "
-            "KubeRay do not take: shorten it."
+            f"project_slug {slug!r} has more than {SLUG_LENGTH} characters, which is too long for "
+            "Kubernetes and KubeRay. Shorten it."
         )
     if DEVICE.fullmatch(slug):
-        yield f"project_slug {slug!r} is a device on Windows: choose another name."
+        yield f"project_slug {slug!r} is a device on Windows. Choose another name."
     if slug in YAML_WORDS:
-        yield f"project_slug {slug!r} is no text in YAML: choose another name."
+        yield f"project_slug {slug!r} is not a string in YAML. Choose another name."
     yield from problems_of_package(slug)
 
 
@@ -127,24 +127,24 @@ def problems_of_package(slug: str) -> Iterator[str]:
     package = re.sub("[.-]", "_", slug)
     if not package.isidentifier():
         yield (
-            f"project_slug {slug!r} makes the Python package {package!r}, which cannot be "
-            "imported: begin it with a letter."
+            f"project_slug {slug!r} gives the Python package {package!r}, which cannot be "
+            "imported. Start it with a letter."
         )
     if package in KEYWORDS:
-        yield f"project_slug {slug!r} is a keyword of Python: choose another name."
+        yield f"project_slug {slug!r} is a Python keyword. Choose another name."
     if package in sys.stdlib_module_names:
         yield (
-            f"project_slug {slug!r} makes a package that hides {package!r} of Python's standard "
-            "library: choose another name."
+            f"project_slug {slug!r} gives a package that hides {package!r} in Python's standard "
+            "library. Choose another name."
         )
     if package in {"test", "tests"}:
-        yield f"project_slug {slug!r} makes a package that hides the tests: choose another name."
+        yield f"project_slug {slug!r} gives a package that hides the tests. Choose another name."
     if re.sub("[._]", "-", slug) in INSTALLED:
-        yield f"project_slug {slug!r} is a library that the project needs: choose another name."
+        yield f"project_slug {slug!r} is a library that the project needs. Choose another name."
 
 
 def problems_of_combination(answers: dict[str, Any]) -> Iterator[str]:
-    """The combinations are declared as `_forbidden` in cookiecutter.json, with the reason."""
+    """Yields forbidden combinations. `_forbidden` in cookiecutter.json has them, with the reasons."""
     for forbidden in answers["_forbidden"]:
         combination: dict[str, Any] = forbidden["answers"]
         if all(answers[question] == answer for question, answer in combination.items()):

@@ -105,7 +105,8 @@ def swept(package: str, model_type: str) -> Row:
         try:
             engine = load(package, directory, heard)
         except protocol.ModelError as error:
-            return Row(model_type, str(error).rpartition("served: ")[2], refused=True)
+            reason = str(error).rpartition("served: ")[2].removesuffix(" Choose another model.")
+            return Row(model_type, reason, refused=True)
         try:
             got = asyncio.run(asked(engine, protocol))
         finally:

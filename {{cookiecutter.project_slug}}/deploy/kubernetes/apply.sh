@@ -1,5 +1,5 @@
 #!/bin/sh
-# Deploys an image by its digest, and waits until it has taken over:
+# Deploys an image by its digest, and waits until it serves all traffic:
 # sh deploy/kubernetes/apply.sh staging registry.example.com/page@sha256:…
 set -eu
 name={{ cookiecutter.project_slug | slugify }}
@@ -13,6 +13,6 @@ kubectl apply --kustomize .
 service() { kubectl --namespace "$namespace" "$@"; }
 generation=$(service get rayservice "$name" --output 'jsonpath={.metadata.generation}')
 service wait rayservice "$name" --timeout 5m --for "jsonpath={.status.observedGeneration}=$generation"
-# Of a cluster that takes over, or of the first one.
+# Waits for an upgrade to finish, and for the service to be ready.
 service wait rayservice "$name" --timeout 30m --for condition=UpgradeInProgress=false
 service wait rayservice "$name" --timeout 30m --for condition=Ready

@@ -2,7 +2,7 @@ import os
 
 from .serving.base import refuse_launch_on_import
 
-# Else Ray, when it is started below `uv run`, has uv make an environment for its processes.
+# Otherwise Ray, when started with `uv run`, makes uv create an environment for its processes.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 refuse_launch_on_import(__name__)

@@ -1,4 +1,4 @@
-"""The application: the page, and what a Serve config can say of it."""
+"""The application: the page and its settings."""
 
 from ray.serve import Application
 
@@ -7,11 +7,11 @@ from .serving import GradioServer, HttpSettings
 
 
 class Settings(HttpSettings):
-    """What a Serve config can say under `args:`. Add fields of your own."""
+    """The settings that a Serve config can set under `args:`. Add your own fields."""
 
 
 def build(settings: Settings) -> Application:
-    """Returns the application that a Serve config describes with its `args:`."""
+    """Returns the application for the `args:` of a Serve config."""
     return GradioServer.bind(settings, build_page, launch=LAUNCH)
 
 

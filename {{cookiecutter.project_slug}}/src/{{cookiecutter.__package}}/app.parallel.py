@@ -1,4 +1,4 @@
-"""The graph: the page, and behind it one deployment for each model. Also models without a page."""
+"""The application: the page, and a deployment for each model. Also an API without a page."""
 
 from ray.serve import Application
 
@@ -16,7 +16,7 @@ from .serving import (
 
 
 class Settings(PageSettings):
-    """What a Serve config can say under `args:`. Add fields of your own."""
+    """The settings that a Serve config can set under `args:`. Add your own fields."""
 
     title: str = TITLE
     description: str = DESCRIPTION
@@ -25,13 +25,13 @@ class Settings(PageSettings):
 
 
 def build(settings: Settings) -> Application:
-    """Returns the application that a Serve config describes with its `args:`."""
+    """Returns the application for the `args:` of a Serve config."""
     page = PageOfModels(settings, build_page)
     return GradioServer.bind(settings, page, *deployments_of(settings), launch=LAUNCH)
 
 
 def api(settings: Settings) -> Application:
-    """Returns the models by OpenAI's protocol alone, for a config of its own or a second entry."""
+    """Returns an application with only the OpenAI-compatible API, for a Serve config of its own."""
     return ApiServer.bind(PageOfModels(settings, Settings.api_of), *deployments_of(settings))
 
 

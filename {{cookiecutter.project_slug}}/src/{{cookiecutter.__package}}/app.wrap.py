@@ -1,4 +1,4 @@
-"""The graph: the page, with its models in the same process."""
+"""The application: the page, with its models in the same process."""
 
 from ray.serve import Application
 
@@ -14,7 +14,7 @@ from .serving import (
 
 
 class Settings(PageSettings):
-    """What a Serve config can say under `args:`. Add fields of your own."""
+    """The settings that a Serve config can set under `args:`. Add your own fields."""
 
     title: str = TITLE
     description: str = DESCRIPTION
@@ -23,7 +23,7 @@ class Settings(PageSettings):
 
 
 def build(settings: Settings) -> Application:
-    """Returns the application that a Serve config describes with its `args:`."""
+    """Returns the application for the `args:` of a Serve config."""
     server = GradioServer.options(ray_actor_options={"num_cpus": 1})
     return server.bind(settings, PageOfModels(settings, build_page), launch=LAUNCH)
 

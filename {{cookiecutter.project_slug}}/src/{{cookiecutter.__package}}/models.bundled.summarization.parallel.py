@@ -1,11 +1,11 @@
-"""The models, and how each is asked. A Serve config may name others, under `args:`."""
+"""The models and their prompts. A Serve config can set other models under `args:`."""
 
 from .serving import ModelSettings
 
 MODELS = (
     ModelSettings(
         name="smollm2-focused",
-        about="SmolLM2 135M, which keeps to the likeliest words",
+        about="SmolLM2 135M, which sticks to the likeliest words",
         source="bundled:SmolLM2-135M-Instruct",
         prompt="Summarize this text in one or two sentences:\n\n{prompt}",
         temperature=0.3,
@@ -13,7 +13,7 @@ MODELS = (
     ),
     ModelSettings(
         name="smollm2-lively",
-        about="The same model, which takes more chances",
+        about="The same model, with more variety",
         source="bundled:SmolLM2-135M-Instruct",
         prompt="Summarize this text in one or two sentences:\n\n{prompt}",
         temperature=0.9,

@@ -1,11 +1,11 @@
-"""The models, and how each is asked. A Serve config may name others, under `args:`."""
+"""The models and their prompts. A Serve config can set other models under `args:`."""
 
 from .serving import ModelSettings
 
 MODELS = (
     ModelSettings(
         name="smollm2-focused",
-        about="SmolLM2 135M, which keeps to the likeliest words",
+        about="SmolLM2 135M, which sticks to the likeliest words",
         source="bundled:SmolLM2-135M-Instruct",
         temperature=0.4,
         top_p=0.9,

@@ -1,4 +1,4 @@
-"""The models, and how each is asked. A Serve config may name others, under `args:`."""
+"""The models and their prompts. A Serve config can set other models under `args:`."""
 
 from .serving import ModelSettings
 

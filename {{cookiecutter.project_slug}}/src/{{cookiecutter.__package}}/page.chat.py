@@ -1,5 +1,5 @@
 {% from "text.jinja" import python %}
-"""The page: its words, its looks and its controls."""
+"""The page: its texts, theme and controls."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ EXAMPLES = [
 ]
 OPTIONS = GenerationOptions(max_new_tokens=512)
 
-# System fonts, because every browser would fetch the theme's own from another host.
+# System fonts, because browsers would download the theme's own fonts from another host.
 THEME = readable(
     gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 )
@@ -63,7 +63,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
         with gr.Accordion("Options", open=False):
             system = gr.Textbox(
                 label="System prompt",
-                info="What each model is told before the conversation.",
+                info="Instructions that each model reads before the conversation.",
                 max_lines=6,
             )
             with gr.Row():

@@ -1,5 +1,5 @@
 {% from "text.jinja" import python %}
-"""The page: its words, its looks and its controls."""
+"""The page: its texts, theme and controls."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ TITLE = {{ python(cookiecutter.project_name) }}
 DESCRIPTION = {{ python(cookiecutter.description) }}
 {% if cookiecutter.task == "text-generation" %}
 PROMPT_LABEL = "Prompt"
-PROMPT_PLACEHOLDER = "Ask something, or begin a text"
+PROMPT_PLACEHOLDER = "Ask something, or start a text"
 BUTTON = "Generate"
 EXAMPLES = [
     "Why is the sky blue?",
@@ -50,7 +50,7 @@ EXAMPLES = [
 {% endif %}
 OPTIONS = GenerationOptions(max_new_tokens=100)
 
-# System fonts, because every browser would fetch the theme's own from another host.
+# System fonts, because browsers would download the theme's own fonts from another host.
 THEME = readable(
     gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 )

@@ -1,4 +1,4 @@
-"""The page: an example, until you put your app in its place. README says how."""
+"""The page: an example to replace with your app. README.md explains how."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import gradio as gr
 
 from .serving import Launch
 
-# What you would give to `launch()`, under the same names.
+# The arguments that you would pass to `launch()`, under the same names.
 LAUNCH = Launch(theme=gr.themes.Soft())
 
 
@@ -16,16 +16,16 @@ def number_lines(
     """Numbers the lines of a text, and counts the texts of this session."""
     lines = Path(text).read_text("utf-8").splitlines()
     numbered = [f"{number} {line}\n" for number, line in enumerate(progress.tqdm(lines), 1)]
-    # Beside the upload, which Gradio keeps in a folder of its own.
+    # Next to the upload, which has its own directory.
     result = Path(text).with_name("numbered.txt")
     result.write_text("".join(numbered), "utf-8")
     return str(result), texts + 1, f"{texts + 1} in this session"
 
 
 def build_page() -> gr.Blocks:
-    """Returns what you would `launch()`. Each replica of the page calls it once."""
+    """Returns the app that you would `launch()`. Each replica of the page calls it once."""
     with gr.Blocks(title="Numbered lines", analytics_enabled=False) as page:
-        gr.Markdown("# Numbered lines\nAn example: put your own app in its place.")
+        gr.Markdown("# Numbered lines\nThis is an example. Replace it with your own app.")
         text = gr.File(label="Text", file_types=["text"])
         run = gr.Button("Number the lines", variant="primary")
         texts, result, said = gr.State(0), gr.File(label="Result"), gr.Textbox(label="Texts")

@@ -158,7 +158,9 @@ def test_deployment_options_without_a_matching_deployment_are_refused(
     name = module(tmp_path, text, monkeypatch)
     args = {"models": THREE, "deployment": {"max_replicas": 4}}
     application = planned(import_path=f"{name}:build", args=args)
-    with pytest.raises(StartError, match=r"ours\.yaml: deployment is set, and one has none of its"):
+    with pytest.raises(
+        StartError, match=r"ours\.yaml: deployment is set, but one runs in the page's"
+    ):
         check_deployments(application, Path("config/ours.yaml"))
 
 

@@ -242,7 +242,7 @@ def test_a_model_unknown_to_the_hub_is_reported(start: Start, tmp_path: Path) ->
     with loopback_hub(tmp_path) as endpoint:
         config = from_a_hub("org/unknown", endpoint, tmp_path / "cache")
         line = start(written(tmp_path, config))
-    assert "'org/unknown' is unknown to the hub" in line
+    assert "'org/unknown' is not on the hub" in line
 
 
 def test_an_unreachable_hub_is_reported(start: Start, tmp_path: Path) -> None:

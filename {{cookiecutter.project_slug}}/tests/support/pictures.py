@@ -56,7 +56,7 @@ def main() -> None:
 
 def pictures() -> Iterator[Picture]:
     names = [model.name for model in Settings().models]
-    busy = BusyError(f"{names[0]} has too much to do. Try again in a moment.")
+    busy = BusyError(f"{names[0]} is busy. Try again in a moment.")
     yield Picture("empty", models(0.02), "")
     yield Picture("waiting", models(3600), "Waiting")
     yield Picture("writing", models(0.2), WELL_ON)

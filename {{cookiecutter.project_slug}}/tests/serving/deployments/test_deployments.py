@@ -145,7 +145,7 @@ Traceback (most recent call last):
 package.serving.protocol.ModelError: {line}"""
 
 
-TRACEBACK = traceback("Model 'tiny': 'org/tiny' is unknown to the hub.")
+TRACEBACK = traceback("Model 'tiny': 'org/tiny' is not on the hub.")
 
 
 class Silent:
@@ -171,19 +171,19 @@ def never_answering() -> MagicMock:
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("'org/tiny' is unknown to the hub.", "'org/tiny' is unknown to the hub."),
+        ("'org/tiny' is not on the hub.", "'org/tiny' is not on the hub."),
         ("'/srv/ada/tiny' has no config.json.", "'…/tiny' has no config.json."),
         ("no file is at '~/ada/tiny.gguf'.", "no file is at '…/tiny.gguf'."),
         ("no directory is at '../ada/tiny'.", "no directory is at '…/tiny'."),
-        ("cannot be kept in /home/ada/hub (full).", "cannot be kept in …/hub (full)."),
-        ("the hub answers 500 (https://hub/api/x).", "the hub answers 500 (https://hub/api/x)."),
+        ("cannot be saved in /home/ada/hub (full).", "cannot be saved in …/hub (full)."),
+        ("the hub returned 500 (https://hub/api/x).", "the hub returned 500 (https://hub/api/x)."),
         ("2/3 of it and/or more", "2/3 of it and/or more"),
     ],
 )
 async def test_a_model_that_cannot_start_gives_the_reason_without_naming_a_folder(
     said: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: refused(traceback(said)))
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(InterruptionError) as error:
@@ -195,7 +195,7 @@ async def test_a_model_that_cannot_start_gives_the_reason_without_naming_a_folde
 async def test_callers_wait_for_a_model_that_may_still_answer(
     status: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: status)
     model = RemoteModel("tiny", never_answering(), MagicMock())
     with pytest.raises(TimeoutError):
@@ -206,7 +206,7 @@ async def test_callers_wait_for_a_model_that_may_still_answer(
 async def test_readers_are_told_when_no_replica_is_running(
     running: int, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(serve, "status", lambda: refused("", running))
     starts: list[bool] = []
     on_model_start.set(lambda: starts.append(True))
@@ -219,7 +219,7 @@ async def test_readers_are_told_when_no_replica_is_running(
 async def test_callers_wait_for_a_model_while_the_controller_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
     status = MagicMock(side_effect=ActorUnavailableError("It is away.", None))
     monkeypatch.setattr(serve, "status", status)
     model = RemoteModel("tiny", never_answering(), MagicMock())
@@ -231,8 +231,8 @@ async def test_callers_wait_for_a_model_while_the_controller_is_down(
 async def test_waiting_callers_share_one_status_request_to_serve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(handles, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(handles, "SAME_SECONDS", 60)
+    monkeypatch.setattr(handles, "FIRST_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(handles, "STATUS_SECONDS", 60)
     status = MagicMock(return_value=refused(""))
     monkeypatch.setattr(serve, "status", status)
     model = RemoteModel("tiny", never_answering(), MagicMock())
@@ -251,7 +251,7 @@ async def test_a_deployment_that_serve_gave_up_on_gives_the_reason(
     given_up = DeploymentUnavailableError(DeploymentID(name="tiny", app_name="ours"))
     handle.options.return_value.stream.remote.return_value.__aiter__.side_effect = given_up
     model = RemoteModel("tiny", handle, MagicMock())
-    with pytest.raises(InterruptionError, match="'org/tiny' is unknown to the hub"):
+    with pytest.raises(InterruptionError, match="'org/tiny' is not on the hub"):
         await anext(model.stream(user("Hi"), GenerationOptions()))
     monkeypatch.setattr(serve, "status", lambda: refused("RuntimeError: out of luck"))
     with pytest.raises(InterruptionError, match="tiny could not be started"):

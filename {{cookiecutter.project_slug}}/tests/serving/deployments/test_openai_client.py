@@ -215,16 +215,16 @@ async def test_an_option_that_the_server_refuses_is_no_longer_sent(
         {"max_tokens"},
         {"max_tokens"},
     ]
-    assert caplog.text.count("its server does not take") == 1
+    assert caplog.text.count("its server does not accept") == 1
     assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize(
     ("refused", "reason"),
     [
-        (("max_completion_tokens", "max_tokens"), "does not write so many tokens. Ask for fewer"),
-        (("stop",), "does not take stop. Leave it out"),
-        (("messages",), "does not take this text"),
+        (("max_completion_tokens", "max_tokens"), "cannot write that many tokens. Ask for fewer"),
+        (("stop",), "does not support stop. Leave it out"),
+        (("messages",), "rejected this text"),
     ],
 )
 async def test_a_refusal_that_cannot_be_worked_around_is_reported(
@@ -247,7 +247,7 @@ async def test_variables_that_the_settings_do_not_name_are_never_sent(
     for name, value in {**secret, "OPENAI_ADMIN_KEY": "admin", "WHALE_ORG": "whales"}.items():
         monkeypatch.setenv(name, value)
     model = model_at(loopback.url, api_key_variable=None)
-    with pytest.raises(InterruptionError, match="in api_key_variable"):
+    with pytest.raises(InterruptionError, match="Set api_key_variable"):
         await anext(model.stream(user("Hello"), OPTIONS))
     monkeypatch.setenv("WHALE_KEY", KEY)
     model = model_at(loopback.url, organization_variable="WHALE_ORG")
@@ -302,9 +302,9 @@ async def test_an_invalid_line_ends_the_answer(
     loopback.events = [loopback.chunk("secret "), f"data: {line}\n\n", loopback.chunk("three")]
     stream = model.stream(user("Hello"), OPTIONS)
     assert await anext(stream) == Piece("secret ", 1)
-    with pytest.raises(InterruptionError, match=r"sent what is no part of an answer\. Run again"):
+    with pytest.raises(InterruptionError, match=r"sent an invalid answer\. Run again"):
         await anext(stream)
-    assert "makes no sense" in caplog.text
+    assert "sent an invalid chunk" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -343,7 +343,7 @@ async def test_a_conversation_is_sent_with_its_system_prompt_and_wrapped_last_qu
 async def test_a_conversation_without_a_question_is_not_sent(
     model: OpenAIClient, loopback: Loopback
 ) -> None:
-    with pytest.raises(PromptError, match=r"needs a message of a user\. Add one"):
+    with pytest.raises(PromptError, match=r"has no user message\. Add one"):
         await pieces_of(model.stream([Message("system", "Be kind.")], OPTIONS))
     assert not loopback.asked
 
@@ -379,11 +379,11 @@ async def test_closing_the_stream_closes_the_connection(
 @pytest.mark.parametrize(
     ("status", "kind", "reason"),
     [
-        (400, PromptError, "does not take this text"),
-        (403, InterruptionError, "Set WHALE_KEY where Ray starts"),
-        (404, InterruptionError, "whale's server has no whale-7b. Correct it"),
+        (400, PromptError, "rejected this text"),
+        (403, InterruptionError, "Set WHALE_KEY correctly where Ray starts"),
+        (404, InterruptionError, "The server of whale has no model whale-7b. Correct its source"),
         (429, BusyError, "Try again in a moment"),
-        (500, InterruptionError, "interrupted by its server. Run again"),
+        (500, InterruptionError, "The server of whale ended the answer. Run again"),
     ],
 )
 async def test_a_server_error_is_shown_in_the_pane(
@@ -400,7 +400,7 @@ async def test_an_error_is_logged_without_its_text(
 ) -> None:
     caplog.set_level("WARNING", "ray.serve")
     loopback.status, loopback.param = 400, "seed"
-    with pytest.raises(PromptError, match="whale does not take seed"):
+    with pytest.raises(PromptError, match="whale does not support seed"):
         await anext(model.stream(user("Hello"), OPTIONS))
     assert "BadRequestError: 400, None, seed" in caplog.text
     assert "secret" not in caplog.text

@@ -16,7 +16,7 @@ from {{ cookiecutter.__package }}.serving.deployments.deployment import (
     TextGenerationModel,
 )
 from {{ cookiecutter.__package }}.serving.deployments.routing import (
-    CROWD,
+    MAX_IMBALANCE,
     ConversationRouter,
     beginning,
 )
@@ -91,7 +91,7 @@ async def test_only_the_conversations_of_a_stopped_replica_move_and_they_move_to
 
 async def test_conversations_move_when_their_replica_is_crowded_or_full() -> None:
     router = router_of(ConversationRouter, replicas())
-    running = [await route(router, request_of(user("Hi"))) for _ in range(CROWD + 1)]
+    running = [await route(router, request_of(user("Hi"))) for _ in range(MAX_IMBALANCE + 1)]
     [own] = set(running)
     assert await routed(router, "Hi") != [own.name]
     router.decrement_queue_len_cache(own.replica_id)

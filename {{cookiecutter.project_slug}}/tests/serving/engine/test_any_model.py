@@ -208,7 +208,7 @@ def test_a_batch_whose_rows_affect_each_other_is_rejected(
     with caplog.at_level(logging.INFO):
         engine_of(tmp_path)
     for joining in (ANY, ALIGNED):
-        refused = f"tiny does not run {joining}: its answers depend on who else asks"
+        refused = f"tiny cannot run {joining}: its answers depend on which other requests run"
         assert refused in caplog.messages
     assert f"tiny runs {NONE}." in caplog.messages
 

@@ -137,7 +137,7 @@ def test_unsupported_generation_settings_are_logged_at_load(
     with caplog.at_level(logging.WARNING):
         engine_of(save("learned positions", tmp_path, num_beams=4))
     [line] = [message for message in caplog.messages if "left out" in message]
-    assert line.startswith("tiny: num_beams=4 of the model's configuration is left out: ")
+    assert line.startswith("tiny: num_beams=4 in the model's generation config is ignored: ")
 
 
 def test_no_minimum_length_is_set_by_default() -> None:

@@ -174,7 +174,7 @@ def test_a_model_with_missing_weights_is_refused(
     weights = load_file(file)
     kept = {name: value for name, value in weights.items() if not name.startswith(left_out)}
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"it lacks weights: {named}"):
+    with pytest.raises(ModelError, match=f"weights are missing: {named}"):
         engine_of(tmp_path)
 
 
@@ -445,7 +445,7 @@ async def test_an_encoder_decoder_cannot_continue_an_answer(
 def test_settings_that_the_tokenizer_does_not_support_are_refused_at_load(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
-    with pytest.raises(ModelError, match="has no chat template to read system") as error:
+    with pytest.raises(ModelError, match="has no chat template, which `system` needs") as error:
         engine_of(tiny_decoder, system="Be kind.")
     assert "cannot be loaded" not in str(error.value)
 
@@ -508,7 +508,7 @@ async def test_a_model_with_learned_positions_stops_at_the_last_one(
     engine = engine_of(save_tiny_bart(tmp_path))
     longest = GREEDY.model_copy(update={"min_new_tokens": 64, "max_new_tokens": 64})
     assert await answer(engine, "The whale", longest)
-    with pytest.raises(PromptError, match="tiny writes at most 64 tokens"):
+    with pytest.raises(PromptError, match="tiny can write at most 64 tokens"):
         await answer(engine, "The whale", LONG)
 
 

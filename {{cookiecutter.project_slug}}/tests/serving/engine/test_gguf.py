@@ -152,14 +152,14 @@ def test_a_hub_model_with_only_gguf_files_is_refused_with_one_as_an_example(
 ) -> None:
     with loopback_hub(kept.file.parents[3]) as endpoint:
         line = refused(in_own_process("org/small-GGUF", endpoint, tmp_path))
-    assert "name one, as in source: org/small-GGUF/Q8/small.gguf" in line
+    assert "To use a GGUF file, set source: org/small-GGUF/Q8/small.gguf" in line
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("other.gguf", "no file is at"),
-        ("small-00001-of-00003.gguf", "is a part of a model. Join the parts"),
+        ("small-00001-of-00003.gguf", "is only a part of a model. Merge the parts"),
     ],
 )
 def test_an_unreadable_file_is_refused(name: str, reason: str, tmp_path: Path) -> None:
@@ -188,5 +188,5 @@ def test_a_missing_package_is_named_in_the_error(kept: Kept) -> None:
 {% if cookiecutter.models == "bundled" %}
     assert "needs packages that are not installed here. Run `uv sync --group pytorch`" in line
 {% else %}
-    assert line.endswith("needs packages to be read: run `uv add gguf`.")
+    assert line.endswith("needs more packages. Run `uv add gguf`.")
 {% endif %}

@@ -101,7 +101,7 @@ async def test_a_second_start_writes_the_same_text_without_the_plain_model(
     first, said = start()
     assert ROUNDING in said
     [graph] = graphs(above)
-    assert f"tiny: what was made is kept in {graph}" in said
+    assert f"tiny: saved its graph in {graph}" in said
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the plain model is loaded")
@@ -109,7 +109,7 @@ async def test_a_second_start_writes_the_same_text_without_the_plain_model(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     second, said = start()
     assert ROUNDING not in said
-    assert any(line.endswith("in int8, as it was kept.") for line in said)
+    assert any(line.endswith("in int8, from its saved graph.") for line in said)
     expected = await texts(first)
     assert len(set(expected)) == len(PROMPTS)
     assert await texts(second) == expected
@@ -361,7 +361,7 @@ def test_a_graph_written_by_another_user_is_not_read(
         os.chown(graph, 4242, -1)
     monkeypatch.setattr(os, "geteuid", lambda: 2424)
     _, said = start()
-    assert any("made anew: another user wrote it" in line for line in said)
+    assert any("made again: it belongs to another user" in line for line in said)
 
 
 def test_parallel_processes_build_one_graph(model: Path, above: Path, hf_home: Path) -> None:
@@ -390,8 +390,10 @@ def test_waiting_for_another_process_is_logged_and_bounded(
     monkeypatch.setattr(kept, "LOCK_SECONDS", 0.2)
     with FileLock(above / f"{graph.name.split('.')[0]}.lock"):
         _, said = start()
-    assert "tiny: another process makes its graph; waiting for it, 0.2 seconds at most" in said
-    assert any(line.startswith(f"tiny: its graph is not kept in {above} (") for line in said)
+    assert (
+        "tiny: another process is making its graph. Waiting for it, for up to 0.2 seconds" in said
+    )
+    assert any(line.startswith(f"tiny: its graph cannot be saved in {above} (") for line in said)
     assert not graph.exists()
 
 
@@ -417,9 +419,9 @@ async def test_without_a_writable_directory_each_start_builds_the_graph_in_memor
 
         monkeypatch.setattr(ov, "save_model", fill)
     engine, said = start()
-    unkept = [line for line in said if "its graph is not kept in" in line]
+    unkept = [line for line in said if "its graph cannot be saved in" in line]
     assert len(unkept) == 1
-    assert re.search(r"\(.+\), so that each start makes it\. Make that", unkept[0])
+    assert re.search(r"\(.+\), so every start makes it again\. Make that", unkept[0])
     assert await texts(engine) == await texts(usual)
     assert not graphs(above)
 

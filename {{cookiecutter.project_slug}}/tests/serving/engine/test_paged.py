@@ -290,7 +290,7 @@ def test_the_cache_stores_each_number_in_one_byte(tmp_path: Path, engine_of: Eng
         (
             "llama",
             LLAMA | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
-            "its positions are of the type dynamic",
+            "its rotary embeddings are of type dynamic",
         ),
         ("llama", LLAMA | {"hidden_act": "gelu"}, "its activation is gelu"),
     ],
@@ -301,8 +301,8 @@ def test_a_model_without_a_graph_is_refused_with_the_reason(
     save_tiny(model_type, tmp_path, **fields)
     with pytest.raises(ModelError) as error:
         engine_of(tmp_path, dtype="int8")
-    assert f"does not run in int8: {reason}" in str(error.value)
-    assert str(error.value).endswith("Leave `dtype` out, or choose another.")
+    assert f"cannot run in int8: {reason}" in str(error.value)
+    assert str(error.value).endswith("Remove `dtype`, or choose another one.")
     assert "\n" not in str(error.value)
 
 
@@ -348,8 +348,8 @@ async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
     save_tiny(model_type, tmp_path, **LLAMA)
     with caplog.at_level(logging.INFO):
         engine = engine_of(tmp_path, dtype="auto")
-    assert f"tiny does not run in int8: {reason}" in caplog.messages
-    assert "The generation ended" not in caplog.messages
+    assert f"tiny cannot run in int8: {reason}" in caplog.messages
+    assert "The generation thread failed" not in caplog.messages
     assert f"tiny runs {CONTINUOUS}." in caplog.messages
     assert isinstance(engine._batch, DecoderBatch)
     # The weights are the original ones, not the 8-bit ones.
@@ -361,7 +361,10 @@ async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
 
 @pytest.mark.parametrize(
     ("together", "reason"),
-    [(False, "its scores are not those of the plain model"), (True, "depend on who else asks")],
+    [
+        (False, "its scores are not those of the plain model"),
+        (True, "depend on which other requests run"),
+    ],
 )
 def test_a_graph_with_different_scores_is_refused(
     together: bool,
@@ -416,7 +419,7 @@ def test_a_graph_that_does_not_compile_is_reported(
     tmp_path: Path, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "properties", lambda: {"NO_SUCH_PROPERTY": 1})
-    with pytest.raises(ModelError, match=r"does not run in int8: .*NO_SUCH_PROPERTY"):
+    with pytest.raises(ModelError, match=r"cannot run in int8: .*NO_SUCH_PROPERTY"):
         engine_of(save_tiny("llama", tmp_path, **LLAMA), dtype="int8")
 
 

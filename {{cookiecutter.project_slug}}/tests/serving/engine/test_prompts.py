@@ -323,9 +323,9 @@ def test_template_options_reach_the_template() -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([], "needs a message of a user"),
-        (conversation(("system", "Be kind.")), "needs a message of a user"),
-        (conversation(("assistant", "Hello")), "needs a message of a user"),
+        ([], "has no user message"),
+        (conversation(("system", "Be kind.")), "has no user message"),
+        (conversation(("assistant", "Hello")), "has no user message"),
         (conversation(("system", "Be kind."), ("user", "Hi")), "System role not supported"),
     ],
 )
@@ -347,13 +347,13 @@ def test_an_encoder_decoder_cannot_continue_an_answer() -> None:
 @pytest.mark.parametrize(
     ("template", "settings", "reason"),
     [
-        (None, {"system": "Be kind."}, "has no chat template to read system. Say it in prompt."),
-        (None, {"template_options": {"a": 1}}, "has no chat template. Remove template_options."),
-        (WITHOUT_SYSTEM, {"system": "Be kind."}, r"refuses system \(System role not supported\)"),
-        (SILENT_ON_SYSTEM, {"system": "Be kind."}, "leaves out system. Say it in prompt."),
-        (THINKING, {"template_options": {"thinking": False}}, "without 'thinking'. Correct"),
-        (THINKING, {"template_options": {"tokenize": True}}, "without 'tokenize'. Correct"),
-        (CHATML, {"template_options": {"messages": []}}, "refuses template_options"),
+        (None, {"system": "Be kind."}, "has no chat template, which `system` needs. Use `prompt`."),
+        (None, {"template_options": {"a": 1}}, "has no chat template. Remove `template_options`."),
+        (WITHOUT_SYSTEM, {"system": "Be kind."}, r"rejects `system` \(System role not supported\)"),
+        (SILENT_ON_SYSTEM, {"system": "Be kind."}, "ignores `system`. Use `prompt`."),
+        (THINKING, {"template_options": {"thinking": False}}, "does not use 'thinking'. Correct"),
+        (THINKING, {"template_options": {"tokenize": True}}, "does not use 'tokenize'. Correct"),
+        (CHATML, {"template_options": {"messages": []}}, "rejects `template_options`"),
     ],
 )
 def test_settings_that_the_tokenizer_does_not_support_are_refused_in_one_line(

@@ -116,13 +116,15 @@ def test_a_context_limited_by_memory_is_logged(memory: Callable[[float], None]) 
     assert found == Room(cache, "cache_tokens")
     assert 0 < cache < 4096
     assert str(found) == (
-        f"reads and writes at most {cache} tokens in one text: cache_tokens under limits"
+        f"reads and writes at most {cache} tokens in one text, limited by cache_tokens under limits"
     )
 
 
 def test_a_model_that_does_not_fit_in_memory_is_refused(memory: Callable[[float], None]) -> None:
     memory(0.05)
-    with pytest.raises(ModelError, match=r"^Model 'tiny': no memory is left for its cache: 51 MB"):
+    with pytest.raises(
+        ModelError, match=r"^Model 'tiny': there is not enough memory for its cache: 51 MB"
+    ):
         decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
 
 
@@ -150,33 +152,33 @@ def test_a_model_without_attention_gets_room_too(memory: Callable[[float], None]
     [
         (
             Room(256),
-            "The text is too long for tiny: 300 tokens, and beside 100 new ones its context has "
+            "The text is too long for tiny: 300 tokens, and with 100 new tokens, its context has "
             "room for 156. Shorten the text or ask for fewer new tokens.",
         ),
         (
             Room(256, "cache_tokens"),
-            "The text is too long for tiny: 300 tokens, and beside 100 new ones its cache has room "
+            "The text is too long for tiny: 300 tokens, and with 100 new tokens, its cache has room "
             "for 156. Shorten the text, ask for fewer new tokens or raise cache_tokens under "
             "limits.",
         ),
         (
             Room(26, "cache_tokens"),
-            "The text is too long for tiny: 300 tokens, and 100 new ones leave no room in its "
+            "The text is too long for tiny: 300 tokens, and 100 new tokens leave no room in its "
             "cache of 26. Ask for fewer new tokens or raise cache_tokens under limits.",
         ),
         (
             Room(90),
-            "The text is too long for tiny: 300 tokens, and 100 new ones leave no room in its "
+            "The text is too long for tiny: 300 tokens, and 100 new tokens leave no room in its "
             "context of 90. Ask for fewer new tokens.",
         ),
         (
             Room(256, writes_into_it=False),
-            "The text is too long for tiny: 300 tokens, and it reads at most 256. Shorten the "
+            "The text is too long for tiny: 300 tokens, and it can read at most 256. Shorten the "
             "text.",
         ),
         (
             Room(256, "prompt_tokens", writes_into_it=False),
-            "The text is too long for tiny: 300 tokens, and it reads at most 256. Shorten the text "
+            "The text is too long for tiny: 300 tokens, and it can read at most 256. Shorten the text "
             "or raise prompt_tokens under limits.",
         ),
     ],

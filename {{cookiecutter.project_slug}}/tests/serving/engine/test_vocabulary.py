@@ -282,7 +282,7 @@ def without(package: str, directory: Path) -> str:
 def test_a_missing_package_is_named_in_the_error(kind: str, directories: dict[str, Path]) -> None:
     line = without("sentencepiece", directories[kind])
     assert f"ModelError: Model 'tiny': '{directories[kind]}' has a tokenizer" in line
-    assert line.endswith("that needs a package: run `uv add sentencepiece`.")
+    assert line.endswith("that needs a package. Run `uv add sentencepiece`.")
 
 
 def test_tiktoken_and_sentencepiece_vocabularies_are_distinguished(
@@ -291,7 +291,7 @@ def test_tiktoken_and_sentencepiece_vocabularies_are_distinguished(
     for file in directories["llama"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    assert without("tiktoken", tmp_path).endswith("needs a package: run `uv add tiktoken`.")
+    assert without("tiktoken", tmp_path).endswith("needs a package. Run `uv add tiktoken`.")
 
 
 def test_a_model_without_a_tokenizer_is_refused_with_the_full_reason(
@@ -302,5 +302,5 @@ def test_a_model_without_a_tokenizer_is_refused_with_the_full_reason(
         load_tokenizer(EngineSettings(name="tiny", source=str(tmp_path)), tmp_path)
     line = str(error.value)
     assert "an equivalent slow tokenizer class" in line
-    assert line.endswith("as its save_pretrained writes them.")
+    assert line.endswith("as written by its save_pretrained.")
     assert "\n" not in line

@@ -79,8 +79,8 @@ def test_a_local_directory_is_used_as_is(tiny_decoder: Path) -> None:
         (["config.json"], "has no model.safetensors"),
         (["config.json", "pytorch_model.bin"], "has no model.safetensors"),
         (["config.json", "consolidated.safetensors"], "has no model.safetensors"),
-        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter of a model. Merge"),
-        (["small.gguf"], "has GGUF files: name one, as in source: .*/small.gguf"),
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter for a model. Merge"),
+        (["small.gguf"], "To use a GGUF file, set source: .*/small.gguf"),
     ],
 )
 def test_a_directory_without_a_model_is_refused(
@@ -93,7 +93,7 @@ def test_a_directory_without_a_model_is_refused(
 
 
 def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no directory is at"):
+    with pytest.raises(ModelError, match="there is no directory"):
         locate(ModelSettings(name="model", source=str(tmp_path / "nowhere")))
 
 
@@ -103,11 +103,11 @@ def test_an_adapter_is_refused_with_its_base_model_and_how_to_merge_it(tmp_path:
     hub.mkdir(parents=True)
     (hub / "adapter_config.json").write_text(json.dumps(base))
     (hub / "adapter_model.safetensors").write_bytes(b"weights")
-    with pytest.raises(ModelError, match=r"is an adapter of org/base\. .*merge_and_unload"):
+    with pytest.raises(ModelError, match=r"is an adapter for org/base\. .*merge_and_unload"):
         locate(ModelSettings(name="model", source=str(hub)))
     with loopback_hub(tmp_path / "hub") as endpoint:
         line = refused(in_own_process("org/adapter", endpoint, tmp_path / "cache"))
-    assert "'org/adapter' is an adapter of org/base. " in line
+    assert "'org/adapter' is an adapter for org/base. " in line
     assert "from_pretrained('org/adapter').merge_and_unload()" in line
 
 
@@ -162,10 +162,10 @@ def test_a_pinned_commit_stays_when_the_branch_moves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
-        (401, "the hub asks for a valid HF_TOKEN (401)"),
-        (403, "the hub forbids it (403). Check what HF_TOKEN may read"),
-        (429, "the hub takes no more requests for now (429)"),
-        (503, "the hub answers 503. Start later"),
+        (401, "the hub requires a valid HF_TOKEN (401)"),
+        (403, "the hub denies access (403). Check the rights of HF_TOKEN"),
+        (429, "the hub limits requests (429)"),
+        (503, "the hub returned 503. Start later"),
     ],
 )
 def test_a_refusal_by_the_hub_is_reported_in_one_line(
@@ -182,7 +182,7 @@ def test_an_incomplete_download_is_not_used_as_a_model(tmp_path: Path) -> None:
         downloaded = Path(in_own_process("org/model", endpoint, tmp_path / "cache"))
         (downloaded / "model.safetensors").unlink()
     with loopback_hub(tmp_path / "hub", refusing=HTTPStatus(503)) as endpoint:
-        assert "the hub answers 503" in in_own_process("org/model", endpoint, tmp_path / "cache")
+        assert "the hub returned 503" in in_own_process("org/model", endpoint, tmp_path / "cache")
     with loopback_hub(tmp_path / "hub") as endpoint:
         in_own_process("org/model", endpoint, tmp_path / "cache", COMMIT)
     assert (downloaded / "model.safetensors").is_file()
@@ -221,18 +221,18 @@ def test_all_shards_of_split_weights_are_downloaded(tmp_path: Path) -> None:
         assert all((directory / name).is_file() for name in names)
     (directory / names[1]).unlink()
     with loopback_hub(tmp_path / "hub", refusing=HTTPStatus(503)) as endpoint:
-        assert "the hub answers 503" in in_own_process("org/model", endpoint, tmp_path / "cache")
+        assert "the hub returned 503" in in_own_process("org/model", endpoint, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
     ("source", "revision", "reason"),
     [
-        ("org/unknown", "", "'org/unknown' is unknown to the hub. Check its spelling"),
+        ("org/unknown", "", "'org/unknown' is not on the hub. Check the spelling"),
         ("org/model", "v9", "'org/model' has no such revision"),
         ("not/a/model", "", "'not/a/model' is neither a path nor a model id"),
         ("not a model", "", "'not a model' is neither a path nor a model id"),
-        ("org/model/b.gguf", "", "is not among its files. It has GGUF files: name one, as in "),
-        ("org/model/c-00001-of-00002.gguf", "", "is a part of a model. Join the parts"),
+        ("org/model/b.gguf", "", "is not in the repository. To use a GGUF file, set source: "),
+        ("org/model/c-00001-of-00002.gguf", "", "is only a part of a model. Merge the parts"),
     ],
 )
 def test_a_model_missing_on_the_hub_is_refused_in_one_line(
@@ -261,7 +261,7 @@ def test_a_hub_that_never_answers_times_out(tmp_path: Path) -> None:
 def test_offline_mode_is_reported_in_one_line(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1"}
     line = in_own_process("org/model", "http://127.0.0.1:9", tmp_path, variables=offline)
-    assert "HF_HUB_OFFLINE keeps it from being downloaded" in refused(line)
+    assert "HF_HUB_OFFLINE prevents the download" in refused(line)
 
 
 def test_an_untrusted_certificate_is_reported_and_can_be_trusted(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_an_untrusted_certificate_is_reported_and_can_be_trusted(tmp_path: Path)
     with loopback_hub(tmp_path / "hub", certificate=pem) as endpoint:
         other = {"REQUESTS_CA_BUNDLE": str(trusted)}
         line = refused(in_own_process("org/model", endpoint, cache, variables=other))
-        assert "the hub's certificate is not trusted here (" in line
+        assert "the hub's certificate is not trusted (" in line
         assert "set SSL_CERT_FILE to a file with them" in line
         right = {"SSL_CERT_FILE": str(trusted)}
         directory = Path(in_own_process("org/model", endpoint, cache, variables=right))
@@ -288,5 +288,5 @@ def test_an_unwritable_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no directory")
     with loopback_hub(tmp_path / "hub") as endpoint:
         line = refused(in_own_process("org/model", endpoint, tmp_path / "cache"))
-    assert "cannot be kept in " in line
-    assert "let HF_HOME name another directory" in line
+    assert "cannot be saved in " in line
+    assert "set HF_HOME to another directory" in line

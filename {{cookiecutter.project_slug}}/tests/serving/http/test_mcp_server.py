@@ -74,7 +74,7 @@ async def test_a_call_reports_progress_and_returns_the_text_of_each_model(mode: 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"prompt": " "}, "Write a text first."),
+        ({"prompt": " "}, "Enter some text first."),
         ({"prompt": "Hi", "temperature": "hot"}, "temperature: Input should be a valid number"),
         (
             {"prompt": "Hi", "temperature": 3},

@@ -526,7 +526,7 @@ def test_without_keys_the_start_is_refused(keys: Callable[[str], None], text: st
 def test_without_keys_the_page_must_listen_on_loopback(host: str, refused: bool) -> None:
     settings = settings_of().model_copy(update={"openai_api": "without-keys"})
     if refused:
-        with pytest.raises(StartError, match="name keys in API_KEYS, or set host to 127"):
+        with pytest.raises(StartError, match="list keys in API_KEYS, or set host to 127"):
             settings.check_host(host)
     else:
         settings.check_host(host)

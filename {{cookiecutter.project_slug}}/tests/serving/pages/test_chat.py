@@ -72,8 +72,8 @@ def test_the_api_continues_the_given_history() -> None:
 @pytest.mark.parametrize(
     ("prompt", "history", "reason"),
     [
-        (" ", [], "Write a text first"),
-        ("a" * 1001, [], "shorten it to 1,000"),
+        (" ", [], "Enter some text first"),
+        ("a" * 1001, [], "Shorten it to 1,000"),
         ("Hi", [{"role": "wizard", "content": "a"}], "not 'wizard'"),
         ("Hi", [{"role": "user"}], "The history is a list of messages"),
         ("Hi", [{"role": "user", "content": "a", "name": "b"}], "The history is a list"),
@@ -219,7 +219,7 @@ def test_in_the_browser_a_refusal_restores_the_question(browser: Browser) -> Non
     with conversation_with(fast()) as url, browser.new_page() as page:
         page.goto(url)
         ask(page, "a" * 1001)
-        expect(page.get_by_text("shorten it to 1,000")).to_be_visible()
+        expect(page.get_by_text("Shorten it to 1,000")).to_be_visible()
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("a" * 1001)
 
 
@@ -362,7 +362,7 @@ def test_in_the_browser_a_link_restores_the_conversation_without_sending_it(
 def test_in_the_browser_a_broken_link_shows_a_warning_and_the_page_works(browser: Browser) -> None:
     with conversation_with(fast()) as url, browser.new_page() as page:
         page.goto(f"{url}#conversation={json.dumps({'fast': 1})}")
-        expect(page.get_by_text("does not hold a conversation of this page")).to_be_visible()
+        expect(page.get_by_text("does not contain a conversation for this page")).to_be_visible()
         ask(page, "Hello")
         expect(pane(page, "fast")).to_contain_text("one two three")
 

@@ -114,9 +114,9 @@ def test_waiting_callers_get_regular_updates_of_their_queue_position() -> None:
 @pytest.mark.parametrize(
     ("prompt", "options", "reason"),
     [
-        ("", {}, "Write a text first"),
-        (" \n\t", {}, "Write a text first"),
-        ("a" * 1001, {}, "has 1,001 characters; shorten it to 1,000"),
+        ("", {}, "Enter some text first"),
+        (" \n\t", {}, "Enter some text first"),
+        ("a" * 1001, {}, "has 1,001 characters. Shorten it to 1,000"),
         ("a\x00b", {}, r"Character 2 is the control character U\+0000"),
         ("\x1b[2J", {}, r"Character 1 is the control character U\+001B"),
         ("Hi", {"min_new_tokens": 50, "max_new_tokens": 40}, "contradict each other"),
@@ -151,7 +151,7 @@ def test_a_lone_surrogate_is_refused_and_the_page_keeps_working() -> None:
     with page_of(fast()) as url:
         call = post(url, b'{"data": ["\\ud800", 20, 100, "1", "1"]}').json()["event_id"]
         answer = httpx2.get(f"{url}gradio_api/call/generate/{call}")
-        assert "Character 1 is half of a character" in answer.text
+        assert "Character 1 is incomplete" in answer.text
         assert Client(url, verbose=False).predict("Hi", api_name="/generate") == "one two three"
 
 
@@ -272,7 +272,7 @@ def test_in_the_browser_a_pane_says_that_its_model_is_starting_and_then_fills(
         page.goto(url)
         ask(page)
         expect(state(page, "asleep")).to_have_text(
-            "Starting · the model is loaded first, and then it answers"
+            "Starting · the model is loading and will answer soon"
         )
         expect(state(page, "asleep")).to_have_attribute("aria-live", "polite")
         expect(page.get_by_role("button", name="Stop")).to_be_visible()
@@ -332,15 +332,15 @@ def test_in_the_browser_a_link_fills_in_the_prompt_and_options(browser: Browser)
         open_options(page)
         page.get_by_label("Temperature").fill("0.6")
         page.get_by_label("Temperature").press("Tab")
-        page.get_by_label("number input for At most, tokens").fill("77")
-        page.get_by_label("number input for At most, tokens").press("Tab")
+        page.get_by_label("number input for Maximum tokens").fill("77")
+        page.get_by_label("number input for Maximum tokens").press("Tab")
         page.get_by_role("button", name="Copy a link").click()
         expect(page.get_by_role("button", name="Link copied")).to_be_visible()
         other.goto(page.url)
         expect(other.get_by_label(PROMPT_LABEL)).to_have_value("What is 50% of & + #?")
         open_options(other)
         expect(other.get_by_label("Temperature")).to_have_value("0.6")
-        expect(other.get_by_label("number input for At most, tokens")).to_have_value("77")
+        expect(other.get_by_label("number input for Maximum tokens")).to_have_value("77")
 
 
 def test_in_the_browser_the_page_works_without_storage(browser: Browser) -> None:
@@ -503,7 +503,7 @@ def test_in_the_browser_an_error_is_shown_and_nothing_is_lost(browser: Browser) 
         expect(state(page, "fast")).to_contain_text("Done")
         page.get_by_label(PROMPT_LABEL).fill("a" * 1001)
         page.get_by_role("button", name=BUTTON, exact=True).click()
-        expect(page.get_by_text("shorten it to 1,000")).to_be_visible()
+        expect(page.get_by_text("Shorten it to 1,000")).to_be_visible()
         assert len(page.get_by_label(PROMPT_LABEL).input_value()) == 1001
         expect(pane(page, "fast")).to_have_value("one two three")
         expect(state(page, "fast")).to_contain_text("Done")

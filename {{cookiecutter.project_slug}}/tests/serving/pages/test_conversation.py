@@ -102,7 +102,7 @@ def answer_of(*pieces: Piece, state: State = State.DONE, reason: EndReason = "st
 
 def test_an_answer_of_only_thoughts_says_so() -> None:
     thought = Piece("hm", 9, thought=True)
-    assert "went into thoughts" in state_line(answer_of(thought, reason="length"))
+    assert "all of its tokens for thinking" in state_line(answer_of(thought, reason="length"))
     assert "thoughts" not in state_line(answer_of(thought, Piece("a", 1), reason="length"))
     assert "thoughts" not in state_line(answer_of(Piece("a", 1), reason="length"))
 
@@ -215,7 +215,7 @@ def test_an_invalid_conversation_is_refused_with_one_line(text: str) -> None:
 
 
 def test_a_file_in_a_pane_is_refused() -> None:
-    with pytest.raises(PromptError, match="only text"):
+    with pytest.raises(PromptError, match="only contain text"):
         read([FILE])
 
 

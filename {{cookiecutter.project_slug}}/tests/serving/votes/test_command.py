@@ -95,9 +95,9 @@ def test_an_empty_export_has_only_the_header(tmp_path: Path) -> None:
     [
         (
             {"database_url": "postgresql://ada:secret@127.0.0.1:1/votes"},
-            "does not answer: .*port 1",
+            "does not respond: .*port 1",
         ),
-        ({"database_url": "mysql://db"}, "name a database of PostgreSQL"),
+        ({"database_url": "mysql://db"}, "only PostgreSQL and SQLite"),
     ],
 )
 def test_errors_are_reported_in_one_line(

@@ -96,7 +96,7 @@ async def visit(url: str, number: int, kept: Counter[str], lost: Counter[str]) -
             prompt = f"{number}.{turn}"
             await visitor.click(BUTTON, prompt)
             [said] = await visitor.click(f"{MODELS[0]} is better")
-            (kept if "Your vote is kept." in said else lost)[prompt] += 1
+            (kept if "Your vote was saved." in said else lost)[prompt] += 1
 
 
 @pytest.mark.served

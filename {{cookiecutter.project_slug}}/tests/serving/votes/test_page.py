@@ -19,7 +19,7 @@ from {{ cookiecutter.__package }}.serving.protocol import (
     PromptError,
 )
 from {{ cookiecutter.__package }}.serving.votes.ballots import Vote, choices_of
-from {{ cookiecutter.__package }}.serving.votes.blind import hidden, sides
+from {{ cookiecutter.__package }}.serving.votes.blind import anonymous, sides
 from {{ cookiecutter.__package }}.serving.votes.page import terms_of
 from {{ cookiecutter.__package }}.serving.votes.rounds import (
     SIDES_COOKIE,
@@ -86,10 +86,10 @@ async def test_an_answer_can_be_voted_on_only_once() -> None:
         {"role": "assistant", "content": "Hello"},
     ]
     assert ballot.replies[0].options == {"min_new_tokens": 0, "max_new_tokens": 100, "stop": []}
-    with pytest.raises(PromptError, match="have voted"):
+    with pytest.raises(PromptError, match="already voted"):
         rounds.claim("ada's", LEFT)
     rounds.settle(now, ballot, kept=True)
-    with pytest.raises(PromptError, match="have voted"):
+    with pytest.raises(PromptError, match="already voted"):
         rounds.claim("ada's", LEFT)
 
 
@@ -119,7 +119,7 @@ async def test_a_session_can_vote_only_on_its_own_answers(name: str | None) -> N
     panes = [first(), second()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"))
-    with pytest.raises(PromptError, match="no answers here"):
+    with pytest.raises(PromptError, match="no answers to vote on"):
         rounds.claim(name, LEFT)
 
 
@@ -127,12 +127,12 @@ async def test_failed_and_stopped_answers_cannot_be_voted_on() -> None:
     panes = [first(), broken()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"))
-    with pytest.raises(PromptError, match="no answers here"):
+    with pytest.raises(PromptError, match="no answers to vote on"):
         rounds.claim("ada's", LEFT)
     panes = [first(), slow()]
     rounds = Rounds(panes)
     await ask(rounds, panes, user("Why?"), updates=3)
-    with pytest.raises(PromptError, match="no answers here"):
+    with pytest.raises(PromptError, match="no answers to vote on"):
         rounds.claim("ada's", LEFT)
 
 
@@ -153,14 +153,14 @@ async def test_only_the_most_recent_sessions_are_remembered(
     rounds = Rounds([first()])
     for name in ("one", "two", "three"):
         await ask(rounds, rounds._panes, user("Why?"), session(name))
-    with pytest.raises(PromptError, match="no answers here"):
+    with pytest.raises(PromptError, match="no answers to vote on"):
         rounds.claim("one", [])
     assert rounds.claim("three", [])
 
 
 async def test_blind_each_pane_keeps_its_model_on_any_replica() -> None:
     models = [first(), second()]
-    panes = hidden(models)
+    panes = anonymous(models)
     seen = set()
     for number in range(20):
         request = session(cookie=str(number))
@@ -190,7 +190,7 @@ def test_each_model_appears_on_each_side_equally_often() -> None:
 
 async def test_blind_a_failure_does_not_reveal_the_name() -> None:
     failing = StandIn("first", [], failure=PromptError("first takes no such text."))
-    [pane] = panes = hidden([failing])
+    [pane] = panes = anonymous([failing])
     rounds = Rounds(panes)
     answers = rounds.remembering(asking(settings_of()))(
         panes, [user("Why?")], GenerationOptions(), session()
@@ -250,12 +250,12 @@ def test_in_the_browser_a_vote_is_stored_and_the_next_answers_can_be_voted_on(
         expect(better).not_to_be_visible()
         put(page, "Why?")
         better.click()
-        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(page.get_by_text("Your vote was saved.")).to_be_visible()
         expect(better).not_to_be_visible()
         assert votes_in(file) == [("first", "second", "right")]
         put(page, "And?")
         page.get_by_role("button", name="Both are bad").click()
-        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(page.get_by_text("Your vote was saved.")).to_be_visible()
         assert [vote for _, _, vote in votes_in(file)] == ["right", "both bad"]
         page.close()
 
@@ -284,7 +284,7 @@ def test_in_the_browser_any_number_of_models_can_be_voted_on(
         page.goto(url)
         put(page, "Why?")
         page.get_by_role("button", name=button).click()
-        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(page.get_by_text("Your vote was saved.")).to_be_visible()
         assert votes_in(file) == kept
         page.close()
 
@@ -303,14 +303,14 @@ def test_in_the_browser_names_are_shown_only_after_the_vote(
             expect(page.get_by_role("button", name="A is better")).to_be_visible()
             assert not [model.name for model in models if model.name in page.content()]
             page.get_by_role("button", name="A is better").click()
-            expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+            expect(page.get_by_text("Your vote was saved.")).to_be_visible()
             said.add(page.locator(".said").inner_text())
             page.close()
             if len(said) == 2:
                 break
     assert said == {
-        "Your vote is kept. A is humpback, B is narwhal.",
-        "Your vote is kept. A is narwhal, B is humpback.",
+        "Your vote was saved. A is humpback, B is narwhal.",
+        "Your vote was saved. A is narwhal, B is humpback.",
     }
 
 
@@ -323,12 +323,12 @@ def test_in_the_browser_answers_work_while_the_database_is_down(
         postgresql.stop()
         put(page, "Why?")
         page.get_by_role("button", name="Tie").click()
-        expect(page.get_by_text("Your vote was not kept")).to_be_visible()
-        expect(page.get_by_text("A vote is kept")).to_be_hidden()
+        expect(page.get_by_text("Your vote was not saved")).to_be_visible()
+        expect(page.get_by_text("Your vote is stored")).to_be_hidden()
         expect(page.locator("#pane-first textarea")).to_have_value("one")
         postgresql.start()
         page.get_by_role("button", name="first is better").click()
-        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(page.get_by_text("Your vote was saved.")).to_be_visible()
         assert votes_in(postgresql.url) == [("first", "second", "left")]
         page.close()
 
@@ -336,21 +336,21 @@ def test_in_the_browser_answers_work_while_the_database_is_down(
 @pytest.mark.parametrize(
     ("changes", "terms"),
     [
-        ({}, "A vote is kept with the texts above, with no time limit."),
-        ({"keep_days": 1}, "A vote is kept with the texts above, for 1 day."),
-        ({"keep_days": 90.0}, "A vote is kept with the texts above, for 90 days."),
-        ({"keep_days": 0.5}, "A vote is kept with the texts above, for 0.5 days."),
+        ({}, "Your vote is stored with the texts above, without a time limit."),
+        ({"keep_days": 1}, "Your vote is stored with the texts above, for 1 day."),
+        ({"keep_days": 90.0}, "Your vote is stored with the texts above, for 90 days."),
+        ({"keep_days": 0.5}, "Your vote is stored with the texts above, for 0.5 days."),
         (
             {"keep_texts": False, "keep_days": 30},
-            "A vote is kept without the texts above, for 30 days.",
+            "Your vote is stored without the texts above, for 30 days.",
         ),
         (
             {"login_user": "ada"},
-            "A vote is kept with the texts above and your name, with no time limit.",
+            "Your vote is stored with the texts above and your name, without a time limit.",
         ),
         (
             {"login_user": "ada", "keep_texts": False},
-            "A vote is kept without the texts above but with your name, with no time limit.",
+            "Your vote is stored without the texts above but with your name, without a time limit.",
         ),
     ],
 )
@@ -369,10 +369,10 @@ def test_in_the_browser_visitors_see_what_is_stored_before_voting(
         page.goto(url)
         put(page, "Why?")
         expect(page.get_by_role("button", name="Tie")).to_be_visible()
-        terms = page.get_by_text("A vote is kept without the texts above, for 30 days.")
+        terms = page.get_by_text("Your vote is stored without the texts above, for 30 days.")
         expect(terms).to_be_visible()
         page.get_by_role("button", name="Tie").click()
-        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(page.get_by_text("Your vote was saved.")).to_be_visible()
         expect(terms).to_be_hidden()
 
 
@@ -390,7 +390,7 @@ def test_in_the_browser_voting_is_accessible(
         assert violations(page) == []
         before = page.locator(".votes").bounding_box()
         page.get_by_role("button", name="Tie").press("Enter")
-        expect(page.get_by_text("Your vote is kept.")).to_be_visible()
+        expect(page.get_by_text("Your vote was saved.")).to_be_visible()
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         after = page.locator(".votes").bounding_box()

@@ -50,7 +50,7 @@ async def test_each_vote_is_stored_once_or_reported_as_lost(postgresql: Database
         for turn in range(VOTES_EACH):
             prompt = f"{number}.{turn}"
             said = await replicas[number % REPLICAS].answer_and_vote(f"user-{number}", prompt)
-            (kept if "Your vote is kept." in said else lost)[prompt] += 1
+            (kept if "Your vote was saved." in said else lost)[prompt] += 1
             await asyncio.sleep(0.1)
 
     async def stop_and_start() -> None:
@@ -71,4 +71,4 @@ async def test_each_vote_is_stored_once_or_reported_as_lost(postgresql: Database
     assert lost
     assert kept.total() > USERS * VOTES_EACH / 4
     # Users who see that their vote was lost vote again, and then it is stored.
-    assert "Your vote is kept." in await replicas[0].answer_and_vote("user-0", "again")
+    assert "Your vote was saved." in await replicas[0].answer_and_vote("user-0", "again")

@@ -178,7 +178,7 @@ def test_a_database_that_does_not_answer_times_out(
 
 def test_an_unwritable_file_is_reported_before_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StartError, match=r"votes cannot be kept in .*/file/votes\.sqlite: .*XDG"):
+    with pytest.raises(StartError, match=r"votes cannot be stored in .*/file/votes\.sqlite: .*XDG"):
         check_database(f"sqlite:///{tmp_path}/file/votes.sqlite")
 
 
@@ -197,11 +197,11 @@ def test_an_unreachable_database_is_reported_but_does_not_prevent_the_start(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("mysql://ada@db/votes", "name a database of PostgreSQL"),
-        ("votes.sqlite", "name a database of PostgreSQL"),
-        ("sqlite://", "whole path"),
-        ("sqlite:///votes.sqlite", "whole path"),
-        ("postgresql://ada@db:port/votes", "no address"),
+        ("mysql://ada@db/votes", "only PostgreSQL and SQLite"),
+        ("votes.sqlite", "only PostgreSQL and SQLite"),
+        ("sqlite://", "full path"),
+        ("sqlite:///votes.sqlite", "full path"),
+        ("postgresql://ada@db:port/votes", "not a valid URL"),
     ],
 )
 def test_an_invalid_database_url_is_refused(url: str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Gives a page its models, wherever each runs. Knows nothing of Gradio."""
+"""Gives a page its models, wherever each runs. Does not import Gradio."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,7 +23,7 @@ WORDS_PER_SECOND = 50
 
 @dataclass(frozen=True)
 class Echo:
-    """Answers at once, with the words of the last message, where a page is previewed."""
+    """A stand-in for a model in a preview: it repeats the words of the last message."""
 
     name: str
 
@@ -38,11 +38,11 @@ class Echo:
 
 
 class PageOfModels(Generic[S, P]):
-    """A page's builder, which `GradioServer` calls in its replica.
+    """Builds the page. `GradioServer` calls it in its replica.
 
-    A model of the settings is asked by the handle of its deployment, where it has one; on its
-    server, where the settings name one; else in the process of the page. A deployment that the
-    settings do not name, one of your own say, comes after theirs.
+    Each model in the settings is reached through the handle of its deployment if it has one,
+    through its server if the settings name one, and otherwise runs in the page's process.
+    Deployments that the settings do not name, such as your own, come last.
     """
 
     def __init__(self, settings: S, build_page: Callable[[S, Sequence[Model]], P]) -> None:
@@ -63,7 +63,7 @@ class PageOfModels(Generic[S, P]):
         return self._built([*named, *deployed.values()])
 
     def __reduce__(self) -> tuple[type["PageOfModels[S, P]"], tuple[object, ...]]:
-        # Serve pickles a replica's arguments once more when it has started; engines cannot be.
+        # Serve pickles a replica's arguments again after it starts. Engines cannot be pickled.
         models = tuple(map(pinned, self.settings.models))
         return PageOfModels, (self.settings.model_copy(update={"models": models}), self.build_page)
 
@@ -74,17 +74,17 @@ class PageOfModels(Generic[S, P]):
         *,
         engine: bool,
     ) -> P:
-        """Returns the page without Ray, on models that echo, or on those of the settings."""
+        """Returns the page without Ray, with echo models or with the models in the settings."""
         names = [model.name for model in self.settings.models]
         others = [each for each in deployments if each._bound_deployment.name not in names]
         if engine:
-            # It loads the models of the settings where no handle is given for them.
+            # A model in the settings that has no handle is loaded in this process.
             return self(*map(handle_of, others))
         names += [each._bound_deployment.name for each in others]
         return self._built([Echo(name) for name in names])
 
     def middleware(self) -> Sequence[Middleware]:
-        """Returns what answers beside the page, with the same models."""
+        """Returns middleware that serves the same models at routes beside the page."""
         return self.settings.middleware_of(self._models)
 
     def check_health(self) -> None:
@@ -98,12 +98,12 @@ class PageOfModels(Generic[S, P]):
     def _own(self, model: ModelSettings) -> Model:
         served: Model
         if model.base_url:
-            # Here, because its client takes most of a second to import.
+            # Imported here because the client takes most of a second to import.
             from .openai_client import OpenAIClient
 
             served = OpenAIClient(model)
         else:
-            # Here, so that a process which asks deployments alone does without torch.
+            # Imported here so that a process that only calls deployments does not load torch.
             from ..engine.engine import Engine
 
             served = Engine(model, self.settings.limits)

@@ -1,4 +1,4 @@
-"""Models as Serve deployments. Knows nothing of Gradio."""
+"""Models as Serve deployments. Does not import Gradio."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -29,7 +29,7 @@ class ModelReplica:
         log_prompts: bool = False,
         traces: Traces | None = None,
     ) -> None:
-        # Here, so that a process which only binds the graph does without torch.
+        # Imported here so that a process that only binds the graph does not load torch.
         from ..engine.engine import Engine
 
         clean_request_ids()
@@ -47,7 +47,7 @@ class ModelReplica:
                 yield piece
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for it where the number of replicas follows the load."""
+        """Serve calls this when autoscaling is on."""
         return {FIRST_TEXT: self._metered.first_text_seconds()}
 
     def check_health(self) -> None:
@@ -55,20 +55,20 @@ class ModelReplica:
         self._engine.check_health()
 
     def __del__(self) -> None:
-        """Serve calls it when the replica has answered all that it has begun."""
+        """Serve calls this when the replica has finished its requests."""
         stop_traces()
 
 
 TextGenerationModel = serve.deployment(
     ModelReplica,
     request_router_config=RequestRouterConfig(request_router_class=ConversationRouter),
-    # A model that cannot be loaded is no different the second time.
+    # If a model fails to load once, it fails the second time too.
     max_constructor_retry_count=1,
 )
 
 
 def deployments_of(settings: ModelsSettings) -> list[Application]:
-    """Returns a deployment for each model that is on no other server, named after it."""
+    """Returns a deployment, named after its model, for each model that runs here."""
     return [
         TextGenerationModel.options(
             name=model.name,

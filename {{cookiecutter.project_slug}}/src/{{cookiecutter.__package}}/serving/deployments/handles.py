@@ -1,4 +1,4 @@
-"""A deployed model as the page sees it. Knows nothing of Gradio."""
+"""Calls a deployed model from the page. Does not import Gradio."""
 
 import asyncio
 import re
@@ -33,17 +33,17 @@ from ..telemetry.logs import request_id
 from ..telemetry.metrics import answers_counter
 from ..telemetry.traces import step, with_traceparent
 
-PATIENCE_SECONDS = 1
-"""How long to wait for a first text before asking Serve whether a replica is there; it doubles."""
-SAME_SECONDS = 1
-"""For which what Serve said holds for all who wait."""
+FIRST_CHECK_SECONDS = 1
+"""How long to wait for the first text before asking Serve for replicas. Doubles each time."""
+STATUS_SECONDS = 1
+"""How long a status from Serve is reused, by all requests that wait."""
 REFUSAL = "ModelError: "
 FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
 
 
 @dataclass
-class Seen:
-    """What Serve said last of a deployment, and when."""
+class CachedStatus:
+    """The last status of a deployment that Serve returned, and when."""
 
     status: DeploymentStatusOverview | None = None
     at: float = float("-inf")
@@ -52,26 +52,26 @@ class Seen:
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """Asks one of the replicas."""
+    """A model that runs in replicas of a deployment."""
 
     name: str
     handle: DeploymentHandle
     answers: Counter = field(default_factory=answers_counter)
-    """Of the refused ones, which no replica hears of."""
-    seen: Seen = field(default_factory=Seen)
+    """Counts the refused requests, which reach no replica."""
+    seen: CachedStatus = field(default_factory=CachedStatus)
 
     async def stream(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> AsyncGenerator[Piece | End, None]:
         """Yields the answer piece by piece; leaving the loop ends the generation.
 
-        A replica that is lost, or gives up, before it has shown any text is replaced by
-        another, once. `on_model_start` is called while there is none.
+        If a replica dies or fails before its first text, another one is tried, once.
+        `on_model_start` is called while no replica runs.
 
         Raises:
             PromptError, BusyError: as the model's engine does.
-            InterruptionError: the replica was lost half way, or the second one as well; or none
-                can be started, and the message is that of the engine.
+            InterruptionError: a replica was lost after its first text, or two were lost. Also if
+                no replica can start; then the message is the engine's.
         """
         for retries_left in (1, 0):
             shown = False
@@ -96,7 +96,7 @@ class RemoteModel:
             "ray.serve.deployment": self.name,
         }
         with step(f"handle {self.name}", attributes, kind="client") as asked:
-            # By gRPC: an object of Ray's for each piece takes more of both processes.
+            # Over gRPC, because a Ray object for each piece costs both processes more time.
             handle = self.handle.options(stream=True, _by_reference=False)
             response = handle.stream.remote(
                 tuple(messages), options, with_traceparent(request_id.get())
@@ -113,19 +113,17 @@ class RemoteModel:
             except DeploymentUnavailableError as error:
                 reason = refusal(await asyncio.to_thread(self._status))
                 raise InterruptionError(
-                    reason or f"{self.name} could not be started. Look at the server's log."
+                    reason or f"{self.name} could not be started. See the server's log."
                 ) from error
             except BackPressureError as error:
                 self.answers.inc(tags={"model": self.name, "outcome": "refused"})
                 asked.ends("refused", error)
-                raise BusyError(
-                    f"{self.name} has too much to do. Try again in a moment."
-                ) from error
+                raise BusyError(f"{self.name} is busy. Try again in a moment.") from error
             finally:
                 response.cancel()
 
     async def _first(self, pieces: AsyncIterator[Piece | End]) -> Piece | End:
-        """Waits for a replica no longer than one may come."""
+        """Waits for the first piece, for as long as a replica runs or may start."""
         first = asyncio.ensure_future(anext(pieces))
         watching = asyncio.create_task(self._watch())
         try:
@@ -139,25 +137,25 @@ class RemoteModel:
             await asyncio.gather(watching, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Tells when no replica is there yet.
+        """Calls `on_model_start` while no replica runs.
 
         Raises:
-            InterruptionError: none can start.
+            InterruptionError: no replica can start.
         """
-        patience = PATIENCE_SECONDS
+        patience = FIRST_CHECK_SECONDS
         while True:
             await asyncio.sleep(patience)
-            status = await self._seen_by_all()
+            status = await self._cached_status()
             if reason := refusal(status):
                 raise InterruptionError(reason)
             if status and not status.replica_states.get("RUNNING"):
                 on_model_start.get()()
             patience *= 2
 
-    async def _seen_by_all(self) -> DeploymentStatusOverview | None:
-        """Asks Serve once for all who wait: its controller has other things to do."""
+    async def _cached_status(self) -> DeploymentStatusOverview | None:
+        """Asks Serve once for all waiting requests, so as not to load its controller."""
         async with self.seen.asking:
-            if time.monotonic() - self.seen.at > SAME_SECONDS:
+            if time.monotonic() - self.seen.at > STATUS_SECONDS:
                 self.seen.status = await asyncio.to_thread(self._status)
                 self.seen.at = time.monotonic()
             return self.seen.status
@@ -166,16 +164,16 @@ class RemoteModel:
         try:
             applications = serve.status().applications
         except (RayError, RayServeException):
-            # While the controller is away, replicas still answer.
+            # Replicas still answer while the controller is down.
             return None
         application = applications.get(self.handle.deployment_id.app_name)
         return application.deployments.get(self.name) if application else None
 
 
 def refusal(deployment: DeploymentStatusOverview | None) -> str | None:
-    """Returns why a model cannot be loaded, where no replica of it is left."""
+    """Returns why a model cannot be loaded, or None if a replica runs or no reason is known."""
     if deployment is None or deployment.replica_states.get("RUNNING"):
         return None
     said = [line for line in deployment.message.splitlines() if REFUSAL in line]
-    # A visitor reads it, whom the server's folders do not concern.
+    # Visitors read this message, so it must not show the server's directories.
     return FOLDERS.sub("…/", said[-1].partition(REFUSAL)[2]) if said else None

@@ -25,21 +25,22 @@ from .settings import ModelSettings
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
-"""The longest that a server may take for its next piece."""
-MOST_TOKENS = ("max_completion_tokens", "max_tokens")
-"""What servers call the most tokens of an answer: the name of today first."""
-CAN_DO_WITHOUT = (*MOST_TOKENS, "temperature", "top_p", "stream_options")
+"""How long to wait for the server's next piece."""
+MAX_TOKENS_FIELDS = ("max_completion_tokens", "max_tokens")
+"""The names that servers use for the maximum number of tokens, the current name first."""
+OPTIONAL_FIELDS = (*MAX_TOKENS_FIELDS, "temperature", "top_p", "stream_options")
 THOUGHTS = ("reasoning_content", "reasoning")
-"""Where servers put what a reasoning model says to itself."""
-ENDS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
-"""What the protocol calls the reasons for an end; any other is that the model was done."""
+"""The fields in which servers return the thoughts of a reasoning model."""
+END_REASONS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
+"""The protocol's finish reasons that mean more than "stop"; all others mean "stop"."""
 
 
 class OpenAIClient:
-    """One model of a server, asked by the official client.
+    """One model on a server, called through the official client.
 
-    It sends what the settings or the request say, and no more. What the server refuses it leaves
-    out from then on. Keys are in the environment, under the names that the settings give.
+    Sends only the options that the settings or the request set. An option that the server
+    refuses is left out from then on. Keys come from the environment variables that the settings
+    name.
     """
 
     def __init__(self, model: ModelSettings) -> None:
@@ -53,7 +54,7 @@ class OpenAIClient:
             timeout=openai.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             max_retries=1,
         )
-        # Else it sends those of variables that nobody named.
+        # Otherwise the client reads variables that the settings do not name.
         self._client.organization = _variable(model.organization_variable)
         self._client.project = None
         self._refused: frozenset[str] = frozenset()
@@ -63,18 +64,18 @@ class OpenAIClient:
     ) -> AsyncGenerator[Piece | End, None]:
         """Yields the answer piece by piece; leaving the loop closes the connection.
 
-        A trailing message of the assistant is sent as it is; a server that can, continues it.
-        The protocol knows no `min_new_tokens` and no `top_k`, so these have no effect.
+        A trailing assistant message is sent unchanged; some servers continue it. The protocol
+        has no `min_new_tokens` and no `top_k`, so these have no effect.
 
         Raises:
-            PromptError: the server does not take this conversation.
-            BusyError: it has too much to do.
-            InterruptionError: it cannot be reached, or does not answer.
+            PromptError: the server rejects this conversation.
+            BusyError: the server is busy.
+            InterruptionError: the server cannot be reached, or does not answer.
         """
-        turns = [_turn(message) for message in self._settings.conversation(messages)]
+        turns = [_message_param(message) for message in self._settings.conversation(messages)]
         reason, counted, usage = "stop", 0, None
         try:
-            async with await self._asked(turns, options) as chunks:
+            async with await self._open_stream(turns, options) as chunks:
                 async for chunk in chunks:
                     usage = chunk.usage or usage
                     for choice in chunk.choices[:1]:
@@ -83,31 +84,31 @@ class OpenAIClient:
                             counted += piece.tokens
                             yield piece
                     if counted > options.max_new_tokens:
-                        # A chunk has a token at least, and the server knows no bound.
+                        # Each chunk has at least one token, so the server ignores the maximum.
                         reason = "length"
                         break
         except openai.OpenAIError as error:
             self._log(error)
-            # What it came from may hold the prompt, or the key.
-            raise self._explained(error) from None
+            # The cause may contain the prompt or the key.
+            raise self._error_for_visitor(error) from None
         except (ValueError, TypeError, AttributeError) as error:
-            logger.warning("%s: a line of its stream makes no sense: %s", self.name, where(error))
-            reason = f"{self.name}'s server sent what is no part of an answer. Run again."
+            logger.warning("%s: its server sent an invalid chunk: %s", self.name, where(error))
+            reason = f"The server of {self.name} sent an invalid answer. Run again."
             raise InterruptionError(reason) from None
         if usage and usage.completion_tokens and usage.completion_tokens != counted:
-            # Servers send a chunk for each token, or for several.
+            # A chunk may contain more than one token.
             yield Piece("", usage.completion_tokens - counted)
-        yield End(ENDS.get(reason, "stop"), usage.prompt_tokens if usage else None)
+        yield End(END_REASONS.get(reason, "stop"), usage.prompt_tokens if usage else None)
 
-    async def _asked(
+    async def _open_stream(
         self, turns: list[ChatCompletionMessageParam], options: GenerationOptions
     ) -> openai.AsyncStream[ChatCompletionChunk]:
-        """Asks until the server has refused nothing that can be left out."""
+        """Sends the request, again without each optional setting that the server refuses."""
         refused = self._refused
         told = traceparent()
         headers = self._headers | ({TRACEPARENT: told} if told else {})
         while True:
-            sent = self._sent(options, refused)
+            sent = self._fields_of(options, refused)
             try:
                 stream: openai.AsyncStream[ChatCompletionChunk]
                 stream = await self._client.chat.completions.create(
@@ -120,18 +121,18 @@ class OpenAIClient:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 named = _refused(error, sent)
                 refused |= named
-                if not named or refused.issuperset(MOST_TOKENS):
+                if not named or refused.issuperset(MAX_TOKENS_FIELDS):
                     raise
                 continue
             if refused != self._refused:
                 self._refused = refused
                 names = ", ".join(sorted(refused))
-                logger.warning("%s: its server does not take %s.", self.name, names)
+                logger.warning("%s: its server does not accept %s.", self.name, names)
             return stream
 
-    def _sent(self, options: GenerationOptions, refused: Collection[str]) -> dict[str, Any]:
+    def _fields_of(self, options: GenerationOptions, refused: Collection[str]) -> dict[str, Any]:
         said, own = self._settings.model_fields_set, self._settings
-        most = [name for name in MOST_TOKENS if name not in refused]
+        most = [name for name in MAX_TOKENS_FIELDS if name not in refused]
         sent = {
             **dict.fromkeys(most[:1], options.max_new_tokens),
             "temperature": own.temperature if "temperature" in said else None,
@@ -147,7 +148,7 @@ class OpenAIClient:
         }
 
     def _log(self, error: openai.OpenAIError) -> None:
-        # What a server says of it may repeat the prompt, and what a connection does, the key.
+        # The server's message may repeat the prompt, and a connection error may contain the key.
         match error:
             case openai.APIConnectionError():
                 reason = type(error.__cause__).__name__
@@ -159,30 +160,34 @@ class OpenAIClient:
         facts = {"request": request_id.get(), "model": self.name}
         logger.warning("%s: %s: %s", self.name, type(error).__name__, reason, extra=facts)
 
-    def _explained(self, error: openai.OpenAIError) -> Exception:
+    def _error_for_visitor(self, error: openai.OpenAIError) -> Exception:
         name, own = self.name, self._settings
         match error:
-            case openai.BadRequestError(param=str(option)) if option in MOST_TOKENS:
-                return PromptError(f"{name} does not write so many tokens. Ask for fewer.")
+            case openai.BadRequestError(param=str(option)) if option in MAX_TOKENS_FIELDS:
+                return PromptError(f"{name} cannot write that many tokens. Ask for fewer.")
             case openai.BadRequestError(param="stop" | "seed" as option):
-                return PromptError(f"{name} does not take {option}. Leave it out.")
+                return PromptError(f"{name} does not support {option}. Leave it out.")
             case openai.RateLimitError():
-                return BusyError(f"{name} has too much to do. Try again in a moment.")
+                return BusyError(f"{name} is busy. Try again in a moment.")
             case openai.BadRequestError() | openai.UnprocessableEntityError():
-                return PromptError(f"{name} does not take this text. Shorten it, or ask for less.")
+                return PromptError(
+                    f"{name} rejected this text. Shorten it, or ask for fewer tokens."
+                )
             case openai.AuthenticationError() | openai.PermissionDeniedError():
-                remedy = "Name the variable that holds one in api_key_variable."
+                remedy = "Set api_key_variable to the name of the variable that contains a key."
                 if own.api_key_variable:
-                    remedy = f"Set {own.api_key_variable} where Ray starts."
-                return InterruptionError(f"{name} does not accept its key. {remedy}")
+                    remedy = f"Set {own.api_key_variable} correctly where Ray starts."
+                return InterruptionError(f"The server of {name} rejected the API key. {remedy}")
             case openai.NotFoundError():
-                return InterruptionError(f"{name}'s server has no {own.source}. Correct it.")
+                reason = f"The server of {name} has no model {own.source}. Correct its source."
+                return InterruptionError(reason)
             case openai.APITimeoutError():
                 return InterruptionError(f"{name} did not answer in time. Run again.")
             case openai.APIConnectionError():
-                return InterruptionError(f"{name} cannot be reached. See whether its server runs.")
+                reason = f"{name} cannot be reached. Check that its server is running."
+                return InterruptionError(reason)
             case _:
-                return InterruptionError(f"{name} was interrupted by its server. Run again.")
+                return InterruptionError(f"The server of {name} ended the answer. Run again.")
 
 
 def _variable(name: str | None) -> str | None:
@@ -199,15 +204,15 @@ def _pieces(delta: ChoiceDelta) -> Iterator[Piece]:
 
 
 def _refused(error: openai.APIStatusError, sent: Collection[str]) -> set[str]:
-    """Returns which of the options that were sent the server does not take, and may go without."""
-    # Some say it in a text alone.
+    """Returns the sent options that the server refuses and that the request can omit."""
+    # Some servers name the option only in the message.
     said = {error.param} if error.param else {*re.findall(r"\w+", str(error.body))}
-    if said.intersection(MOST_TOKENS):
-        said.update(MOST_TOKENS)
-    return said & set(sent) & set(CAN_DO_WITHOUT)
+    if said.intersection(MAX_TOKENS_FIELDS):
+        said.update(MAX_TOKENS_FIELDS)
+    return said & set(sent) & set(OPTIONAL_FIELDS)
 
 
-def _turn(message: Message) -> ChatCompletionMessageParam:
+def _message_param(message: Message) -> ChatCompletionMessageParam:
     match message.role:
         case "system":
             return {"role": "system", "content": message.content}

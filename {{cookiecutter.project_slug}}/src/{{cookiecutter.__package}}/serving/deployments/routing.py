@@ -1,6 +1,6 @@
-"""Brings a conversation's next turn to the replica that has computed the turns before it.
+"""Routes the next turn of a conversation to the replica that computed the turns before it.
 
-Each replica of a model keeps for itself what it has computed of a prompt.
+Each replica of a model has its own cache of computed prompts.
 """
 
 import random
@@ -12,22 +12,22 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from ..base import rendezvous_hash
 from ..protocol import Message
 
-CROWD = 8
-"""Requests that a replica may have more than another before its conversations go elsewhere, too.
+MAX_IMBALANCE = 8
+"""How many more requests than the least busy replica a replica may have and still be preferred.
 
-That many run in one batch at two thirds of the speed that each would have alone.
+This many requests in one batch each run at two thirds of the speed of a single one.
 """
 
 
 class ConversationRouter(RequestRouter):
-    """Prefers the replica to which the beginning of a conversation is hashed, while it has room.
+    """Hashes the beginning of a conversation to a replica, and prefers it unless it is crowded.
 
-    Else it chooses as Serve does: of two at random, the one with fewer requests. When a replica
-    is gone, its conversations go to the next by their hash, all others stay.
+    Otherwise it chooses as Serve does: the less busy of two random replicas. When a replica
+    is gone, its conversations move to the next one by hash, and all others stay.
     """
 
     queue_len_response_deadline_s = 0.5
-    """A busy replica answers late. Computing a conversation anew takes longer than this."""
+    """A busy replica responds late. Recomputing a conversation takes longer than this."""
 
     async def choose_replicas(
         self,
@@ -37,10 +37,10 @@ class ConversationRouter(RequestRouter):
         two = random.sample(candidate_replicas, min(2, len(candidate_replicas)))
         if pending_request is None:
             return [two]
-        # Else Serve asks again without a pause, for as long as none has room.
+        # Otherwise Serve retries without a pause for as long as no replica has room.
         pending_request.routing_context.should_backoff = True
-        # Calls that one request makes at once share its id. By that, Serve would find the first
-        # of them alone, and the others would wait for ever.
+        # Concurrent calls of one request share its id. Serve would find only the first of them
+        # by that id, and the others would wait forever.
         shared = pending_request.metadata.internal_request_id
         self._pending_requests_by_id[shared] = pending_request
         began = beginning(pending_request)
@@ -54,18 +54,18 @@ class ConversationRouter(RequestRouter):
         return named[rendezvous_hash(began, named)]
 
     def _has_room(self, own: RunningReplica, replicas: Sequence[RunningReplica]) -> bool:
-        """Whether it is not crowded; Serve looks whether it is full."""
-        return self._in_hand(own) <= min(map(self._in_hand, replicas)) + CROWD
+        """Whether the replica is not crowded. Serve itself checks whether it is full."""
+        return self._request_count(own) <= min(map(self._request_count, replicas)) + MAX_IMBALANCE
 
-    def _in_hand(self, replica: RunningReplica) -> int:
-        """Requests that the replica has, as far as this process knows."""
+    def _request_count(self, replica: RunningReplica) -> int:
+        """Returns how many requests the replica has, as far as this process knows."""
         return self.replica_queue_len_cache.get(replica.replica_id) or 0
 
 
 def beginning(request: PendingRequest) -> str | None:
-    """Returns what a conversation's turns have in common: all up to the first question.
+    """Returns a hash of what all turns of a conversation share: the text up to the first question.
 
-    None where nothing is asked.
+    Returns None if there is no question.
     """
     messages = request.args[0] if request.args else request.kwargs.get("messages")
     said = []

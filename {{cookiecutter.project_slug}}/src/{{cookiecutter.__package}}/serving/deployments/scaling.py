@@ -1,7 +1,7 @@
 """Scales a model by its time to first text, as well as by its requests.
 
-Ray sends the whole module to Serve's controller, which may lack this package. So it imports nothing
-of it.
+Ray sends this whole module to Serve's controller, where this package may not be installed, so it
+must not import anything from the package.
 """
 
 from statistics import fmean
@@ -10,17 +10,17 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
 FIRST_TEXT = "first_text_seconds"
-"""What a replica tells: how long a first text lately took, on average."""
-QUICK = 0.5
-"""The part of the objective below which one replica less may do."""
-MOST = 2
-"""No step makes more of them than so many times as there are: new ones need a while to relieve."""
+"""The metric that a replica reports: the recent average time to first text."""
+SCALE_DOWN_BELOW = 0.5
+"""Remove a replica when first texts take less than this share of the target."""
+MAX_GROWTH = 2
+"""Grow at most by this factor in one step, because new replicas take a while to help."""
 
 
 class FirstTextPolicy:
-    """Wants as many replicas as the requests do, and more while first texts are late.
+    """Asks for as many replicas as the requests need, and for more while first texts are late.
 
-    Serve calls it ten times a second, and follows when it has wanted the same for a while.
+    Serve calls it ten times a second, and acts when the result has been the same for a while.
     """
 
     def __init__(self, target_seconds: float) -> None:
@@ -31,12 +31,14 @@ class FirstTextPolicy:
         return max(by_requests, self._by_first_text(context)), state
 
     def _by_first_text(self, context: AutoscalingContext) -> float:
-        """Counts from those that run, so that one which still loads is waited for."""
+        """Starts from the running replicas, so that it waits for one that is still loading."""
         told = (context.raw_metrics or {}).get(FIRST_TEXT, {})
-        # One to whom nobody came has nothing to tell.
+        # A replica without requests reports nothing.
         seconds = [series[-1].value for series in told.values() if series and series[-1].value]
         if not seconds:
             return 0
         late = fmean(seconds) / self._target_seconds
         running: int = context.current_num_replicas
-        return running * min(late, MOST) if late > 1 else running - int(late < QUICK)
+        return (
+            running * min(late, MAX_GROWTH) if late > 1 else running - int(late < SCALE_DOWN_BELOW)
+        )

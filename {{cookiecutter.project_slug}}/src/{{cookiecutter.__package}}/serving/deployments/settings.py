@@ -1,4 +1,4 @@
-"""Which models there are, and where each runs."""
+"""The settings of the models: which there are, and where each runs."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -15,54 +15,54 @@ from ..telemetry.traces import TracedSettings
 SERVES_SCALING = {"min_replicas", "max_replicas", "target_ongoing_requests", "downscale_delay_s"}
 SCALING = SERVES_SCALING | {"target_first_text_seconds"}
 FIRST_TEXT_POLICY = f"{__package__}.scaling:FirstTextPolicy"
-LATE_SECONDS = 10
-"""For which first texts have to be late before a replica is added; each tells an average."""
+UPSCALE_DELAY_SECONDS = 10
+"""How long first texts must be late before a replica is added. Each report is an average."""
 REPORT_SECONDS = 1
-"""How often Serve hears of requests for a model at zero, in place of its own 10 seconds."""
+"""How often Serve hears about requests for a model at zero. Its own default is 10 seconds."""
 
 
 class DeploymentSettings(Strict):
-    """How many processes a model has and what each takes, in Serve's own words.
+    """The replicas of a model and their resources, under Serve's own names.
 
-    `num_replicas` fixes their number. With `max_replicas` it follows the load instead, down to no
-    replica at all with `min_replicas: 0`.
+    `num_replicas` sets a fixed number. With `max_replicas` the number follows the load instead,
+    and `min_replicas: 0` lets it fall to zero.
     """
 
     num_replicas: int = Field(default=1, ge=1)
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int | None = Field(default=None, ge=1)
     target_ongoing_requests: float = Field(default=16, gt=0)
-    """Requests for each replica, which batches up to `limits.running_requests` of them."""
+    """Requests for each replica. A replica batches up to `limits.running_requests` of them."""
     target_first_text_seconds: float | None = Field(default=None, gt=0)
-    """When first texts take longer than this on average, replicas are added for that, too."""
+    """Also add replicas when first texts take longer than this on average."""
     downscale_delay_s: float = Field(default=600, ge=0)
-    """How long there has to be less to do before a replica goes, the last one too."""
+    """How long the load must be lower before a replica is removed, including the last one."""
     max_surge_percent: int = Field(default=0, ge=0, le=100)
-    """Replicas that a new version may start before old ones go, in percent of their number."""
+    """How many replicas a new version may start before old ones stop, in percent."""
     num_cpus: float = Field(default=0.5, ge=0)
-    """A replica computes with as many threads as it has whole CPUs, and with one below that."""
+    """A replica computes with one thread for each whole CPU, and with at least one."""
     num_gpus: float = Field(default=0, ge=0)
     graceful_shutdown_timeout_s: float = Field(default=20, ge=0)
-    """How long a replica that goes may take for the answers that it has begun."""
+    """How long a replica that stops may take to finish the answers it has started."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:
         scaling = sorted(SCALING & self.model_fields_set)
         if scaling and "num_replicas" in self.model_fields_set:
-            raise ValueError(f"num_replicas and {scaling[0]} contradict each other; remove one")
+            raise ValueError(f"num_replicas and {scaling[0]} cannot be combined. Remove one")
         return self
 
     def replaced_by(self, other: "DeploymentSettings") -> "DeploymentSettings":
-        """Returns these settings with what the other one says in their place."""
-        said, own = other.model_dump(exclude_unset=True), self.model_dump(exclude_unset=True)
-        if "num_replicas" in said:
+        """Returns these settings, overridden by those that the other one sets."""
+        given, own = other.model_dump(exclude_unset=True), self.model_dump(exclude_unset=True)
+        if "num_replicas" in given:
             own = {name: value for name, value in own.items() if name not in SCALING}
-        elif SCALING & said.keys():
+        elif SCALING & given.keys():
             own.pop("num_replicas", None)
-        return DeploymentSettings.model_validate({**own, **said})
+        return DeploymentSettings.model_validate({**own, **given})
 
     def options(self) -> dict[str, object]:
-        """Returns what Serve's `Deployment.options` takes."""
+        """Returns the arguments for Serve's `Deployment.options`."""
         options: dict[str, object] = {
             "graceful_shutdown_timeout_s": self.graceful_shutdown_timeout_s,
             "max_surge_percent": self.max_surge_percent,
@@ -78,55 +78,59 @@ class DeploymentSettings(Strict):
         if self.target_first_text_seconds is not None:
             kwargs = {"target_seconds": self.target_first_text_seconds}
             policy = {"policy_function": FIRST_TEXT_POLICY, "policy_kwargs": kwargs}
-            scaling |= {"upscale_delay_s": LATE_SECONDS, "policy": policy}
+            scaling |= {"upscale_delay_s": UPSCALE_DELAY_SECONDS, "policy": policy}
         return {**options, "num_replicas": None, "autoscaling_config": scaling}
 
 
 class ModelSettings(EngineSettings):
-    """A model: how it is loaded and asked, and where it runs."""
+    """A model: how it is loaded and prompted, and where it runs."""
 
     about: str = ""
-    """What a visitor reads under the name: how the model differs from the others, for example."""
+    """Text under the model's name on the page, such as how it differs from the others."""
     base_url: str | None = Field(default=None, pattern="^https?://")
-    """Of a server that speaks OpenAI's protocol; the source then names one of its models."""
+    """URL of a server with an OpenAI-compatible API. `source` then names one of its models."""
     api_key_variable: str | None = Field(default=None, min_length=1)
-    """Name of the environment variable with the key for that server: `OPENAI_API_KEY`. A server
-    of one's own may need none."""
+    """Name of the environment variable with the server's key, such as `OPENAI_API_KEY`. A server
+    of your own may need none."""
     organization_variable: str | None = Field(default=None, min_length=1)
-    """Name of the one with the organization that pays: `OPENAI_ORG_ID`."""
+    """Name of the environment variable with the organization to bill, such as `OPENAI_ORG_ID`."""
     deployment: DeploymentSettings | None = None
-    """Its replicas and resources, where they differ from those of all models."""
+    """Replicas and resources of this model, where they differ from those of all models."""
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
         if self.name == PAGE_DEPLOYMENT:
-            raise ValueError(f"{PAGE_DEPLOYMENT} is the page's name; name the model differently")
+            raise ValueError(
+                f"{PAGE_DEPLOYMENT} is the name of the page. Give the model another name"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
         if self.base_url is not None and self.deployment is not None:
-            raise ValueError("a model on another server has no deployment here; remove one")
+            raise ValueError("base_url and deployment cannot be combined. Remove one")
         return self
 
 
 class ModelsSettings(TracedSettings):
-    """The models that a page asks."""
+    """The settings of all models of a page."""
 
     models: tuple[ModelSettings, ...]
     deployment: DeploymentSettings = DeploymentSettings()
-    """Replicas and resources of each model's deployment; a model's own come first."""
+    """Replicas and resources of each model's deployment. A model's own settings override them."""
     limits: ModelLimits = ModelLimits()
     log_prompts: bool = False
-    """Whether the log holds what was asked, beside who answered and how fast."""
+    """Whether to log the prompts, in addition to which model answered and how fast."""
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         if not self.models:
-            raise ValueError("models is empty; name at least one")
+            raise ValueError("models is empty. Add at least one model")
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
-            raise ValueError(f"each model needs a name of its own, these are: {', '.join(names)}")
+            raise ValueError(
+                f"two models have the same name: {', '.join(names)}. Give each its own"
+            )
         return self
 
     @model_validator(mode="after")
@@ -135,11 +139,13 @@ class ModelsSettings(TracedSettings):
             deployment = self.deployment_of(model)
             most, least = deployment.max_replicas, deployment.min_replicas
             if most is None and SCALING & deployment.model_fields_set:
-                raise ValueError(f"the deployment of {model.name} scales up to no max_replicas")
+                raise ValueError(
+                    f"the deployment of {model.name} sets autoscaling without max_replicas. Set it"
+                )
             if most is not None and most < least:
                 raise ValueError(
-                    f"the deployment of {model.name} has a max_replicas ({most}) below its "
-                    f"min_replicas ({least})"
+                    f"max_replicas ({most}) is below min_replicas ({least}) in the deployment of "
+                    f"{model.name}. Correct one"
                 )
         return self
 
@@ -150,15 +156,15 @@ class ModelsSettings(TracedSettings):
 
     @property
     def about(self) -> dict[str, str]:
-        """What a visitor reads of each model, by its name."""
+        """The text under each model's name on the page."""
         return {model.name: model.about for model in self.models}
 
     def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:  # noqa: ARG002
-        """Returns what answers beside a page, with these models."""
+        """Returns middleware that serves these models at routes beside the page."""
         return ()
 
     def on_page(self, models: Sequence[Model]) -> Sequence[Model]:
-        """Returns the models as a page is to name them."""
+        """Returns the models under the names that the page shows."""
         return models
 
     @property
@@ -166,22 +172,22 @@ class ModelsSettings(TracedSettings):
         return "of all models under args: deployment:, of one in its settings"
 
     def check_deployments(self, there: Collection[str]) -> None:
-        """Looks whether the settings describe deployments that the application does not have.
+        """Checks that each model with deployment settings has a deployment.
 
         Raises:
-            StartError: a model is loaded by the page, and no setting of a deployment reaches it.
+            StartError: a model runs in the page's process, where these settings have no effect.
         """
         for model in self.models:
-            said = model.deployment is not None or self.deployment.model_fields_set
-            if said and model.base_url is None and model.name not in there:
+            given = model.deployment is not None or self.deployment.model_fields_set
+            if given and model.base_url is None and model.name not in there:
                 raise StartError(
-                    f"deployment is set, and {model.name} has none of its own: the page loads it. "
-                    f"Say under deployments: what {PAGE_DEPLOYMENT} takes, and remove it."
+                    f"deployment is set, but {model.name} runs in the page's process. Remove it, "
+                    f"and set the resources of {PAGE_DEPLOYMENT} under deployments: instead."
                 )
 
     def start_checks(self) -> list[Callable[[], object]]:
-        """Returns what finds, or downloads, each model that this machine is going to load."""
-        # Here, so that the settings alone load no client of the hub.
+        """Returns checks that find or download each model that this machine will load."""
+        # Imported here so that the settings alone do not load the hub's client.
         from ..engine.places import check_model
 
         return [partial(check_model, model) for model in self.models if model.base_url is None]

@@ -1,5 +1,5 @@
 import sys
 
-# With this package beside it, `import openvino` writes to the user's home and reports itself to its
-# makers' analytics. The project leaves it out; whoever installs it another way is not reported.
+# If this package is installed, `import openvino` writes to the user's home directory and sends data
+# to its maker's analytics. The project does not install it. This line also blocks other installs.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

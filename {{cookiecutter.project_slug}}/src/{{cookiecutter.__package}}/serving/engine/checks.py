@@ -1,4 +1,4 @@
-"""Compares what a batch makes of a few prompts with what the plain model makes of them."""
+"""Compares the scores of a batch with those of the plain model, for a few prompts."""
 
 import inspect
 import logging
@@ -23,24 +23,24 @@ TEXTS = [
 ]
 LONGEST_PROMPT = 64
 NEW_TOKENS = 3
-MOST_SECONDS = 600
-DEPENDS = "its answers depend on who else asks"
+MAX_SECONDS = 600
+DEPENDS_ON_OTHERS = "its answers depend on which other requests run"
 BOUNDS = {torch.float32: 0.002, torch.float16: 0.03, torch.bfloat16: 0.1, torch.int8: 0.2}
-"""How far apart scores may lie, as a share of the distance between the best and the worst.
+"""How much scores may differ, as a share of the distance between the best and the worst.
 
-The order of additions depends on the number of rows, and the last bits of a score depend on it.
-With weights in 8 bits, both the graph and the plain model may compute in 16.
+The order of additions depends on the number of rows, which changes the last bits of a score.
+With weights in 8 bits, both the graph and the plain model may compute in 16 bits.
 """
 LOGGERS = [
     *("ContinuousBatchingLogger", "transformers.modeling_utils"),
     *(f"{__package__}.{name}" for name in ("groups", "paged")),
 ]
-"""They report what a model cannot do, which the check is there to find."""
+"""Loggers that report what a model cannot do. The check finds that out itself."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps out of the log what the check itself brings about."""
+    """Silences the log messages that the check itself causes."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
@@ -53,7 +53,7 @@ def quiet() -> Iterator[None]:
 
 
 class Probe(Request):
-    """A prompt whose scores are kept."""
+    """A request that records its scores."""
 
     def __init__(self, prompt: list[int], process: Processor | None, batch: Batch) -> None:
         super().__init__(prompt, Sampling(0, 1, 1, NEW_TOKENS, NEW_TOKENS), process)
@@ -61,7 +61,7 @@ class Probe(Request):
         self.failure: str | None = None
         self.over = threading.Event()
         self.follow: list[Probe] = []
-        """Those that start once this one has a token."""
+        """Probes to start when this one has its first token."""
         self._batch = batch
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:
@@ -78,7 +78,7 @@ class Probe(Request):
 
 
 def prompts_of(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:
-    """Returns a few prompts of different lengths, and two of the same."""
+    """Returns a few prompts of different lengths, two of them equally long."""
     short, medium, long = (tokenizer(text)["input_ids"][:longest] for text in TEXTS)
     return [short, medium, long, long[: len(medium)]]
 
@@ -92,22 +92,23 @@ def difference(
 ) -> str | None:
     """Returns how the batch differs from the plain model, or None if they agree.
 
-    The prompts go through it together, the later ones while the first one runs, and each
-    alone. `attention` is the plain model's own, `dtype` the format that the batch computes in.
+    The batch runs the prompts together, where the later ones join while the first one runs, and
+    then each one alone. `attention` is the plain model's implementation, and `dtype` the format
+    in which the batch computes.
     """
     first, *followers = together = [Probe(*prompt, batch) for prompt in prompts]
     first.follow = followers
-    # The last is as long as another.
+    # The last prompt is as long as another one, so it is not run alone.
     alone = [Probe(*prompt, batch) for prompt in prompts[:-1]]
     for started, awaited in [(together[0], together), *((each, [each]) for each in alone)]:
         batch.start(started)
         if failure := _failure(batch, awaited):
             return failure
     if getattr(model, "is_quantized", False):
-        # The scale of its numbers depends on what it computes at once: it is its own measure.
+        # A quantized model scales its numbers by batch, so it can only be compared with itself.
         pairs = zip(together, alone, strict=False)
         same = all(agree(beside, one.scores, one.text, dtype) for beside, one in pairs)
-        return None if same else DEPENDS
+        return None if same else DEPENDS_ON_OTHERS
     known = {}
     for one in alone:
         plain = known[*one.prompt, *one.text] = scores_of(model, one, attention)
@@ -118,16 +119,16 @@ def difference(
     for beside in together:
         plain = known.get((*beside.prompt, *beside.text)) or scores_of(model, beside, attention)
         if not agree(beside, plain, beside.text, dtype):
-            return DEPENDS
+            return DEPENDS_ON_OTHERS
     return None
 
 
 def agree(
     probe: Probe, reference: Sequence[torch.Tensor], text: Sequence[int], dtype: torch.dtype
 ) -> bool:
-    """Whether scores lie within the bound of their format, for as long as the texts are the same.
+    """Whether scores differ by less than the bound of their format, while the texts are the same.
 
-    In 16 bits, scores also agree if the best token is the same, where it leads by more than that.
+    In 16 bits, scores also agree if the best token is the same or leads by less than the bound.
     """
     part = BOUNDS.get(dtype, BOUNDS[torch.bfloat16])
     for own, plain, token, expected in zip(probe.scores, reference, probe.text, text, strict=True):
@@ -136,7 +137,7 @@ def agree(
         apart = (own - plain)[plain.isfinite()].abs().max()
         best, second = plain.topk(2).values
         leads = best - second > bound
-        # Not a number is not within a bound either.
+        # Written so that NaN is outside the bound.
         if not apart <= bound and (
             dtype not in {torch.float16, torch.bfloat16}
             or (leads and own.argmax() != plain.argmax())
@@ -149,20 +150,20 @@ def agree(
 
 @torch.inference_mode()
 def scores_of(model: PreTrainedModel, probe: Probe, attention: str) -> list[torch.Tensor]:
-    """Returns the plain model's scores of each token of a text, read at once."""
+    """Returns the plain model's scores for each token of a text, in one pass."""
     prompt = torch.tensor([probe.prompt], device=model.device)
     inputs = {"input_ids": prompt}
     if model.config.is_encoder_decoder:
         read = [first_token(model), *probe.text[:-1]]
         inputs["decoder_input_ids"] = torch.tensor([read], device=model.device)
     else:
-        # As `generate` passes them: without, some models count in another way.
+        # Pass them as `generate` does. Without them, some models count positions differently.
         if "position_ids" in inspect.signature(model.forward).parameters:
             places = torch.arange(prompt.shape[1] + len(probe.text) - 1, device=model.device)
             inputs["position_ids"] = places[None]
         written = torch.tensor([probe.text[:-1]], dtype=torch.long, device=model.device)
         inputs["input_ids"] = torch.cat([prompt, written], 1)
-    # Without it, some take a padding token in the text for padding.
+    # Without a mask, some models treat a padding token in the text as padding.
     inputs |= {
         name.replace("input_ids", "attention_mask"): torch.ones_like(ids)
         for name, ids in inputs.items()
@@ -180,14 +181,14 @@ def scores_of(model: PreTrainedModel, probe: Probe, attention: str) -> list[torc
 
 
 def _failure(batch: Batch, probes: Sequence[Probe]) -> str | None:
-    """Waits until the probes are over, and returns why one failed."""
-    deadline = time.monotonic() + MOST_SECONDS
+    """Waits until the probes have ended, and returns why one failed, or None."""
+    deadline = time.monotonic() + MAX_SECONDS
     for probe in probes:
         while not probe.over.wait(0.1):
             if not batch.is_running():
                 return "the generation ended"
             if time.monotonic() > deadline:
-                return f"it wrote nothing for {MOST_SECONDS} seconds"
+                return f"it wrote nothing for {MAX_SECONDS} seconds"
         if probe.failure is not None:
             return probe.failure
     return None

@@ -1,4 +1,4 @@
-"""What a model's own configuration says about its text: how it ends, and which tokens it avoids."""
+"""Applies a model's generation config: the tokens that end a text, and changes of scores."""
 
 import copy
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .generation import Processor
 
-UNKEPT = {
-    "num_beams": "one text is written at a time, the likeliest token or a drawn one",
-    "penalty_alpha": "there is no contrastive search",
-    "guidance_scale": "there is no second, unguided model",
-    "prompt_lookup_num_tokens": "no tokens are looked up in the prompt",
-    "watermarking_config": "there are no watermarks",
+UNSUPPORTED = {
+    "num_beams": "only greedy search and sampling are supported",
+    "penalty_alpha": "contrastive search is not supported",
+    "guidance_scale": "classifier-free guidance is not supported",
+    "prompt_lookup_num_tokens": "prompt lookup decoding is not supported",
+    "watermarking_config": "watermarks are not supported",
 }
-"""What is left out, and what is so instead."""
+"""Settings of a generation config that have no effect, and why."""
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     """Returns the tokens that end a text.
 
-    A fine-tune's tokenizer may end a turn with another than its base model's generation does.
+    A fine-tuned model's tokenizer may use another end token than its base model's config.
     """
     ends: set[int] = set()
     for said in (
@@ -34,17 +34,17 @@ def end_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(ends)
 
 
-def unkept(config: GenerationConfig) -> list[str]:
-    """Returns a line for each thing that the configuration asks for and is not done."""
+def unsupported(config: GenerationConfig) -> list[str]:
+    """Returns a line for each setting in the config that has no effect."""
     return [
-        f"{name}={value!r} of the model's configuration is left out: {instead}"
-        for name, instead in UNKEPT.items()
+        f"{name}={value!r} in the model's generation config is ignored: {instead}"
+        for name, instead in UNSUPPORTED.items()
         if (value := getattr(config, name, None)) not in (None, 1, 1.0)
     ]
 
 
 class Configured:
-    """The rules of one model, as transformers' own processors of scores."""
+    """The logits processors that transformers makes from one model's generation config."""
 
     def __init__(self, model: PreTrainedModel, ends: frozenset[int]) -> None:
         self._model = model
@@ -53,16 +53,17 @@ class Configured:
             do_sample=False,
             guidance_scale=None,
             eos_token_id=sorted(ends) or None,
-            # Asked for by each request.
+            # Each request sets its own.
             min_new_tokens=None,
         )
         model._prepare_special_tokens(self._config, device=model.device)
         self.is_needed = len(self._processors([0], begin=1, most=1)) > 0
 
     def rules(self, prompt: list[int], begin: Sequence[int], most: int) -> Processor | None:
-        """Returns what the configuration makes of each token's scores; None where it says nothing.
+        """Returns a function that changes the scores, or None if the config changes none.
 
-        `begin` is what the decoder reads before its text, of at most so many tokens.
+        `begin` are the tokens that the decoder reads first, and `most` is the maximum number of
+        new tokens.
         """
         if not self.is_needed:
             return None

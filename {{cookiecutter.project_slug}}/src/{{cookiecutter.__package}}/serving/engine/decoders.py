@@ -1,4 +1,4 @@
-"""Batches of requests for decoders: Llama, Qwen, GPT-2 and their like."""
+"""Batches of requests for decoders such as Llama, Qwen and GPT-2."""
 
 import math
 import threading
@@ -33,7 +33,7 @@ from .scores import TensorScores
 
 PAGE_TOKENS = 16
 STEP_TOKENS = 256
-"""Tokens that a step reads at the most, so that a long prompt holds nobody up for long."""
+"""The maximum number of tokens in a step, so that a long prompt does not delay the others."""
 START_SECONDS = 120
 STOP_SECONDS = 30
 
@@ -41,12 +41,12 @@ STOP_SECONDS = 30
 class DecoderBatch:
     """transformers' continuous batching: a request joins while others run.
 
-    Keys and values lie in pages of one cache of `cache_tokens` tokens, which all running
-    requests share; where it is full, the youngest wait. What is left of it holds the pages of
-    requests that have ended, and one that begins as they do goes on from there.
+    Keys and values are in pages of one cache of `cache_tokens` tokens, which all running
+    requests share. When it is full, the newest requests wait. Free space keeps the pages of
+    requests that have ended, for new requests with the same prefix.
 
     Raises:
-        GenerationError: the model cannot be batched in this way.
+        GenerationError: the model does not support continuous batching.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class DecoderBatch:
                 max_batch_tokens=max(STEP_TOKENS, running_requests),
                 max_requests_per_batch=running_requests,
                 per_request_processors=True,
-                scheduler_type=_Keeping.NAME,
-                # Each token is chosen by what its request says, outside of a graph.
+                scheduler_type=_GradualEviction.NAME,
+                # Tokens are sampled with each request's options, outside a graph.
                 use_cuda_graph=False,
                 use_async_batching=False,
             ),
         )
         self._manager.output_router = _Router(self._deliver)
         self._manager.logit_processor = _Sampler(self._end, self.cancel)
-        # A thread that a daemon starts is one too: else a process could not end before it.
+        # Started from a daemon thread, so that its own thread is one too and the process can exit.
         starter = threading.Thread(target=self._manager.start, daemon=True)
         starter.start()
         starter.join()
@@ -105,7 +105,7 @@ class DecoderBatch:
         self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
 
     def _wait_until_ready(self) -> None:
-        """The thread makes the cache, which not every model allows."""
+        """Waits until the thread has made the cache, which fails for some models."""
         deadline = time.monotonic() + START_SECONDS
         while self._manager.batch_processor is None:
             reason = self._manager.background_thread_status.fatal_error
@@ -124,7 +124,7 @@ class DecoderBatch:
 
 
 class _Router(OutputRouter):
-    """Hands tokens over in the thread that generates, before its next step."""
+    """Delivers tokens in the generation thread, before its next step."""
 
     def __init__(self, deliver: Callable[[GenerationOutput], None]) -> None:
         super().__init__()
@@ -135,17 +135,17 @@ class _Router(OutputRouter):
             self.deliver(output)
 
 
-class _Keeping(FIFOScheduler):
-    """Gives up no more of what ended requests have computed than is needed, the oldest first.
+class _GradualEviction(FIFOScheduler):
+    """Evicts only as many pages of ended requests as needed, the oldest first.
 
-    transformers would give up all of it.
+    transformers would evict all of them.
     """
 
     NAME = "keeping"
 
     def _try_to_meet_safety_margin(self) -> bool:
         cache = self.cache
-        # What a step may need at once: where it lacks that, transformers gives up all.
+        # The pages that a step may need. With fewer free pages, transformers evicts everything.
         step = math.ceil(cache.max_batch_tokens / PAGE_TOKENS) + self.max_requests_per_batch
         wanted = max(math.ceil(self.safety_margin * cache.num_blocks), step)
         pages = max(wanted - math.floor(cache.compute_free_capacity() * cache.num_blocks), 0)
@@ -160,14 +160,14 @@ class _Keeping(FIFOScheduler):
         return met
 
 
-SCHEDULER_MAPPING[_Keeping.NAME] = _Keeping
+SCHEDULER_MAPPING[_GradualEviction.NAME] = _GradualEviction
 
 
 class _Sampler(ContinuousBatchingLogitsProcessorList):
-    """Draws the next token of each request by numbers of its own.
+    """Samples the next token of each request with its own options.
 
-    transformers' own steps sort the vocabulary twice for each token and draw from all of it,
-    which took a CPU a quarter of each step, and know no seed.
+    The processors of transformers sort the whole vocabulary twice for each token, which took a
+    quarter of each step on a CPU, and do not support a seed.
     """
 
     def __init__(self, end: Sequence[int], cancel: Callable[[Request], None]) -> None:
@@ -179,7 +179,7 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
         self.do_processing = True
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
-        """There are none: the numbers come with the requests."""
+        """Does nothing, because the options come with the requests."""
 
     def prepare_tensor_args(
         self, requests_in_batch: list[FutureRequestState], arg_storage: torch.Tensor
@@ -198,10 +198,10 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
         scores: torch.Tensor,
         logits_processor_args: torch.Tensor,  # noqa: ARG002
     ) -> torch.Tensor:
-        """Leaves one token of each row, because transformers takes the best score."""
+        """Leaves one token in each row, because transformers takes the one with the best score."""
         rows = len(self._requests)
         if not rows:
-            # A step that reads a part of a long prompt alone, which no token follows yet.
+            # This step only reads part of a long prompt, so there is no next token yet.
             return scores
         picked = pick(self._requests, TensorScores(scores[:rows]), self._end)
         for request, token in zip(self._requests, picked, strict=True):

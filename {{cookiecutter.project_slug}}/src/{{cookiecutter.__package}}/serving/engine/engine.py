@@ -1,4 +1,4 @@
-"""Loads a model and streams its text, many requests at a time. Knows nothing of Ray and Gradio."""
+"""Loads a model and streams answers to many requests at a time. Imports neither Ray nor Gradio."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -20,23 +20,23 @@ from .loading import load, most_likely
 from .sampling import Sampling
 from .settings import EngineSettings, ModelLimits
 from .text import AnswerText
-from .thoughts import Thoughts, part_at
+from .thoughts import Thoughts, first_part
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 STEPS = ("batch queue", "prefill", "decode")
-"""What a request goes through in the batch."""
+"""The stages of a request in the batch."""
 
 
 class Engine:
     """One model in this process.
 
-    Decoders (GPT-2, Llama, …) and encoder-decoders (T5, …) are told apart by the
-    model's own config. Runs on a GPU where torch sees one.
+    Supports decoders (GPT-2, Llama, …) and encoder-decoders (T5, …), and reads the kind from
+    the model's config. Runs on a GPU if PyTorch finds one.
 
     Raises:
-        ModelError: the source holds no model that transformers can load.
+        ModelError: the source has no model that transformers can load.
     """
 
     def __init__(self, model: EngineSettings, limits: ModelLimits) -> None:
@@ -59,22 +59,22 @@ class Engine:
     ) -> AsyncGenerator[Piece | End, None]:
         """Yields the answer piece by piece, in whole characters.
 
-        Leaving the loop, or closing the iterator, ends the generation. A conversation that has
-        outgrown the context is read without its oldest messages, and the end says so.
+        Leaving the loop, or closing the iterator, stops the generation. If a conversation is
+        longer than the context, its oldest messages are dropped, and the `End` says how many.
 
         Raises:
             PromptError: the conversation cannot be read, or does not fit the model's context.
-            BusyError: as many requests as the limits allow are running or waiting.
-            GenerationError: the model gave up.
+            BusyError: the limits allow no more running or waiting requests.
+            GenerationError: the generation failed.
         """
         if self._requests >= self._limits.running_requests + self._limits.waiting_requests:
-            raise BusyError(f"{self.name} has too much to do. Try again in a moment.")
+            raise BusyError(f"{self.name} is busy. Try again in a moment.")
         text = AnswerText(self._prompts.vocabulary, self._end, options.stop)
         prompt, dropped = self._encode(messages, options)
-        thoughts = Thoughts(part_at(self._tokenizer, prompt))
+        thoughts = Thoughts(first_part(self._tokenizer, prompt))
         rules = self._rules(prompt, options.max_new_tokens)
         request = StreamedRequest(prompt, self._sampling(options), text.read, rules)
-        said, above, outcome = "", current_span(), "cancelled"
+        answer, above, outcome = "", current_span(), "cancelled"
         self._requests += 1
         self._batch.start(request)
         try:
@@ -83,18 +83,18 @@ class Engine:
             ) as arrivals:
                 async for _ in arrivals:
                     if text.complete:
-                        # At once, however long the reader takes for what is there.
+                        # Stop at once, even if the reader is slow to take the text so far.
                         self._batch.cancel(request)
                     if piece := text.take():
-                        for told in thoughts.tell(piece):
-                            said += "" if told.thought else told.text
-                            yield told
+                        for part in thoughts.tell(piece):
+                            answer += "" if part.thought else part.text
+                            yield part
             outcome = "done"
             rest = [*(thoughts.tell(piece) if (piece := text.take(last=True)) else ())]
-            for told in [*rest, *thoughts.rest()]:
-                said += "" if told.thought else told.text
-                yield told
-            self._keep(messages[-1], said, request.text)
+            for part in [*rest, *thoughts.rest()]:
+                answer += "" if part.thought else part.text
+                yield part
+            self._keep(messages[-1], answer, request.text)
             yield End("stop" if text.complete else "length", len(request.prompt), dropped)
         except GenerationError:
             outcome = "failed"
@@ -106,9 +106,9 @@ class Engine:
                 _trace(request, above, outcome)
 
     def check_health(self) -> None:
-        """Raises GenerationError when the thread that generates has ended."""
+        """Raises GenerationError if the generation thread has ended."""
         if not self._batch.is_running():
-            raise GenerationError(f"{self.name} generates no more")
+            raise GenerationError(f"the generation thread of {self.name} has ended")
 
     def stop(self) -> None:
         self._batch.stop()
@@ -116,7 +116,7 @@ class Engine:
     def _encode(
         self, messages: Sequence[Message], options: GenerationOptions
     ) -> tuple[list[int], int]:
-        """Returns the prompt, and how many messages it goes without."""
+        """Returns the prompt, and how many messages were dropped."""
         tokens, dropped = fitting(
             messages,
             self._room.beside(options.max_new_tokens),
@@ -124,21 +124,21 @@ class Engine:
             count=lambda text: len(self._prompts.vocabulary.encode(text)),
         )
         if not tokens:
-            raise PromptError(f"{self.name} reads nothing in this text. Write another.")
+            raise PromptError(f"{self.name} finds no tokens in this text. Enter another text.")
         self._room.check(self.name, len(tokens), options.max_new_tokens)
         if self._longest_answer is not None and options.max_new_tokens > self._longest_answer:
             raise PromptError(
-                f"{self.name} writes at most {self._longest_answer} tokens. Ask for fewer."
+                f"{self.name} can write at most {self._longest_answer} tokens. Ask for fewer."
             )
         return tokens, dropped
 
-    def _keep(self, last: Message, said: str, tokens: Sequence[int]) -> None:
-        """Keeps with which tokens an answer was written, for the turns that follow it."""
-        text, tokens = said, [token for token in tokens if token not in self._end]
+    def _keep(self, last: Message, answer: str, tokens: Sequence[int]) -> None:
+        """Stores the tokens of an answer, for the next turns."""
+        text, tokens = answer, [token for token in tokens if token not in self._end]
         if last.role == "assistant":
-            text = last.content + said
+            text = last.content + answer
             tokens = [*(self._written.tokens_of(last.content) or ()), *tokens]
-        # The prompt's own spaces stand around an answer.
+        # Prompts look up answers without outer spaces, so others would never be found.
         if text == text.strip() and self._prompts.is_plain(tokens, text):
             self._written.keep(text, tokens)
 
@@ -155,7 +155,7 @@ class Engine:
 
 
 def _trace(request: Request, above: "Span", outcome: str) -> None:
-    """Adds how long a request waited for the batch, was read and was written."""
+    """Adds spans for the time that a request waited, was read and was written."""
     began = [request.asked, request.admitted, request.first]
     for name, start, end in zip(STEPS, began, [*began[1:], None], strict=True):
         if start is not None:

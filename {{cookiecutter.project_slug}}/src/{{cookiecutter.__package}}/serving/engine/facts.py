@@ -1,19 +1,19 @@
-"""What a model's own configuration says about its texts."""
+"""The parts of a model's configuration that requests need."""
 
 from pydantic import BaseModel
 
 
 class Facts(BaseModel, frozen=True):
-    """What a request needs to know of a model, beside its tokenizer."""
+    """What a request needs to know about a model, besides its tokenizer."""
 
     ends: frozenset[int]
     """The tokens that end a text."""
     top_k: int | None
     positions: int | None
-    """Tokens that a decoder reads and writes in one text at the most; None where none is said."""
+    """The maximum number of tokens that a decoder reads and writes in one text, if known."""
     longest_answer: int | None
-    """Tokens that an encoder-decoder writes at the most; None where none is said."""
+    """The maximum number of tokens that an encoder-decoder writes, if known."""
     left_out: tuple[str, ...]
-    """Lines about what it asks for and is not done."""
+    """A line for each setting in the generation config that has no effect."""
     has_rules: bool
-    """Whether it changes scores, which is done by PyTorch."""
+    """Whether the generation config changes scores, which needs PyTorch."""

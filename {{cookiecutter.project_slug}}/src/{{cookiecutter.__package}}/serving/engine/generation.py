@@ -1,4 +1,4 @@
-"""What the engine asks of a model's batch, and what comes back."""
+"""The interface between the engine and a model's batch."""
 
 import asyncio
 import time
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import torch
 
 Processor = Callable[[list[int], "torch.Tensor"], "torch.Tensor"]
-"""Changes the scores, of shape [1, vocabulary], of the token that follows these."""
-NOT_FINITE = "the model's scores for this text are not finite"
+"""Changes the scores, of shape [1, vocabulary], for the token after the given ones."""
+NOT_FINITE = "the model's scores for this text are not finite numbers"
 
 
 class Request:
-    """One prompt in a batch, and the tokens that have come, which the batch's thread adds."""
+    """One prompt in a batch, and the tokens so far. The batch's thread adds them."""
 
     def __init__(
         self, prompt: list[int], sampling: Sampling, process: Processor | None = None
@@ -28,31 +28,31 @@ class Request:
         self.sampling = sampling
         self.process = process
         self.left = False
-        """Whether the reader has left, so that the rest is not wanted."""
+        """Whether the reader has left and needs no more tokens."""
         self.text: list[int] = []
         self.asked = time.time_ns()
         self.admitted: int | None = None
-        """When the batch began with it, in nanoseconds since 1970."""
+        """When the batch started it, in nanoseconds since 1970."""
         self.first: int | None = None
-        """When its first token came."""
+        """When its first token arrived, in nanoseconds since 1970."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Request":
-        # transformers copies what it begins again, because the cache had no room for it.
+        # transformers copies a request that it restarts when the cache was full.
         return self
 
     def add(self, tokens: list[int], *, ended: bool = False, failure: str | None = None) -> None:  # noqa: ARG002
-        """Adds tokens, and ends the request where nothing follows."""
+        """Adds tokens, and ends the request if it has ended or failed."""
         if tokens and self.first is None:
             self.first = time.time_ns()
         self.text += tokens
 
     def admit(self) -> None:
-        """Called when the batch begins with it. It may do so again, where room was lacking."""
+        """Called when the batch starts it, and again if it had to restart for lack of space."""
         if self.admitted is None:
             self.admitted = time.time_ns()
 
     def see(self, scores: Scores, row: int) -> None:
-        """Called with the model's scores of each next token, which are in that row."""
+        """Called with the scores for the next token. Those of this request are in `row`."""
 
     @property
     def received(self) -> int:
@@ -62,7 +62,7 @@ class Request:
 class StreamedRequest(Request):
     """A request that is made and read in an event loop.
 
-    `read` gets the tokens as they come, and returns whether no more are wanted.
+    `read` is called with the tokens as they arrive, and returns True to stop.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class StreamedRequest(Request):
         try:
             self._loop.call_soon_threadsafe(self._receive, tokens, ended, failure)
         except RuntimeError:
-            # The event loop is closed, and its reader with it.
+            # The event loop is closed, so nobody reads any more.
             self.left = True
 
     async def arrivals(self, pause: Callable[[], float]) -> AsyncGenerator[None, None]:
-        """Yields when tokens have been read: the first at once, then all of a pause together.
+        """Yields after new tokens: at once for the first ones, then after each pause.
 
         Raises:
-            GenerationError: the batch gave the request up.
+            GenerationError: the generation failed.
         """
         try:
             while True:
@@ -112,7 +112,7 @@ class StreamedRequest(Request):
             return
         try:
             complete = self._read(tokens)
-        except Exception as error:  # Else its reader would wait for ever.
+        except Exception as error:  # Otherwise the reader would wait forever.
             complete, failure = True, failure or f"{type(error).__name__}: {error}"
         self._failure = failure
         if complete or ended or failure is not None:
@@ -121,9 +121,9 @@ class StreamedRequest(Request):
 
 
 def pick(requests: Sequence[Request], scores: Scores, end: Sequence[int]) -> list[int | None]:
-    """Returns the next token of each request, whose scores are in the row of its place.
+    """Returns the next token of each request. Row `n` of the scores belongs to request `n`.
 
-    One whose scores are not finite fails, and None stands for its token.
+    A request whose scores are not finite fails, and its token is None.
     """
     for row, request in enumerate(requests):
         request.see(scores, row)
@@ -132,7 +132,7 @@ def pick(requests: Sequence[Request], scores: Scores, end: Sequence[int]) -> lis
         for row, request in enumerate(requests)
         if request.received < request.sampling.min_new_tokens
     ]
-    # First, since a configuration may force the last token.
+    # Before the processors, because a config may force the last token.
     scores.forbid(end, early)
     for row, request in enumerate(requests):
         if request.process is not None:
@@ -148,16 +148,16 @@ def pick(requests: Sequence[Request], scores: Scores, end: Sequence[int]) -> lis
 
 
 class Batch(Protocol):
-    """Generates for many requests at a time, in a thread of its own."""
+    """Generates for many requests at a time, in its own thread."""
 
     def start(self, request: Request) -> None:
-        """Lets the request join. Its tokens arrive until it ends or its reader has left."""
+        """Adds the request. Its tokens arrive until it ends or its reader leaves."""
 
     def cancel(self, request: Request) -> None:
-        """Takes the request out, within a step."""
+        """Removes the request within one step."""
 
     def is_running(self) -> bool:
-        """Whether the thread lives."""
+        """Whether the thread is alive."""
 
     def stop(self) -> None:
-        """Ends the thread, and with it what is still running."""
+        """Ends the thread, and all requests that are still running."""

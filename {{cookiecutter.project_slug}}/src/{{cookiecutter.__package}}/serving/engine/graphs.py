@@ -1,4 +1,4 @@
-"""Makes the graph of a decoder for OpenVINO's runtime, with weights in 8 bits, or 4 of a file."""
+"""Builds a decoder's graph for OpenVINO, with 8-bit weights, or 4-bit ones if a file has these."""
 
 import math
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .runtime import SAMPLED
 
 GROUP = 64
-"""Weights, along the input, that share a scale and a zero point."""
-LEAST_GROUP = 16
+"""How many weights, along the input, share a scale and a zero point."""
+MIN_GROUP = 16
 STEPS = 255
-"""Of the 8 bits, between the least and the largest weight of a group."""
+"""Steps between the smallest and the largest weight of a group, in 8 bits."""
 FOUR_GROUP = 32
-"""Weights that share a scale in files of 4 bits."""
+"""How many weights share a scale in 4-bit files."""
 FOUR_STEPS = 15
 FOUR_MIDDLE = 8
 FOUR_APART = FOUR_STEPS / STEPS / 2
-"""Steps of 4 bits that a weight may lie off: as much as 8 bits would move it."""
+"""How far a weight may be from a 4-bit step, in steps. Rounding to 8 bits would move it as far."""
 FOUR_SAMPLE = 1024
-"""Groups that are tried before all are."""
+"""How many groups to try before all others."""
 
 
 def graph_of(model: PreTrainedModel) -> ov.Model:
-    """Returns the graph, and leaves the model with the weights that the graph has.
+    """Returns the graph, and rounds the model's weights to those of the graph.
 
-    It keeps keys and values by itself, until it is compiled. `sampled` are the indices of tokens
-    whose scores it returns.
+    The graph stores keys and values itself until it is compiled. Its input `sampled` has the
+    indices of the tokens whose scores it returns.
     """
     config = model.config
     ids, places, mask, beams = (
@@ -66,7 +66,7 @@ def graph_of(model: PreTrainedModel) -> ov.Model:
 
 @dataclass
 class _Kept:
-    """Keys and values as the runtime keeps them, until its pass puts pages in their place."""
+    """Keys and values as states of the graph, until a pass of the runtime replaces them by pages."""
 
     beams: ov.Node
     sinks: list[ov.Node]
@@ -129,7 +129,7 @@ def _heads(states: ov.Node, heads: int, size: int) -> ov.Node:
 
 
 def _repeated(states: ov.Node, heads: int, shared: int, size: int) -> ov.Node:
-    """Gives each head of a query the keys that it shares with others."""
+    """Repeats keys or values for all query heads that share them."""
     if heads == shared:
         return states
     each = ops.unsqueeze(states, _integer(2))
@@ -141,7 +141,7 @@ def _repeated(states: ov.Node, heads: int, shared: int, size: int) -> ov.Node:
 
 
 def _angles(model: PreTrainedModel, places: ov.Node) -> tuple[ov.Node, ov.Node]:
-    """Returns cosines and sines of each token, of shape [1 or batch, 1, tokens, size]."""
+    """Returns the cosines and sines for each token, of shape [1 or batch, 1, tokens, size]."""
     rotary = model.model.rotary_emb
     frequencies = _numbers(rotary.inv_freq.float()[None, :, None])
     row = ops.convert(ops.unsqueeze(places, _integer(1)), "f32")
@@ -170,7 +170,7 @@ def _turned(states: ov.Node, angles: tuple[ov.Node, ov.Node], size: int) -> ov.N
 
 
 def _wide(mask: ov.Node) -> ov.Node:
-    """Returns a mask that the runtime's pass takes out again: pages know their order."""
+    """Returns a mask in the shape that the runtime's pass expects. The pass removes it."""
     return ops.unsqueeze(ops.convert(mask, "f32"), _integers(1, 2))
 
 
@@ -183,7 +183,7 @@ def _normed(norm: torch.nn.Module, states: ov.Node) -> ov.Node:
 
 
 def _linears(linears: Sequence[torch.nn.Linear], states: ov.Node) -> Sequence[ov.Output]:
-    """Multiplies with several matrices at once: one large product is faster than small ones."""
+    """Multiplies by several matrices at once, because one large product is faster."""
     product = _product(states, [linear.weight for linear in linears])
     if any(linear.bias is not None for linear in linears):
         biases = [
@@ -217,20 +217,20 @@ def _product(states: ov.Node, weights: Sequence[torch.nn.Parameter]) -> ov.Node:
 
 @dataclass
 class _Fours:
-    """Weights that a file keeps in 4 bits: each is scale * (code - zero) + rest."""
+    """Weights that a file stores in 4 bits. Each one is scale * (code - zero) + rest."""
 
     codes: torch.Tensor
-    """Of shape [rows, groups, weights of a group]; those below have one for each group."""
+    """Shape [rows, groups, weights in a group]. The fields below have one value for each group."""
     zero: torch.Tensor | None
-    """None is `FOUR_MIDDLE` for all: the runtime multiplies signed codes faster."""
+    """None if all are `FOUR_MIDDLE`: the runtime multiplies signed codes faster."""
     scale: torch.Tensor
     rest: torch.Tensor | None
-    """Of shape [rows, groups]: what zeros that lie between two codes leave."""
+    """Shape [rows, groups]: the offset if the zero point lies between two codes."""
 
 
 @torch.no_grad()
 def _fours_of(weights: Sequence[torch.nn.Parameter]) -> _Fours | None:
-    """Returns weights as 4 bits, and writes those into the model; None where 8 are better."""
+    """Returns the weights in 4 bits and writes them into the model, or None if 8 bits are needed."""
     columns = weights[0].shape[1]
     if columns % FOUR_GROUP:
         return None
@@ -259,7 +259,7 @@ def _fours_of(weights: Sequence[torch.nn.Parameter]) -> _Fours | None:
 
 
 def _scales_of(parts: torch.Tensor) -> torch.Tensor | None:
-    """Returns a scale for each group, by whose steps its weights lie apart; None where one has none."""
+    """Returns the step of each group's weights, or None if a group has no such step."""
     least = parts.amin(-1, keepdim=True)
     width = parts.amax(-1, keepdim=True) - least
     scales = torch.empty_like(least)
@@ -278,11 +278,11 @@ def _scales_of(parts: torch.Tensor) -> torch.Tensor | None:
 
 @torch.no_grad()
 def _weights(*weights: torch.nn.Parameter) -> ov.Node:
-    """Returns weights of 8 bits, and writes into the model what they stand for."""
+    """Returns the weights in 8 bits, and writes the rounded values into the model."""
     columns = weights[0].shape[1]
     rows = sum(len(weight) for weight in weights)
     group = math.gcd(GROUP, columns)
-    if group < LEAST_GROUP:
+    if group < MIN_GROUP:
         group = columns
     parts = torch.cat([weight.detach().float() for weight in weights]).reshape(rows, -1, group)
     least = parts.amin(-1, keepdim=True).clamp(max=0)
@@ -295,14 +295,14 @@ def _weights(*weights: torch.nn.Parameter) -> ov.Node:
 
 
 def _write(values: torch.Tensor, weights: Sequence[torch.nn.Parameter]) -> None:
-    """Writes into the model what the graph has."""
+    """Writes the values of the graph into the model."""
     joined = values.reshape(-1, weights[0].shape[1])
     for weight, part in zip(weights, joined.split([len(each) for each in weights]), strict=True):
         weight.copy_(part)
 
 
 def _decompressed(codes: ov.Node, zero: ov.Node | None, scale: torch.Tensor) -> ov.Node:
-    """Returns a matrix in the form by which the runtime knows to multiply with the codes."""
+    """Returns a matrix in the form that lets the runtime multiply by the codes directly."""
     node = ops.convert(codes, "f32")
     if zero is not None:
         node = ops.subtract(node, ops.convert(zero, "f32"))
@@ -318,7 +318,7 @@ def _in_4_bits(values: torch.Tensor, kind: ov.Type = ov.Type.u4) -> ov.Node:
     codes = (values.to(torch.int8) & 0xF).to(torch.uint8).flatten()
     if len(codes) % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
-    # A tensor over memory of numpy's would not keep it.
+    # A tensor over NumPy memory would not keep that memory alive.
     tensor = ov.Tensor(kind, ov.Shape(values.shape))
     tensor.data[:] = (codes[::2] | codes[1::2] << 4).numpy().view(tensor.data.dtype)
     return ops.constant(tensor)
@@ -326,7 +326,7 @@ def _in_4_bits(values: torch.Tensor, kind: ov.Type = ov.Type.u4) -> ov.Node:
 
 def _parameter(name: str, kind: ov.Type, shape: list[int]) -> ov.Node:
     parameter = ops.parameter(shape, kind)
-    # The pass finds them by this name.
+    # The pass finds the parameters by this name.
     parameter.set_friendly_name(name)
     parameter.get_output_tensor(0).set_names({name})
     return parameter

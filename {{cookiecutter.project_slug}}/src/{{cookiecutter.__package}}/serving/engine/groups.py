@@ -1,4 +1,4 @@
-"""Batches of requests over transformers' own cache, for any model: T5, BART, BLOOM, Mamba, …"""
+"""Batches of requests with the caches of transformers, for any model: T5, BART, BLOOM, Mamba, …"""
 
 import inspect
 import logging
@@ -20,28 +20,28 @@ logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 30
 STEP_TOKENS = 512
-"""Tokens of prompts that are read between two steps, so that nobody waits for long."""
-PAIRS_AT_ONCE = 2048**2
-"""Of the tokens of prompts that an encoder reads together."""
-MOST_PADDING = 512
-"""Tokens by which a row may be longer than another of its group."""
-ROOM = 1 << 20
+"""The maximum number of prompt tokens between two steps, so that running requests do not wait."""
+MAX_PAIRS = 2048**2
+"""The maximum number of token pairs that an encoder reads at once."""
+MAX_PADDING = 512
+"""How many tokens longer than another row of its group a row may be."""
+MAX_CACHE_LENGTH = 1 << 20
 
 
 class Joining(Enum):
     """Which rows of a model share its steps."""
 
-    ANY = "in groups that a request joins while they run"
-    ALIGNED = "in groups of requests that are equally far"
+    ANY = "in groups that requests join at any time"
+    ALIGNED = "in groups of requests of the same length"
     NONE = "one request at a time, in turns"
 
 
 class GroupedBatch:
-    """Groups of rows that are padded to one length.
+    """Groups of rows that are padded to the same length.
 
-    A decoder reads each prompt alone, so that no padding gets into its state. The row that
-    comes out of it joins a group, where the model allows it; groups take turns with each
-    token. An encoder-decoder reads together what waits together.
+    A decoder reads each prompt alone, so that no padding gets into its state. The resulting row
+    then joins a group if the model allows it. Groups take turns, one token at a time. An
+    encoder-decoder reads all waiting prompts together.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class GroupedBatch:
                 self._groups = _joined(group for group in self._groups if group.requests)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-            logger.exception("The generation ended")
+            logger.exception("The generation thread failed")
         finally:
             with self._changed:
                 self._stopping = True
@@ -101,12 +101,12 @@ class GroupedBatch:
                     request.add([], failure=failure)
 
     def _admit(self) -> bool:
-        """Starts groups of those who wait, and waits where there is nothing to do."""
+        """Starts groups for waiting requests, or waits if there are no requests."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._waiting or self._groups)
             self._waiting = [request for request in self._waiting if not request.left]
             admitted = self._waiting[: self._room()]
-            # They wait until their group is there: else its failure would not reach them.
+            # They stay in the waiting list until their group exists, so a failure reaches them.
             if admitted and not self._stopping:
                 for request in admitted:
                     request.admit()
@@ -117,7 +117,7 @@ class GroupedBatch:
             return not self._stopping
 
     def _room(self) -> int:
-        """Returns how many of those who wait may start now."""
+        """Returns how many waiting requests may start now."""
         running = [request for group in self._groups for request in group.requests]
         cached = sum(map(_most_tokens, running))
         read = 0
@@ -133,7 +133,7 @@ class GroupedBatch:
 
 
 class Group:
-    """Rows that share their steps. A row that has ended leaves, and the others go on."""
+    """Rows that share their steps. A row that has ended leaves, and the others continue."""
 
     def __init__(self, reader: "Reader", end: frozenset[int], requests: list[Request]) -> None:
         self.requests = requests
@@ -141,7 +141,7 @@ class Group:
         self._end = sorted(end)
         self._lengths = [0] * len(requests)
         self._state: dict[str, Any] = {}
-        """What the model hands from step to step: its cache, mostly."""
+        """What the model passes from step to step, usually its cache."""
         self._encoded: torch.Tensor | None = None
         self._mask: torch.Tensor | None = None
 
@@ -165,12 +165,12 @@ class Group:
         self._keep([not last for last in ended])
 
     def takes(self, other: "Group") -> bool:
-        """Whether the other's rows can go on in this group."""
+        """Whether this group can take over the rows of the other one."""
         lengths = [*self._lengths, *other._lengths]
         joining = self._reader.joining
         if not self._is_joinable() or not other._is_joinable() or joining is Joining.NONE:
             return False
-        return max(lengths) - min(lengths) <= (MOST_PADDING if joining is Joining.ANY else 0)
+        return max(lengths) - min(lengths) <= (MAX_PADDING if joining is Joining.ANY else 0)
 
     @torch.inference_mode()
     def join(self, other: "Group") -> None:
@@ -190,14 +190,14 @@ class Group:
         return [isinstance(state, Cache) for state in self._state.values()] == [True]
 
     def _read(self) -> torch.Tensor:
-        """Lets the model read what it has not yet, and returns the scores of what follows."""
+        """Lets the model read its new tokens, and returns the scores for the next ones."""
         reader = self._reader
         if reader.encodes and self._encoded is None:
             self._encoded, self._mask = reader.encode([each.prompt for each in self.requests])
         begins = [reader.begin(request) for request in self.requests]
         first = not self._state
         if first:
-            # All of it, at each step where the model keeps nothing.
+            # The whole text, in every step if the model has no cache.
             tokens = [
                 begin + request.text for begin, request in zip(begins, self.requests, strict=True)
             ]
@@ -211,7 +211,7 @@ class Group:
         return scores
 
     def _keep(self, wanted: Sequence[bool]) -> None:
-        """Takes the rows that are not wanted out of all tensors."""
+        """Removes the unwanted rows from all tensors."""
         if all(wanted):
             return
         rows = [row for row, wants in enumerate(wanted) if wants]
@@ -227,7 +227,7 @@ class Group:
 
 
 class Reader:
-    """Reads tokens with a model, as its `generate` does."""
+    """Runs a model on tokens, as its `generate` does."""
 
     def __init__(self, model: PreTrainedModel, joining: Joining) -> None:
         self.joining = joining
@@ -242,14 +242,14 @@ class Reader:
         self._encoder_output: type[ModelOutput] = ModelOutput
         self._placed = None
         if self.encodes and not self._places and joining is Joining.ANY:
-            self._placed = _place_by_row(model)
+            self._placed = _look_up_by_row(model)
 
     def begin(self, request: Request) -> list[int]:
-        """Returns what the decoder reads before it has written anything."""
+        """Returns the tokens that the decoder reads first."""
         return [first_token(self._model)] if self.encodes else request.prompt
 
     def encode(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns what the encoder makes of the prompts, and which of it is no padding."""
+        """Returns the encoder's output for the prompts, and a mask of what is not padding."""
         longest = max(len(prompt) for prompt in prompts)
         padding = self._model.config.pad_token_id or 0
         tokens = torch.full((len(prompts), longest), padding)
@@ -258,8 +258,8 @@ class Reader:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
             mask[row, : len(prompt)] = 1
         tokens, mask = tokens.to(self.device), mask.to(self.device)
-        # A few at a time where they are long: memory grows by the square.
-        encoder, rows = self._model.get_encoder(), max(PAIRS_AT_ONCE // longest**2, 1)
+        # Long prompts in small parts, because memory grows with the square of their length.
+        encoder, rows = self._model.get_encoder(), max(MAX_PAIRS // longest**2, 1)
         outputs = [
             encoder(input_ids=some, attention_mask=its_mask)
             for some, its_mask in zip(tokens.split(rows), mask.split(rows), strict=True)
@@ -275,9 +275,9 @@ class Reader:
         encoded: torch.Tensor | None = None,
         encoder_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Returns the scores of the next tokens, and the state after these.
+        """Returns the scores for the next tokens, and the new state.
 
-        All rows have equally many tokens, and `lengths` says how many were read before.
+        All rows have the same number of tokens. `lengths` are the numbers of earlier tokens.
         """
         model = self._model
         first = not state
@@ -298,7 +298,11 @@ class Reader:
             given["attention_mask"] = encoder_mask
         if first:
             model._prepare_cache_for_generation(
-                model.generation_config, given, GenerationMode.GREEDY_SEARCH, len(tokens), ROOM
+                model.generation_config,
+                given,
+                GenerationMode.GREEDY_SEARCH,
+                len(tokens),
+                MAX_CACHE_LENGTH,
             )
         inputs = model.prepare_inputs_for_generation(
             ids,
@@ -318,21 +322,21 @@ class Reader:
         return output.logits[:, -1].float(), state
 
 
-class Placed:
-    """The positions of the rows that a decoder reads next, where they differ."""
+class RowPositions:
+    """The positions of the rows in the decoder's next step, if they differ."""
 
     positions: torch.Tensor | None = None
 
 
-def _place_by_row(model: PreTrainedModel) -> Placed | None:
-    """Lets a decoder that learned its positions look them up for each row.
+def _look_up_by_row(model: PreTrainedModel) -> RowPositions | None:
+    """Makes a decoder with learned positions look them up for each row.
 
-    BART and its like count them from the length of the cache, which is the longest row's.
+    BART and similar models derive them from the length of the cache, which is the longest row's.
     """
     module = getattr(model.get_decoder(), "embed_positions", None)
     if module is None:
         return None
-    placed = Placed()
+    placed = RowPositions()
     usual = module.forward
     parameters = inspect.signature(usual)
 
@@ -357,7 +361,7 @@ def _place_by_row(model: PreTrainedModel) -> Placed | None:
 
 
 def first_token(model: PreTrainedModel) -> int:
-    """Returns what the decoder of an encoder-decoder reads first."""
+    """Returns the first token that the decoder of an encoder-decoder reads."""
     candidates = (
         model.generation_config.decoder_start_token_id,
         model.config.decoder_start_token_id,

@@ -1,4 +1,4 @@
-"""What a model reads of a long conversation, and what it has written of it."""
+"""Shortens long conversations, and remembers the tokens of answers."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ..protocol import Message
 
 STEPS = 4
-"""Into how many parts the room is divided for what is dropped."""
+"""The room is divided into this many parts, and whole parts are dropped."""
 
 
 def fitting(
@@ -15,13 +15,13 @@ def fitting(
     encode: Callable[[Sequence[Message]], list[int]],
     count: Callable[[str], int],
 ) -> tuple[list[int], int]:
-    """Returns the tokens of a conversation, and of how many of its oldest messages they say nothing.
+    """Returns the tokens of a conversation, and how many of its oldest messages were dropped.
 
-    What the system says stays, and so does the last question. Where these alone are too long,
-    their tokens are returned.
+    System messages and the last question always stay. If these alone are too long, their tokens
+    are returned.
 
-    A part of the room is dropped at once, so that the next turns begin like this one, and need not
-    be computed from their beginning.
+    A whole part of the room is dropped at once, so that the next turns start with the same tokens
+    and find these in the cache.
     """
     tokens, dropped = encode(messages), 0
     if len(tokens) <= room:
@@ -42,9 +42,9 @@ def fitting(
 
 
 def _cuts(messages: Sequence[Message], step: int, count: Callable[[str], int]) -> list[int]:
-    """Returns the questions from which on a conversation may be read.
+    """Returns the numbers of the questions at which a shortened conversation may start.
 
-    They depend on what comes before them alone, and so are the same in the next turn.
+    They depend only on earlier messages, so they are the same in the next turn.
     """
     cuts: list[int] = []
     before, reached, last = 0, 0, None
@@ -62,12 +62,12 @@ def _cuts(messages: Sequence[Message], step: int, count: Callable[[str], int]) -
 
 
 class Written:
-    """The tokens of a model's answers, of which its tokenizer may make others.
+    """The tokens of a model's answers. Encoding their text may give other tokens.
 
-    With these the next turn begins with what is in the cache.
+    With the original tokens, the next turn starts with those in the cache.
 
     Args:
-        most_tokens: that are kept, those that nobody read for the longest time the shortest.
+        most_tokens: how many to keep; the least recently used are removed first.
     """
 
     def __init__(self, most_tokens: int) -> None:

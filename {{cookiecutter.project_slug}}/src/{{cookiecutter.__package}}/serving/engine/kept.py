@@ -1,4 +1,4 @@
-"""Keeps a model's graph on disk, so that its next start neither rounds nor compares its weights."""
+"""Saves a model's graph on disk, so that the next start need not round and check it again."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from .runtime import Decoder, read_graph, release_file
 from .weights import in_one_line
 
 LOCK_SECONDS = 300
-"""How long one process waits for what another makes of the same model."""
+"""How long a process waits for another one that makes the graph of the same model."""
 GRAPH = "graph.xml"
 NUMBERS = "graph.bin"
 GENERATION = "generation.json"
@@ -38,28 +38,28 @@ class _File(BaseModel):
 
 
 class _Contents(BaseModel):
-    """What lies beside a graph, to tell whether it is whole and whose it is."""
+    """The list of files beside a graph, to check that it is complete and whose model it is of."""
 
     model: Path
-    """Where the model is that it was made of. It goes when that is gone."""
+    """The path of the model. The graph is removed when the model is gone."""
     files: Annotated[dict[str, _File], Field(min_length=3)]
 
 
-class KeptGraph:
-    """The graph of one model, in its place."""
+class SavedGraph:
+    """The saved graph of one model."""
 
     def __init__(self, name: str, place: Place) -> None:
         self._name = name
         self._place = place
         self.directory = place.directory
         self.damage = ""
-        """Why what is kept cannot be used."""
+        """Why the saved graph cannot be used."""
         self._can_be_kept = False
         self._draft: Path | None = None
-        """What is written and not checked."""
+        """The directory of a graph that is written but not yet checked."""
 
     def take(self) -> tuple[Decoder, Facts] | None:
-        """Returns the graph, compiled, and its model's facts; None where it has to be made."""
+        """Returns the compiled graph and its model's facts, or None if there is no usable graph."""
         if not self.directory.is_dir():
             return None
         try:
@@ -68,30 +68,30 @@ class KeptGraph:
             facts = Facts.model_validate_json((self.directory / FACTS).read_bytes())
             decoder = Decoder(read_graph(self.directory / GRAPH))
             decoder.warm_up()
-        except Exception as error:  # Of any kind: the runtime reads what lies there.
+        except Exception as error:  # The runtime may raise anything for a damaged file.
             self.damage = in_one_line(error)
             return None
         release_file(self.directory / NUMBERS)
         return decoder, facts
 
     def generation(self) -> GenerationConfig:
-        """Returns how the model generates, of what was taken."""
+        """Returns the generation config that was saved with the graph."""
         return GenerationConfig.from_dict(json.loads((self.directory / GENERATION).read_bytes()))
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Returns the tokenizer, of what was taken and needs no PyTorch."""
+        """Returns the tokenizer that was saved with the graph. It does not need PyTorch."""
         return _tokenizer(self.directory / TOKENIZER)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for others who make the same graph. What is made here and not kept goes."""
+        """Waits for other processes that make this graph. Removes an unsaved graph at the end."""
         lock = FileLock(self._place.above / f"{self._place.prefix}.lock")
         try:
             self._place.above.mkdir(parents=True, exist_ok=True)
             self._acquire(lock)
             self._can_be_kept = True
-        except OSError as error:  # A timeout is one too.
-            self._say_unkept(error)
+        except OSError as error:  # Includes a timeout of the lock.
+            self._warn_unsaved(error)
         try:
             yield
         finally:
@@ -105,10 +105,10 @@ class KeptGraph:
         generation: GenerationConfig,
         tokenizer: PreTrainedTokenizerBase,
     ) -> Decoder:
-        """Compiles a new graph: out of files where it can be kept, so that memory has it once."""
+        """Compiles a new graph, from files if possible, so that it is in memory only once."""
         if self.damage:
             logger.warning(
-                "%s: %s cannot be used and is made anew: %s",
+                "%s: the graph in %s cannot be used and is made again: %s",
                 self._name,
                 self.directory,
                 self.damage,
@@ -117,13 +117,13 @@ class KeptGraph:
             try:
                 self._draft = self._write(graph, facts, generation, tokenizer)
                 graph = read_graph(self._draft / GRAPH)
-            except Exception as error:  # Of any kind: the runtime has its own.
-                self._say_unkept(error)
+            except Exception as error:  # The runtime has its own kinds.
+                self._warn_unsaved(error)
                 self._drop()
         return Decoder(graph)
 
     def keep(self) -> None:
-        """Keeps what was written, in the place of what other versions left."""
+        """Saves the written graph, and removes those of other versions."""
         if self._draft is None:
             return
         release_file(self._draft / NUMBERS)
@@ -132,10 +132,10 @@ class KeptGraph:
                 shutil.rmtree(other)
             self._draft.replace(self.directory)
         except OSError as error:
-            self._say_unkept(error)
+            self._warn_unsaved(error)
             return
         self._draft = None
-        logger.info("%s: what was made is kept in %s", self._name, self.directory)
+        logger.info("%s: saved its graph in %s", self._name, self.directory)
 
     def _write(
         self,
@@ -144,10 +144,10 @@ class KeptGraph:
         generation: GenerationConfig,
         tokenizer: PreTrainedTokenizerBase,
     ) -> Path:
-        # What a process left when it was killed, since this one has the lock.
+        # Left by a process that was killed. This process has the lock.
         for left in self._place.above.glob(f"{self._place.prefix}.{UNFINISHED}*"):
             shutil.rmtree(left)
-        # Nobody else may read in it.
+        # Only this user can read the directory.
         prefix = f"{self._place.prefix}.{UNFINISHED}"
         draft = Path(tempfile.mkdtemp(dir=self._place.above, prefix=prefix))
         self._draft = draft
@@ -178,7 +178,7 @@ class KeptGraph:
             lock.acquire(timeout=0)
         except TimeoutError:
             logger.info(
-                "%s: another process makes its graph; waiting for it, %s seconds at most",
+                "%s: another process is making its graph. Waiting for it, for up to %s seconds",
                 self._name,
                 LOCK_SECONDS,
             )
@@ -187,7 +187,7 @@ class KeptGraph:
     def _outdated(self) -> Iterator[Path]:
         """Yields graphs of other versions of this model, and of models that are gone.
 
-        One for another kind of CPU stays: it may be in use on another machine.
+        Graphs for other kinds of CPU stay, because other machines may use them.
         """
         for each in self._place.above.iterdir():
             if not each.is_dir() or each == self._draft:
@@ -198,10 +198,10 @@ class KeptGraph:
             elif (contents := _contents(each)) is not None and not contents.model.exists():
                 yield each
 
-    def _say_unkept(self, error: Exception) -> None:
+    def _warn_unsaved(self, error: Exception) -> None:
         logger.warning(
-            "%s: its graph is not kept in %s (%s), so that each start makes it. Make that "
-            "directory writable, or let HF_HOME name another.",
+            "%s: its graph cannot be saved in %s (%s), so every start makes it again. Make that "
+            "directory writable, or set HF_HOME to another one.",
             self._name,
             self._place.above,
             in_one_line(error),
@@ -209,13 +209,13 @@ class KeptGraph:
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    # Not AutoTokenizer, which imports PyTorch to find a class.
+    # AutoTokenizer would import PyTorch to find the class.
     tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory)
     return tokenizer
 
 
 def _nature(tokenizer: PreTrainedTokenizerFast) -> tuple[object, ...]:
-    """Returns what tells tokenizers apart: a class of its own may do more than its files say."""
+    """Returns values that differ if tokenizers do: a special class may do more than its files."""
     tokens = tokenizer(SAMPLE)["input_ids"]
     return (
         tokenizer.backend_tokenizer.to_str(),
@@ -228,9 +228,9 @@ def _nature(tokenizer: PreTrainedTokenizerFast) -> tuple[object, ...]:
 
 
 def _check_owner(directory: Path) -> None:
-    """Refuses what another user wrote: the runtime would run what stands there."""
+    """Refuses files of another user, because the runtime would run their content."""
     if directory.stat().st_uid not in {0, os.geteuid()}:
-        raise PermissionError("another user wrote it")
+        raise PermissionError("it belongs to another user")
 
 
 def _check_files(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Makes a model ready to answer: without PyTorch where its graph is kept, else with it."""
+"""Loads a model: from its saved graph without PyTorch, or else with PyTorch."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ..telemetry.logs import logger
 from .facts import Facts
 from .generation import Batch, Processor
 from .machine import has_pytorch, may_have_gpu
-from .places import KEPT_FOR, lacks_pytorch, place_of
+from .places import GRAPH_DTYPES, lacks_pytorch, place_of
 from .prompts import PromptEncoder
 from .room import DecoderSize, Room, decoder_room
 from .settings import EngineSettings, ModelLimits
@@ -21,15 +21,15 @@ from .weights import Weights, in_one_line, locate
 if TYPE_CHECKING:
     from .runtime import Decoder
 
-CONTINUOUS = "in one batch that a request joins while others run"
+CONTINUOUS = "in one batch that requests join at any time"
 
 Rules = Callable[[list[int], int], Processor | None]
-"""What a model's configuration makes of the scores after a prompt, for so many tokens at most."""
+"""Takes a prompt and the maximum number of new tokens. Returns how the config changes scores."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that answers, and what a request needs to know of it."""
+    """A loaded model, with everything that a request needs."""
 
     batch: Batch
     tokenizer: PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class Loaded:
     facts: Facts
     room: Room
     cache_tokens: int
-    """Which all requests share; 0 where each has memory of its own."""
+    """Size of the cache that all requests share, or 0 if each one has its own."""
     rules: Rules
 
 
@@ -45,17 +45,17 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
     """Loads a model.
 
     Raises:
-        ModelError: the source holds none that transformers can load, or none that can be served.
+        ModelError: the source has no model that transformers can load and this engine can serve.
     """
     weights = locate(settings)
     try:
         loaded = None
-        if settings.dtype in KEPT_FOR and not may_have_gpu():
-            loaded = _as_kept(settings, limits, weights)
+        if settings.dtype in GRAPH_DTYPES and not may_have_gpu():
+            loaded = _from_saved_graph(settings, limits, weights)
         if loaded is None and not has_pytorch():
             raise lacks_pytorch(settings)
         if loaded is None:
-            # Here, because it imports PyTorch.
+            # Imported here because it imports PyTorch.
             from .plain import load_with_pytorch
 
             loaded = load_with_pytorch(settings, limits, weights)
@@ -73,17 +73,19 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
     return loaded
 
 
-def _as_kept(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded | None:
-    """Returns None where no graph is kept, or PyTorch is needed beside it."""
+def _from_saved_graph(
+    settings: EngineSettings, limits: ModelLimits, weights: Weights
+) -> Loaded | None:
+    """Loads a saved graph. Returns None if there is none, or if the model also needs PyTorch."""
     place = place_of(settings.source, weights)
     if place.needs_pytorch():
         return None
-    # They import the runtime, which other models do without.
-    from .kept import KeptGraph
-    from .runtime import give_memory_back
+    # Imported here because other models do not need the runtime.
+    from .kept import SavedGraph
+    from .runtime import return_freed_memory
 
-    give_memory_back()
-    kept = KeptGraph(settings.name, place)
+    return_freed_memory()
+    kept = SavedGraph(settings.name, place)
     taken = kept.take()
     if taken is None:
         if not has_pytorch():
@@ -94,10 +96,10 @@ def _as_kept(settings: EngineSettings, limits: ModelLimits, weights: Weights) ->
     tokenizer = kept.tokenizer()
     prompts = PromptEncoder(settings, tokenizer, can_continue=True)
     loaded = paged(settings, limits, decoder, tokenizer, prompts, facts, lambda *_: None)
-    logger.info("%s runs %s, in int8, as it was kept.", settings.name, CONTINUOUS)
+    logger.info("%s runs %s, in int8, from its saved graph.", settings.name, CONTINUOUS)
     if place.is_of_another_cpu:
         logger.warning(
-            "%s: its graph was compared with PyTorch's scores on another kind of CPU, not on this.",
+            "%s: its graph was checked against PyTorch on another kind of CPU, not on this one.",
             settings.name,
         )
     return loaded
@@ -112,7 +114,7 @@ def paged(
     facts: Facts,
     rules: Rules,
 ) -> Loaded:
-    """Starts the batch of a graph."""
+    """Starts the batch for a graph."""
     from .paged import PagedBatch
 
     positions = math.inf if facts.positions is None else facts.positions
@@ -123,7 +125,7 @@ def paged(
 
 
 def most_likely(settings: EngineSettings, facts: Facts) -> int:
-    """Returns of how many tokens one is drawn, where a request says nothing."""
+    """Returns the default top_k: the setting, or else the model's own."""
     if "top_k" in settings.model_fields_set:
         return settings.top_k
     return min(facts.top_k or MOST_TOP_K, MOST_TOP_K)

@@ -1,4 +1,4 @@
-"""What this machine has for models: the instructions of its CPU, and PyTorch."""
+"""Detects what this machine can use: the features of its CPU, PyTorch and a GPU."""
 
 import importlib.metadata
 import sys
@@ -8,29 +8,29 @@ from pathlib import Path
 CPU = Path("/proc/cpuinfo")
 {% if cookiecutter.deploy != "local" and cookiecutter.models == "bundled" and cookiecutter.accelerator == "cpu" %}
 SYNC_PYTORCH = (
-    "Run `uv sync --group pytorch`; for an image, take the step with `--no-group pytorch` out of "
-    "its Dockerfile."
+    "Run `uv sync --group pytorch`. In an image, remove the step with `--no-group pytorch` from "
+    "the Dockerfile."
 )
 {% else %}
 SYNC_PYTORCH = "Run `uv sync --group pytorch`."
 {% endif %}
-"""What to do where PyTorch is missing."""
+"""What to do if PyTorch is missing."""
 
 
 def cpu_features() -> frozenset[str]:
-    """Returns what Linux calls the instructions of this CPU; elsewhere none."""
+    """Returns the CPU's feature flags on Linux, and nothing on other systems."""
     lines = CPU.read_text("ascii").splitlines() if CPU.is_file() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return frozenset(flags.partition(":")[2].split())
 
 
 def has_pytorch() -> bool:
-    """Whether PyTorch is installed. It is not imported."""
+    """Whether PyTorch is installed. Does not import it."""
     return find_spec("torch") is not None
 
 
 def may_have_gpu() -> bool:
-    """Whether PyTorch may see a GPU. It is not asked where it is built for none."""
+    """Whether PyTorch may find a GPU. Does not import a build without GPU support."""
     if not has_pytorch() or sys.platform == "darwin":
         return False
     if importlib.metadata.version("torch").endswith("+cpu"):

@@ -1,4 +1,4 @@
-"""One batch over a graph of OpenVINO's runtime, whose keys and values lie in pages."""
+"""Continuous batching over an OpenVINO graph, with keys and values in pages."""
 
 import hashlib
 import logging
@@ -16,22 +16,22 @@ from .scores import ArrayScores
 logger = logging.getLogger(__name__)
 
 STEP_TOKENS = 256
-"""Tokens that a step reads at the most, so that a long prompt holds nobody up for long."""
+"""The maximum number of tokens in a step, so that a long prompt does not delay the others."""
 STOP_SECONDS = 30
 
 
 @dataclass(eq=False)
 class _Row:
-    """A request, and how far it is."""
+    """A request and its progress."""
 
     request: Request
     tokens: list[int]
-    """Its prompt and its text."""
+    """The prompt and the new tokens."""
     read: int = 0
-    """Tokens whose keys and values are in its pages."""
+    """How many tokens have their keys and values in the pages."""
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
-    """What names each page that is full of its tokens."""
+    """The digest of each full page."""
 
     @property
     def unread(self) -> int:
@@ -39,11 +39,11 @@ class _Row:
 
 
 class PagedBatch:
-    """Requests join and leave while others run, and each step reads tokens of all of them.
+    """Continuous batching: requests join and leave at any step, and each step reads all of them.
 
-    Their pages come out of one cache. Where it is full, those who wait go on waiting, and the
-    youngest that runs gives its pages up and goes on later from where it was. Pages of requests
-    that have ended stay for those that begin as they do, until others need them.
+    Their pages are in one cache. When it is full, waiting requests keep waiting, and the newest
+    running request gives up its pages and resumes later. Pages of requests that have ended stay
+    for requests with the same prefix, until their space is needed.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PagedBatch:
                 self._step()
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-            logger.exception("The generation ended")
+            logger.exception("The generation thread failed")
         finally:
             with self._changed:
                 self._stopping = True
@@ -99,7 +99,7 @@ class PagedBatch:
                     request.add([], failure=failure)
 
     def _receive(self) -> bool:
-        """Takes in those who have come, and waits where there is nothing to do."""
+        """Moves new requests to the waiting ones, or waits if there are no requests."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._stopping or self._arrived or self._waiting or self._running
@@ -109,7 +109,7 @@ class PagedBatch:
             return not self._stopping
 
     def _step(self) -> None:
-        """Reads the next tokens of all that run, and gives those that are read one more."""
+        """Reads the next tokens of all running rows, and adds a token to those that are fully read."""
         for row in [row for row in self._running if row.request.left]:
             self._leave(row)
         self._waiting = deque(row for row in self._waiting if not row.request.left)
@@ -147,7 +147,7 @@ class PagedBatch:
                 request.add([token], ended=last)
 
     def _admit(self) -> None:
-        """Lets those who wait run, in their order, while there are pages for what they read."""
+        """Starts waiting rows, in order, while there are enough pages for their tokens."""
         while self._waiting and len(self._running) < self._running_requests:
             row = self._waiting[0]
             self._share(row)
@@ -159,7 +159,7 @@ class PagedBatch:
             row.request.admit()
 
     def _share(self, row: _Row) -> None:
-        """Gives a row the pages that begin as it does. Its last token is read in any case."""
+        """Gives a row the cached pages of its prefix. Its last token must be read anyway."""
         size = self._decoder.page_tokens
         for number in range((len(row.tokens) - 1) // size):
             digest = _digest(row, number, size)
@@ -171,9 +171,9 @@ class PagedBatch:
             row.read += size
 
     def _plan(self) -> list[tuple[_Row, int]]:
-        """Returns what the step reads: one token of each text, and of prompts what is left."""
+        """Returns what the step reads: one token of each text, and prompts in the remaining space."""
         writing = sum(row.unread == 1 for row in self._running)
-        # However many write, those who come are read.
+        # At least one page of prompts, however many rows write.
         left = max(STEP_TOKENS - writing, self._decoder.page_tokens)
         wanted: list[tuple[_Row, int]] = []
         for row in self._running:
@@ -183,12 +183,12 @@ class PagedBatch:
         return [
             (row, count)
             for row, count in wanted
-            # The youngest may have given its pages up for an older one.
+            # The newest row may have given up its pages for an older one.
             if count and row in self._running and self._has_pages(row, row.read + count)
         ]
 
     def _has_pages(self, row: _Row, tokens: int) -> bool:
-        """Gives a row pages for so many tokens, for which the youngest may have to wait."""
+        """Gives a row enough pages for its tokens. The newest row may have to give up its own."""
         while len(row.pages) < self._pages_of(tokens):
             page = self._pages.take()
             if page is not None:
@@ -202,7 +202,7 @@ class PagedBatch:
         return True
 
     def _name(self, row: _Row) -> None:
-        """Lets others find the pages that are full now."""
+        """Makes full pages available to other rows."""
         size = self._decoder.page_tokens
         for number in range(len(row.digests), row.read // size):
             digest = _digest(row, number, size)
@@ -223,7 +223,7 @@ class PagedBatch:
 
 
 class Pages:
-    """Which pages are in use, and by how many; and what those hold that nobody uses."""
+    """The use of the pages: by how many rows, and the content of those that are no longer used."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -232,14 +232,14 @@ class Pages:
         self._names: dict[int, bytes] = {}
         self._named: dict[bytes, int] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()
-        """Pages that nobody uses and somebody may find; those first that ended first."""
+        """Unused pages that can still be found by their digest, the oldest first."""
 
     @property
     def available(self) -> int:
         return len(self._free) + len(self._kept)
 
     def take(self) -> int | None:
-        """Returns a page that nobody uses, what is in it being given up; None where all are used."""
+        """Returns an unused page and drops its content, or returns None if all are in use."""
         if self._free:
             page = self._free.pop()
         elif self._kept:
@@ -251,7 +251,7 @@ class Pages:
         return page
 
     def find(self, digest: bytes) -> int | None:
-        """Returns the page of that name, for one more user."""
+        """Returns the page with that digest and adds a user, or returns None."""
         page = self._named.get(digest)
         if page is not None:
             self._kept.pop(page, None)
@@ -259,13 +259,13 @@ class Pages:
         return page
 
     def name(self, page: int, digest: bytes) -> None:
-        """Names a page by what is in it. Of two that hold the same, the first is found."""
+        """Stores the digest of a page's content. Of two equal pages, the first one is found."""
         if digest not in self._named:
             self._named[digest] = page
             self._names[page] = digest
 
     def release(self, pages: Sequence[int]) -> None:
-        """Takes one user from each. The end of a text is given up before what it begins with."""
+        """Removes one user from each page. The end of a text is evicted before its beginning."""
         for page in reversed(pages):
             self._users[page] -= 1
             if self._users[page]:
@@ -277,7 +277,7 @@ class Pages:
 
 
 def _digest(row: _Row, number: int, size: int) -> bytes:
-    """Returns a name for a page of a text, in which all that comes before it counts."""
+    """Returns a digest of a page's tokens and of all tokens before it."""
     before = row.digests[number - 1] if number else b""
     tokens = row.tokens[number * size : (number + 1) * size]
     return hashlib.sha256(before + np.array(tokens, np.int64).tobytes()).digest()

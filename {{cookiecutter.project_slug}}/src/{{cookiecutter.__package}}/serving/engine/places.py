@@ -1,6 +1,6 @@
-"""Where the graph of a model is kept, and which models run without PyTorch.
+"""Decides where a model's graph is saved, and whether it runs without PyTorch.
 
-A start asks it before Ray does, so it imports neither the runtime nor transformers.
+It runs before Ray starts, so it imports neither the runtime nor transformers.
 """
 
 import hashlib
@@ -21,37 +21,36 @@ from .settings import EngineSettings
 from .weights import Weights, locate
 
 FORMAT = "int8"
-KEPT_FOR = {"auto", "int8"}
-"""What a model's `dtype` is where it runs as a graph."""
+GRAPH_DTYPES = {"auto", "int8"}
+"""The values of `dtype` with which a model may run as a graph."""
 FACTS = "facts.json"
 TOKENIZER = "tokenizer"
 SOURCES = [f"{name}.py" for name in ("checks", "facts", "graphs", "paged", "runtime")]
-"""What makes, runs and checks a graph: after a change of theirs, it is made anew."""
-# Without PyTorch, which reads the weights that are rounded: of it nothing is in a graph, and where
-# it is left out, it has no version.
+"""The modules that make, run and check a graph. If one changes, the graph is made again."""
+# Not PyTorch, which only reads the weights. No part of it is in a graph, and it may not be installed.
 PACKAGES = ["openvino", "transformers"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the graph of one model is kept."""
+    """The paths for the graph of one model."""
 
     above: Path
     prefix: str
-    """Begins the name of each graph of this model."""
+    """The prefix of the names of all graphs of this model."""
     made_by: str
-    """Begins the name of each that this version of the project has made of these files."""
+    """The prefix for graphs that this version of the project makes from these files."""
     directory: Path
-    """For this kind of CPU; without PyTorch, which would make it, for any."""
+    """The graph for this kind of CPU. Without PyTorch, which is needed to make one, for any kind."""
     model: Path
-    """Where the model itself is."""
+    """The path of the model itself."""
 
     @property
     def is_of_another_cpu(self) -> bool:
         return self.directory.name != f"{self.made_by}.{_cpu()}"
 
     def needs_pytorch(self) -> bool:
-        """Whether there is no graph that runs by itself. It may yet be damaged."""
+        """Whether there is no graph that runs without PyTorch. Does not check it for damage."""
         try:
             facts = Facts.model_validate_json((self.directory / FACTS).read_bytes())
         except (OSError, ValidationError):
@@ -60,7 +59,7 @@ class Place:
 
 
 def place_of(source: str, weights: Weights) -> Place:
-    """Returns where the graph of a model with this source is, or would be."""
+    """Returns the paths for the graph of a model, whether it exists or not."""
     model = weights.directory.absolute() / (weights.gguf_file or "")
     above = Path(HF_HOME) / "converted" / FORMAT
     label = re.sub(r"[^A-Za-z0-9]+", "-", source)[-40:].strip("-")
@@ -73,20 +72,20 @@ def place_of(source: str, weights: Weights) -> Place:
 
 
 def check_model(settings: EngineSettings) -> None:
-    """Finds a model that this machine is going to load, and downloads it first where that is needed.
+    """Finds a model that this machine will load, and downloads it if necessary.
 
     Raises:
-        ModelError: there is none, or it needs PyTorch, and that is not installed.
+        ModelError: there is no such model, or it needs PyTorch, which is not installed.
     """
     weights = locate(settings)
     if has_pytorch():
         return
-    if settings.dtype not in KEPT_FOR or place_of(settings.source, weights).needs_pytorch():
+    if settings.dtype not in GRAPH_DTYPES or place_of(settings.source, weights).needs_pytorch():
         raise lacks_pytorch(settings)
 
 
 def lacks_pytorch(settings: EngineSettings, reason: str = "") -> ModelError:
-    """Returns what to raise for a model that cannot be loaded without PyTorch."""
+    """Returns the error for a model that cannot be loaded without PyTorch."""
     return ModelError(
         f"Model {settings.name!r}: {settings.source!r} needs PyTorch, which is not installed here"
         f"{reason and f' ({reason})'}. {SYNC_PYTORCH}"
@@ -94,19 +93,19 @@ def lacks_pytorch(settings: EngineSettings, reason: str = "") -> ModelError:
 
 
 def _cpu() -> str:
-    # What another kind of CPU computes may differ, so each checks its own.
+    # Another kind of CPU may compute other scores, so each kind checks its own graph.
     return _digest(platform.machine(), platform.processor(), sorted(cpu_features()))
 
 
 def _makers() -> list[str]:
-    """Names what a graph depends on beside its model."""
+    """Returns the versions of everything that a graph depends on, besides its model."""
     here = Path(__file__).parent
     sources = [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in SOURCES]
     return [*sources, *(f"{package} {version(package)}" for package in PACKAGES)]
 
 
 def _files(weights: Weights) -> str | list[tuple[str, int, int]]:
-    """Tells one version of a model's files from another."""
+    """Returns a value that identifies the version of a model's files."""
     if weights.commit is not None:
         return weights.commit
     files = [weights.directory / weights.gguf_file] if weights.gguf_file else []

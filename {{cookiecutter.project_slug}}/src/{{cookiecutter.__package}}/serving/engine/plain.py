@@ -1,4 +1,4 @@
-"""Loads a model with PyTorch, and finds how to run it so that it writes what it would by itself."""
+"""Loads a model with PyTorch, and finds the fastest batch with the scores of the plain model."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from transformers import (
 from ..protocol import ModelError
 from ..telemetry.logs import logger
 from .checks import LONGEST_PROMPT, NEW_TOKENS, difference, prompts_of, quiet
-from .configured import Configured, end_tokens, unkept
+from .configured import Configured, end_tokens, unsupported
 from .decoders import DecoderBatch
 from .facts import Facts
 from .families import refusal
@@ -36,19 +36,19 @@ from .vocabulary import load_tokenizer
 from .weights import Weights, in_one_line
 
 if TYPE_CHECKING:
-    from .kept import KeptGraph
+    from .kept import SavedGraph
     from .runtime import Decoder
 
-# oneDNN would keep its code for each number of tokens that it has computed at once, which
-# takes more than 100 MB after some hundred requests and makes nothing faster.
+# oneDNN would cache code for each batch size that it has seen, which takes over 100 MB after a few
+# hundred requests and makes nothing faster.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 def load_with_pytorch(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded:
-    """Makes a graph of the model where it may run in 8 bits, else runs it as PyTorch does.
+    """Makes a graph of the model if it can run in 8 bits, or else runs it with PyTorch.
 
     Raises:
-        ModelError: neither is possible, or the settings ask for 8 bits, which are not.
+        ModelError: neither is possible, or the settings require 8 bits and that is not possible.
     """
     asked = settings.dtype
     if asked == "int8" or (asked == "auto" and not torch.cuda.is_available()):
@@ -57,10 +57,10 @@ def load_with_pytorch(settings: EngineSettings, limits: ModelLimits, weights: We
             return made
         if asked == "int8":
             raise ModelError(
-                f"Model {settings.name!r}: {settings.source!r} does not run in int8: {made}. "
-                "Leave `dtype` out, or choose another."
+                f"Model {settings.name!r}: {settings.source!r} cannot run in int8: {made}. "
+                "Remove `dtype`, or choose another one."
             )
-        logger.info("%s does not run in int8: %s", settings.name, made)
+        logger.info("%s cannot run in int8: %s", settings.name, made)
     plain = PlainModel.load(settings, weights, _dtype(asked))
     loaded = _checked(plain, limits)
     logger.info("%s: in %s", settings.name, plain.model.dtype)
@@ -68,7 +68,7 @@ def load_with_pytorch(settings: EngineSettings, limits: ModelLimits, weights: We
 
 
 class PlainModel:
-    """A model and its tokenizer, as transformers has them."""
+    """A model and its tokenizer, as transformers loads them."""
 
     def __init__(
         self, settings: EngineSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ class PlainModel:
             ends=ends,
             top_k=model.generation_config.top_k,
             longest_answer=_counted(longest_answer(model)),
-            left_out=tuple(unkept(model.generation_config)),
+            left_out=tuple(unsupported(model.generation_config)),
             has_rules=self.configured.is_needed,
             positions=None if self.encodes else _counted(decoder_size(model).positions),
         )
@@ -133,21 +133,21 @@ class PlainModel:
         )
 
     def _rooms(self, limits: ModelLimits) -> tuple[Room, int | None]:
-        """Returns the room for one text, and for a decoder how many tokens its cache holds."""
+        """Returns the room for one text, and the size of a decoder's cache in tokens."""
         says = self.tokenizer.model_max_length
         if self.encodes:
             return encoder_room(self.model, limits, says), None
         return decoder_room(self.name, decoder_size(self.model), limits, says)
 
     def differs(self, loaded: Loaded, attention: str, dtype: torch.dtype) -> str | None:
-        """Returns how a batch that computes in this format differs from the plain model."""
+        """Returns how a batch in this format differs from the plain model, or None."""
         longest = max(min(loaded.room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
         prompts = [
             (prompt, self.rules(prompt, NEW_TOKENS))
             for prompt in prompts_of(self.tokenizer, longest)
         ]
-        # In a thread that ends, and takes its OpenMP threads with it. If they stayed, there
-        # would be more than processors, and each would sleep after every operation.
+        # In a thread that ends, so that its OpenMP threads end too. Otherwise there would be more
+        # threads than processors, and each would sleep after every operation.
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(
                 difference, self.model, loaded.batch, prompts, attention, dtype
@@ -155,23 +155,23 @@ class PlainModel:
 
 
 def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded | str:
-    """Returns the model with weights in 8 bits, or why there is none."""
+    """Returns the model with 8-bit weights, or the reason why that is not possible."""
     if torch.cuda.is_available():
-        return "it is for a CPU, and there is a GPU"
+        return "int8 is for CPUs, and this machine has a GPU"
     config = AutoConfig.from_pretrained(weights.directory, **_options(weights))
     refused = refusal(config)
     if refused is not None:
         return refused
-    # They import the runtime, which other models do without.
-    from .kept import KeptGraph
-    from .runtime import give_memory_back
+    # Imported here because other models do not need the runtime.
+    from .kept import SavedGraph
+    from .runtime import return_freed_memory
 
-    give_memory_back()
-    kept = KeptGraph(settings.name, place_of(settings.source, weights))
+    return_freed_memory()
+    kept = SavedGraph(settings.name, place_of(settings.source, weights))
     taken = kept.take()
     if taken is None:
         with kept.turn():
-            # Another process may have made it.
+            # Another process may have made the graph in the meantime.
             taken = kept.take()
             if taken is None:
                 return _newly_made(settings, limits, weights, kept)
@@ -179,17 +179,17 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
     model = describe(config, kept.generation())
     plain = PlainModel(settings, model, _tokenizer(settings, weights))
     loaded = plain.paged(settings, limits, decoder)
-    logger.info("%s runs %s, in int8, as it was kept.", settings.name, CONTINUOUS)
+    logger.info("%s runs %s, in int8, from its saved graph.", settings.name, CONTINUOUS)
     return loaded
 
 
 def _newly_made(
-    settings: EngineSettings, limits: ModelLimits, weights: Weights, kept: "KeptGraph"
+    settings: EngineSettings, limits: ModelLimits, weights: Weights, kept: "SavedGraph"
 ) -> Loaded | str:
-    """Makes the graph, which is kept once it writes what the plain model does."""
+    """Makes the graph, and saves it if its scores are those of the plain model."""
     from .graphs import graph_of
 
-    # As they were saved, so that nothing is rounded twice.
+    # In the format in which the weights were saved, so that they are not rounded twice.
     plain = PlainModel.load(settings, weights, "auto")
     model = plain.model
     logger.info("%s: rounding its weights to 8 bits", settings.name)
@@ -197,27 +197,27 @@ def _newly_made(
         decoder = kept.compile(
             graph_of(model), plain.facts, model.generation_config, plain.tokenizer
         )
-    except Exception as error:  # Of any kind: the runtime may not know this CPU.
+    except Exception as error:  # Of any kind, because the runtime may not support this CPU.
         return in_one_line(error)
     loaded = plain.paged(settings, limits, decoder)
-    # The plain model has the weights that the graph has.
+    # The plain model has the same rounded weights as the graph.
     with quiet():
         found = plain.differs(loaded, model.config._attn_implementation, torch.int8)
     if found is not None:
         loaded.batch.stop()
         return found
     kept.keep()
-    # Only its configuration is needed from here on.
-    give_up_weights(model)
+    # From here on, only the model's configuration is needed.
+    drop_weights(model)
     logger.info("%s runs %s, in int8.", settings.name, CONTINUOUS)
     return loaded
 
 
 def _checked(plain: PlainModel, limits: ModelLimits) -> Loaded:
-    """Returns the first kind of batch that writes what the plain model does.
+    """Returns the first kind of batch whose scores are those of the plain model.
 
     Raises:
-        ModelError: none does.
+        ModelError: no kind of batch has these scores.
     """
     model = plain.model
     attention: str = model.config._attn_implementation
@@ -228,33 +228,33 @@ def _checked(plain: PlainModel, limits: ModelLimits) -> Loaded:
             with quiet():
                 loaded = make()
                 found = plain.differs(loaded, attention, model.dtype)
-        except Exception as error:  # Of any kind: its code meets a cache that it does not know.
+        except Exception as error:  # Of any kind, because the model may not support the cache.
             found = in_one_line(error)
         if found is None and loaded is not None:
             logger.info("%s runs %s.", plain.name, how)
             return loaded
-        logger.info("%s does not run %s: %s", plain.name, how, found)
+        logger.info("%s cannot run %s: %s", plain.name, how, found)
         if loaded is not None:
             loaded.batch.stop()
         if model.config._attn_implementation != attention:
             model.set_attn_implementation(attention)
     raise ModelError(
         f"Model {plain.name!r}: {plain.source!r} is a {type(model).__name__}, which cannot be "
-        f"served: {found}."
+        f"served: {found}. Choose another model."
     )
 
 
 def describe(config: PreTrainedConfig, generation: GenerationConfig) -> PreTrainedModel:
-    """Returns a model of this configuration, without weights."""
+    """Returns a model with this configuration and without weights."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     model.generation_config = generation
-    give_up_weights(model)
+    drop_weights(model)
     return model
 
 
-def give_up_weights(model: PreTrainedModel) -> None:
-    """Leaves a model what its configuration says."""
+def drop_weights(model: PreTrainedModel) -> None:
+    """Removes the weights of a model, and keeps its configuration."""
     for module in model.modules():
         for name, weights in module.named_parameters(recurse=False):
             empty = torch.empty(0, dtype=weights.dtype, device="cpu")
@@ -274,9 +274,9 @@ def _options(weights: Weights) -> dict[str, str]:
 
 
 def _dtype(asked: str) -> str:
-    """Chooses for `auto` what this machine computes fast.
+    """Replaces `auto` by the fastest format of this machine.
 
-    A CPU without instructions for bfloat16 takes it apart to compute in float32.
+    A CPU without bfloat16 instructions converts each value to float32.
     """
     if asked != "auto" or torch.cuda.is_available():
         return asked
@@ -286,8 +286,8 @@ def _dtype(asked: str) -> str:
 
 
 def _check_loaded(model: PreTrainedModel, missing: Collection[str]) -> None:
-    """Transformers makes up what is missing, and the model writes nonsense."""
+    """Raises ValueError if weights are missing. transformers would fill them with random values."""
     lacking = sorted(set(missing) & {name for name, _ in model.named_parameters()})
     if lacking:
         more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
-        raise ValueError(f"it lacks weights: {lacking[0]}{more}")
+        raise ValueError(f"weights are missing: {lacking[0]}{more}")

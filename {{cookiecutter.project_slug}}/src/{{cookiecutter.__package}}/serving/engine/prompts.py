@@ -1,6 +1,6 @@
-"""Turns a conversation into the tokens of a prompt. Text of a visitor never gives a control token.
+"""Turns a conversation into the tokens of a prompt. A visitor's text never becomes a control token.
 
-A control token is one that was added to the tokenizer's vocabulary: `<|im_end|>`, `</s>`, `<think>`.
+Control tokens are added to a tokenizer's vocabulary, such as `<|im_end|>`, `</s>` and `<think>`.
 """
 
 import inspect
@@ -16,19 +16,20 @@ from .settings import EngineSettings
 from .vocabulary import vocabulary_of
 
 MARKS = range(0xF0000, 0x10FFFE)
-"""Characters for private use, which stand for a visitor's texts while a template is rendered."""
+"""Private-use characters that replace the visitor's texts while a template is rendered."""
 TEMPLATE_ARGUMENTS = inspect.signature(
     PreTrainedTokenizerBase.apply_chat_template
 ).parameters.keys() - {"tools", "documents"}
 
 
 class PromptEncoder:
-    """The prompts of one model.
+    """Encodes the prompts of one model.
 
-    A model with a chat template reads the conversation, and one without the user's last message.
+    A model with a chat template reads the whole conversation. A model without one reads only the
+    user's last message.
 
     Raises:
-        ModelError: the settings ask for what the model's tokenizer does not do.
+        ModelError: the tokenizer does not support the settings.
     """
 
     def __init__(
@@ -41,26 +42,26 @@ class PromptEncoder:
         self._control = frozenset(
             number
             for number, token in tokenizer.added_tokens_decoder.items()
-            # Spaces and single characters are text, which some vocabularies add.
+            # Some vocabularies add spaces and single characters, which are plain text.
             if len(token.content.strip()) > 1
         )
         self._unknown = self._control & set(self.vocabulary.encode_bare(chr(MARKS[0])))
-        """Also stands for characters that the vocabulary lacks, so it may come from any text."""
+        """The unknown token. Any text may contain it, because it replaces unknown characters."""
         self._template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
         self._check_settings()
 
     def encode(self, messages: Sequence[Message], written: Written | None = None) -> list[int]:
-        """Returns the tokens that the template, or else the tokenizer, gives.
+        """Returns the tokens of the rendered template, or of the last message without a template.
 
-        They differ from those where a text holds a control token, which is read as text, and where
-        it is known with which tokens an answer was written.
+        They differ from plain encoding in two cases: control tokens in a visitor's text are
+        encoded as text, and earlier answers keep the tokens with which they were written.
 
         Raises:
-            PromptError: the conversation cannot be read; the message says what to change.
+            PromptError: the conversation cannot be read. The message says what to change.
         """
         if not self._can_continue and messages and messages[-1].role == "assistant":
             raise PromptError(
-                f"{self._model.name} cannot continue an answer. Leave out the last message."
+                f"{self._model.name} cannot continue an answer. Remove the last message."
             )
         texts, marked = self._mark(messages)
         turns = self._model.conversation(marked)
@@ -72,13 +73,13 @@ class PromptEncoder:
         return self._encode_parts(parts, texts, own) if own and tokens == careful else tokens
 
     def is_plain(self, tokens: Sequence[int], text: str) -> bool:
-        """Whether the tokens say this text, and nothing beside it."""
+        """Whether the tokens stand for exactly this text, without control tokens."""
         return self._control.isdisjoint(tokens) and self.vocabulary.decode(tokens) == text
 
     def _encode_whole(
         self, turns: Sequence[Message], texts: Mapping[str, str], careful: list[int]
     ) -> list[int]:
-        """Encodes what the template gives, or returns `careful` if a text makes that unsafe."""
+        """Encodes the whole rendered template, or returns `careful` if a text makes that unsafe."""
         usual, bare = self.vocabulary.encode, self.vocabulary.encode_bare
         if any(
             self._controls(usual(text)) != self._controls(bare(text)) for text in texts.values()
@@ -87,17 +88,17 @@ class PromptEncoder:
         tokens: list[int] = self._tokenizer(
             self._rendered(_filled(turns, texts)), add_special_tokens=not self._template
         )["input_ids"]
-        # A template may join what it writes with a text, or a text with another.
+        # The template's own text and a visitor's text may merge into a control token.
         return tokens if self._controls(tokens) == self._controls(careful) else careful
 
     def _mark(self, messages: Sequence[Message]) -> tuple[dict[str, str], list[Message]]:
-        """Returns the texts by their marks, and the messages with marks in the place of texts."""
+        """Returns the texts by their marks, and the messages with marks instead of texts."""
         texts: dict[str, str] = {}
         marked = []
         marks = self._marks(messages)
         for message in messages:
             content = message.content
-            # Spaces stay around the mark, since many templates trim.
+            # Spaces stay outside the mark, because many templates trim messages.
             if text := content.strip():
                 mark = next(marks)
                 texts[mark] = text
@@ -109,15 +110,15 @@ class PromptEncoder:
         own = self._model.system + self._model.prompt + self._template
         taken = set(own).union(*(message.content for message in messages))
         yield from (mark for mark in map(chr, MARKS) if mark not in taken)
-        raise PromptError(f"{self._model.name} cannot read so many messages. Leave some out.")
+        raise PromptError(f"{self._model.name} cannot read that many messages. Remove some.")
 
     def _rendered(self, turns: Sequence[Message]) -> str:
         try:
             return self._render(turns)
-        except Exception as error:  # A template is a program of its own.
+        except Exception as error:  # Of any kind, because a template is a program.
             raise PromptError(
-                f"{self._model.name} does not take this conversation ({_first_line(error)}). "
-                "Change the order or the kinds of its messages."
+                f"{self._model.name} rejected this conversation ({_first_line(error)}). "
+                "Change the order or the roles of its messages."
             ) from error
 
     def _render(self, turns: Sequence[Message]) -> str:
@@ -140,9 +141,9 @@ class PromptEncoder:
         texts: Mapping[str, str],
         own: Mapping[str, Sequence[int]] = MappingProxyType({}),
     ) -> list[int]:
-        """Encodes the template's parts as usual, and between them the texts without controls.
+        """Encodes the template's parts as usual, and the texts without control tokens.
 
-        `own` are the tokens of those that are known.
+        `own` has the known tokens of some texts.
         """
         tokens: list[int] = []
         for part in parts:
@@ -158,22 +159,22 @@ class PromptEncoder:
         return [*before, *tokens, *after]
 
     def _encode_text(self, text: str, *, follows: bool) -> list[int]:
-        """Encodes a visitor's text so that no control token is among its tokens."""
+        """Encodes a visitor's text without control tokens."""
         forbidden, bare = self._control - self._unknown, self.vocabulary.encode_bare
         tokens = self._encode(text, bare, follows=follows)
         if not forbidden.isdisjoint(tokens):
-            # A vocabulary may join characters to what is a control token, too.
+            # The vocabulary may merge characters into a control token. Encode them one by one.
             tokens = [
                 token for character in text for token in self._encode(character, bare, follows=True)
             ]
         if not forbidden.isdisjoint(tokens):
             raise PromptError(
-                f"{self._model.name} takes a part of this text for a control token. Reword it."
+                f"{self._model.name} would read part of this text as a control token. Reword it."
             )
         return tokens
 
     def _encode(self, text: str, encode: Callable[[str], list[int]], *, follows: bool) -> list[int]:
-        """Encodes a part of a prompt, with no space before it where it follows another."""
+        """Encodes a part of a prompt, without an extra space if it follows another part."""
         if follows:
             newline, tokens = encode("\n"), encode(f"\n{text}")
             if tokens[: len(newline)] == newline:
@@ -187,16 +188,16 @@ class PromptEncoder:
         own = self._model
         if not self._template:
             if own.system:
-                raise self._refusal("has no chat template to read system. Say it in prompt.")
+                raise self._refusal("has no chat template, which `system` needs. Use `prompt`.")
             if own.template_options:
-                raise self._refusal("has no chat template. Remove template_options.")
+                raise self._refusal("has no chat template. Remove `template_options`.")
             return
         read = set(re.findall(r"\w+", self._template)) - TEMPLATE_ARGUMENTS
         for option in own.template_options:
             if option not in read:
                 raise self._refusal(
-                    f"has a chat template without {option!r}. Correct or remove it in "
-                    "template_options."
+                    f"has a chat template that does not use {option!r}. Correct or remove it in "
+                    "`template_options`."
                 )
         user = Message("user", "Hello")
         try:
@@ -205,7 +206,7 @@ class PromptEncoder:
             if not own.template_options:
                 raise
             raise self._refusal(
-                f"has a chat template that refuses template_options ({_first_line(error)}). "
+                f"has a chat template that rejects `template_options` ({_first_line(error)}). "
                 "Correct or remove them."
             ) from error
         if own.system:
@@ -215,17 +216,17 @@ class PromptEncoder:
         try:
             rendered = self._render(turns)
         except Exception as error:
-            reason = f"refuses system ({_first_line(error)})"
-            raise self._refusal(f"has a chat template that {reason}. Say it in prompt.") from error
+            reason = f"rejects `system` ({_first_line(error)})"
+            raise self._refusal(f"has a chat template that {reason}. Use `prompt`.") from error
         if self._model.system.strip() not in rendered:
-            raise self._refusal("has a chat template that leaves out system. Say it in prompt.")
+            raise self._refusal("has a chat template that ignores `system`. Use `prompt`.")
 
     def _refusal(self, reason: str) -> ModelError:
         return ModelError(f"Model {self._model.name!r}: {self._model.source!r} {reason}")
 
 
 def _filled(turns: Sequence[Message], texts: Mapping[str, str]) -> list[Message]:
-    """Puts the texts in the place of their marks."""
+    """Replaces the marks by their texts."""
     marks = str.maketrans(dict(texts))
     return [Message(turn.role, turn.content.translate(marks)) for turn in turns]
 
@@ -233,7 +234,7 @@ def _filled(turns: Sequence[Message], texts: Mapping[str, str]) -> list[Message]
 def _own_tokens(
     marked: Sequence[Message], texts: Mapping[str, str], written: Written
 ) -> dict[str, Sequence[int]]:
-    """Returns the tokens, by their marks, of answers that the model itself wrote."""
+    """Returns the tokens of answers that the model itself wrote, by their marks."""
     marks = [turn.content.strip() for turn in marked if turn.role == "assistant"]
     found = {mark: written.tokens_of(texts[mark]) for mark in marks if mark in texts}
     return {mark: tokens for mark, tokens in found.items() if tokens is not None}

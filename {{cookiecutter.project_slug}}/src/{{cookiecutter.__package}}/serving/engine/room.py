@@ -1,4 +1,4 @@
-"""How long texts may be, and how much memory that takes."""
+"""Calculates how long texts may be, from the model and the free memory."""
 
 import math
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from .settings import ModelLimits
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-# Part of the free memory for keys and values, where the settings name no number of tokens:
-# several models share a machine, and one or two of them a GPU.
+# The share of the free memory for keys and values if the settings have no `cache_tokens`. Several
+# models may share a machine, and one or two may share a GPU.
 CACHE_SHARE = 1 / 64
 GPU_CACHE_SHARE = 1 / 4
 CONTEXT_SHARE = 1 / 3
-"""What the cache may take beyond that, so that one text can be as long as the model reads."""
+"""The share that the cache may take at most, to hold one text of the model's full context."""
 PROMPT_SHARE = 1 / 8
-"""Part of the free memory that an encoder may take for one prompt."""
+"""The share of the free memory that an encoder may take for one prompt."""
 PROMPTS_SHARE = 1 / 4
-"""And for what it has read of all that run."""
+"""The share for the encoder's output of all running requests."""
 PAIR_BYTES = 52
-"""What an encoder computes with for each pair of a prompt's tokens, to place them."""
+"""Memory of an encoder for the relative position of each pair of tokens."""
 HEAD_COPIES = 4
-"""How often it holds a score for each pair and head."""
-LEAST_TOKENS = 64
+"""How many copies of the score for each pair and head an encoder holds."""
+MIN_TOKENS = 64
 CGROUP = Path("/sys/fs/cgroup")
 
 CACHE = "cache_tokens"
@@ -38,32 +38,32 @@ DECODER_POSITIONS = ("max_decoder_position_embeddings", "max_position_embeddings
 
 @dataclass(frozen=True)
 class Room:
-    """How many tokens one text may have, and why."""
+    """How many tokens one text may have, and what limits it."""
 
     tokens: int
     limit: str | None = None
-    """Which of the limits raises it; None where the model itself reads no more."""
+    """The setting that limits it, or None if the model does."""
     writes_into_it: bool = True
-    """Whether the answer takes its part of it, as a decoder's does."""
+    """Whether the answer counts too, as in a decoder."""
 
     def beside(self, new_tokens: int) -> int:
-        """Returns how many tokens a prompt may have, beside so many new ones."""
+        """Returns how many tokens a prompt may have, with this many new tokens."""
         return self.tokens - new_tokens * self.writes_into_it
 
     def check(self, name: str, prompt_tokens: int, new_tokens: int) -> None:
-        """Raises a PromptError that names what binds, and what helps."""
+        """Raises a PromptError, with the limit and a remedy, if a prompt is too long."""
         room = self.beside(new_tokens)
         if prompt_tokens <= room:
             return
         place = "cache" if self.limit == CACHE else "context"
         ways = ["Shorten the text"]
         if not self.writes_into_it:
-            reason = f"it reads at most {room}"
+            reason = f"it can read at most {room}"
         elif room > 0:
-            reason = f"beside {new_tokens} new ones its {place} has room for {room}"
+            reason = f"with {new_tokens} new tokens, its {place} has room for {room}"
             ways.append("ask for fewer new tokens")
         else:
-            reason = f"{new_tokens} new ones leave no room in its {place} of {self.tokens}"
+            reason = f"{new_tokens} new tokens leave no room in its {place} of {self.tokens}"
             ways = ["Ask for fewer new tokens"]
         if self.limit:
             ways.append(f"raise {self.limit} under limits")
@@ -74,18 +74,18 @@ class Room:
 
     def __str__(self) -> str:
         reads = "reads and writes" if self.writes_into_it else "reads"
-        reason = f"{self.limit} under limits" if self.limit else "the model's own bound"
-        return f"{reads} at most {self.tokens} tokens in one text: {reason}"
+        reason = f"{self.limit} under limits" if self.limit else "the model itself"
+        return f"{reads} at most {self.tokens} tokens in one text, limited by {reason}"
 
 
 @dataclass(frozen=True)
 class DecoderSize:
-    """What the room of a decoder's texts depends on."""
+    """The sizes of a decoder that determine its room."""
 
     positions: float
-    """Tokens for which it has positions, infinity where it counts them."""
+    """The number of its positions, or infinity if there is no limit."""
     token_bytes: int
-    """What its cache takes for a token."""
+    """Memory for a token in its cache."""
     on_gpu: bool = False
 
 
@@ -97,24 +97,24 @@ def decoder_size(model: "PreTrainedModel") -> DecoderSize:
 def decoder_room(
     name: str, size: DecoderSize, limits: ModelLimits, tokenizer_says: int
 ) -> tuple[Room, int]:
-    """Returns the room for one text, and how many tokens the cache of all is to hold.
+    """Returns the room for one text, and the size of the shared cache in tokens.
 
     Raises:
-        ModelError: the memory that is free holds no text.
+        ModelError: there is not enough free memory for a text.
     """
     own = int(min(tokenizer_says, size.positions))
     cache = limits.cache_tokens or _fitting_cache(size, own, limits.running_requests)
-    if cache < min(own, LEAST_TOKENS):
+    if cache < min(own, MIN_TOKENS):
         raise ModelError(
-            f"Model {name!r}: no memory is left for its cache: "
+            f"Model {name!r}: there is not enough memory for its cache: "
             f"{free_memory(size.on_gpu) >> 20} MB are free, and a token takes "
-            f"{size.token_bytes >> 10} KB. Free some, or choose a smaller model."
+            f"{size.token_bytes >> 10} KB. Free some memory, or choose a smaller model."
         )
     return (Room(cache, CACHE) if cache < own else Room(own)), cache
 
 
 def encoder_room(model: "PreTrainedModel", limits: ModelLimits, tokenizer_says: int) -> Room:
-    """Returns the room for one text of an encoder's."""
+    """Returns the room for one text in an encoder."""
     config = _part(model.config, "encoder")
     positions = _positions(config, ENCODER_POSITIONS)
     if positions is not math.inf:
@@ -126,9 +126,9 @@ def encoder_room(model: "PreTrainedModel", limits: ModelLimits, tokenizer_says: 
 
 
 def longest_answer(model: "PreTrainedModel") -> float:
-    """Tokens for which an encoder-decoder has positions: BART learned some, T5 counts without end.
+    """Returns how many tokens an encoder-decoder can write. BART has a limit, and T5 has none.
 
-    A decoder writes into its context, which is checked with the prompt.
+    A decoder's answer is part of its context, which is checked with the prompt.
     """
     if not model.config.is_encoder_decoder:
         return math.inf
@@ -136,7 +136,7 @@ def longest_answer(model: "PreTrainedModel") -> float:
 
 
 def free_memory(on_gpu: bool) -> int:
-    """Bytes that this process may still take."""
+    """Returns how many bytes this process may still use."""
     if on_gpu:
         import torch
 
@@ -146,14 +146,14 @@ def free_memory(on_gpu: bool) -> int:
 
 
 def encoder_bytes(model: "PreTrainedModel", tokens: int) -> int:
-    """What reading a prompt of so many tokens takes for a moment; it grows with their square."""
+    """Returns the peak memory for reading a prompt, which grows with the square of its length."""
     config = _part(model.config, "encoder")
     pair = PAIR_BYTES + HEAD_COPIES * config.num_attention_heads * model.dtype.itemsize
     return int(pair * tokens**2)
 
 
 def _fitting_cache(size: DecoderSize, context: int, running_requests: int) -> int:
-    """Returns a share of the free memory, or what one whole context takes, in tokens."""
+    """Returns the cache size in tokens: a share of the free memory, or enough for one context."""
     free, each = free_memory(size.on_gpu), size.token_bytes
     share = GPU_CACHE_SHARE if size.on_gpu else CACHE_SHARE
     fitting = max(share * free, min(context * each, CONTEXT_SHARE * free)) // each
@@ -161,11 +161,11 @@ def _fitting_cache(size: DecoderSize, context: int, running_requests: int) -> in
 
 
 def _fitting_prompt(model: "PreTrainedModel", running_requests: int) -> int:
-    """Returns the longest prompt that the free memory allows, by itself and beside others."""
+    """Returns the longest prompt that the free memory allows, alone and with other requests."""
     free = free_memory(model.device.type == "cuda")
     alone = math.isqrt(int(PROMPT_SHARE * free) // encoder_bytes(model, 1))
     beside = int(PROMPTS_SHARE * free) // (running_requests * _bytes_per_token(model))
-    return max(min(alone, beside), LEAST_TOKENS)
+    return max(min(alone, beside), MIN_TOKENS)
 
 
 def _positions(config: "PreTrainedConfig", names: tuple[str, ...]) -> float:
@@ -174,7 +174,7 @@ def _positions(config: "PreTrainedConfig", names: tuple[str, ...]) -> float:
 
 
 def _part(config: "PreTrainedConfig", name: str) -> "PreTrainedConfig":
-    """Returns the config of the encoder or the decoder; T5Gemma keeps it as a part of its own."""
+    """Returns the config of the encoder or the decoder. T5Gemma has a separate one for each."""
     from transformers import PreTrainedConfig
 
     own = getattr(config, name, None)
@@ -184,9 +184,9 @@ def _part(config: "PreTrainedConfig", name: str) -> "PreTrainedConfig":
 
 
 def _bytes_per_token(model: "PreTrainedModel") -> int:
-    """What the keys and values of one token take."""
+    """Returns the memory for the keys and values of one token."""
     config = _part(model.config, "decoder")
-    # A model without attention (Mamba) has no heads, and its state no length.
+    # A model without attention (Mamba) has no heads, and its state does not grow.
     heads = getattr(config, "num_attention_heads", None) or 1
     kept = getattr(config, "num_key_value_heads", None) or heads
     size = (
@@ -199,7 +199,7 @@ def _bytes_per_token(model: "PreTrainedModel") -> int:
 
 
 def _container_memory() -> float:
-    """Bytes that the container has left; outside of one there is no such bound."""
+    """Returns how many bytes the container has left, or infinity without such a limit."""
     for limit, used, stat, cached in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         (
@@ -211,7 +211,7 @@ def _container_memory() -> float:
     ):
         most = _number(CGROUP / limit)
         if most is not None:
-            # Files that it read and keeps are given up where memory is asked for.
+            # The kernel frees cached files when memory is needed.
             held = (_number(CGROUP / used) or 0) - _field(CGROUP / stat, cached)
             return max(most - max(held, 0), 0)
     return math.inf

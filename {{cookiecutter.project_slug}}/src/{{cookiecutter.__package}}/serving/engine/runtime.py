@@ -1,4 +1,4 @@
-"""Runs a decoder's graph on this machine's CPU, with OpenVINO's runtime."""
+"""Runs a decoder's graph on the CPU with OpenVINO."""
 
 import ctypes
 import math
@@ -20,39 +20,39 @@ from openvino._offline_transformations import paged_attention_transformation
 from .machine import cpu_features
 
 SAMPLED = "sampled"
-"""The graph's input that says of which tokens the scores are wanted."""
+"""The graph's input with the indices of the tokens whose scores are needed."""
 
 
 ROUNDED_TOGETHER = 32
-"""Numbers that share a scale where they are rounded to 8 bits."""
+"""How many numbers share a scale when they are rounded to 8 bits."""
 MMAP_THRESHOLD = -3
-"""What glibc's mallopt calls the size from which on memory goes back as soon as it is freed."""
+"""The mallopt parameter of glibc for the size from which freed memory is returned at once."""
 MADV_DONTNEED = 4
 MAPPINGS = Path("/proc/self/maps")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a step reads of one text."""
+    """The tokens of one text that a step reads."""
 
     tokens: Sequence[int]
     past: int
-    """How many tokens of the text were read before."""
+    """How many tokens of the text were read earlier."""
     pages: Sequence[int]
-    """Where the keys and values of all of them lie, these included."""
+    """The pages with the keys and values of all tokens, including these."""
     is_last: bool
-    """Whether the text ends with them, and the scores of what follows are wanted."""
+    """Whether the text ends here, so that the scores for the next token are needed."""
 
 
 class Decoder:
     """A compiled graph and its pages of keys and values.
 
-    The graph is changed: pages take the place of the keys and values that it keeps itself.
+    Changes the graph: pages replace its own storage of keys and values.
     """
 
     def __init__(self, graph: ov.Model) -> None:
         paged_attention_transformation(graph)
-        # Compiled anew in each process: the runtime cannot read what it has compiled of pages.
+        # Compiled in each process, because the runtime cannot load a compiled graph with pages.
         compiled = ov.Core().compile_model(graph, "CPU", properties())
         self._request = compiled.create_infer_request()
         self._caches: dict[str, tuple[ov.Type, list[int]]] = {
@@ -68,23 +68,23 @@ class Decoder:
 
     @property
     def token_bytes(self) -> int:
-        """What the keys and values of one token take."""
+        """Memory for the keys and values of one token."""
         return -(-self.page_bytes // self.page_tokens)
 
     def allocate(self, pages: int) -> None:
-        """Makes so many pages. They take memory once they are written."""
+        """Allocates the pages. They use memory only after they are written."""
         for name, (kind, shape) in self._caches.items():
             self._request.set_tensor(name, ov.Tensor(kind, ov.Shape([pages, *shape])))
 
     def warm_up(self) -> None:
-        """Computes once: the runtime packs the weights with the first step."""
+        """Runs one step, in which the runtime packs the weights."""
         self.allocate(1)
         self.scores([Part(tokens=[0], past=0, pages=[0], is_last=True)])
 
     def scores(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """Reads parts of texts, and returns the scores of what follows those that end.
+        """Reads parts of texts, and returns the scores for the next token of each last part.
 
-        The next call writes over them.
+        The next call overwrites the scores.
         """
         ends = list(accumulate(len(part.tokens) for part in parts))
         inputs: dict[str, tuple[Any, type]] = {
@@ -111,15 +111,15 @@ class Decoder:
 
 
 def read_graph(path: Path) -> ov.Model:
-    """Reads a graph whose numbers stay in their file: all processes have them in memory once."""
+    """Reads a graph. Its weights stay mapped from the file, so processes share their memory."""
     return ov.Core().read_model(path)
 
 
 def release_file(path: Path) -> None:
-    """Takes out of this process what it has read of a file that is mapped into its memory.
+    """Releases the memory of a mapped file.
 
-    The runtime reads a graph's weights to pack them, and keeps them packed. What it needs later
-    comes back by itself.
+    The runtime reads a graph's weights once to pack them. If it needs them again, the kernel
+    reads them from the file.
     """
     if sys.platform != "linux":
         return
@@ -131,10 +131,10 @@ def release_file(path: Path) -> None:
             )
 
 
-def give_memory_back() -> None:
-    """Has this process return what it frees, of which loading a model frees half a gigabyte.
+def return_freed_memory() -> None:
+    """Makes glibc return freed memory at once. Loading a model frees half a gigabyte.
 
-    glibc raises the size by itself, up to 32 MB, and keeps what is smaller.
+    By default, glibc raises the threshold up to 32 MB, and keeps smaller blocks.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -142,23 +142,23 @@ def give_memory_back() -> None:
 
 
 def properties() -> dict[str, Any]:
-    """Returns how graphs are compiled."""
+    """Returns the properties for compiling graphs."""
     multiplies_tiles = "amx_bf16" in cpu_features()
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads(),
-        # Several replicas would be pinned to the same core.
+        # With pinning, several replicas would share the same core.
         "ENABLE_CPU_PINNING": False,
-        # Without instructions for tiles of 16 bits, the runtime is faster where it rounds what the
-        # weights are multiplied with to 8 bits, which it does in float32 alone.
+        # Without 16-bit tile instructions, the runtime is faster if it rounds activations to
+        # 8 bits, which it only does with float32.
         "INFERENCE_PRECISION_HINT": ov.Type.bf16 if multiplies_tiles else ov.Type.f32,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": ROUNDED_TOGETHER,
-        # Half of what 16 bits take, and read twice as fast.
+        # Takes half the memory of 16 bits, and is read twice as fast.
         "KV_CACHE_PRECISION": ov.Type.u8,
     }
 
 
 def threads() -> int:
-    """Returns how many CPUs Ray gives this replica, as it tells all libraries; else all cores."""
-    told = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
-    return int(told[0]) if told else psutil.cpu_count(logical=False) or 1
+    """Returns the number of CPUs of this replica, which Ray sets for all libraries, or all cores."""
+    match = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(match[0]) if match else psutil.cpu_count(logical=False) or 1

@@ -1,4 +1,4 @@
-"""Chooses the next token of every row, each with options of its own."""
+"""Chooses the next token of every row, each with its own options."""
 
 import hashlib
 import random
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNIFORM_BITS = 24
-"""As many as a float32 holds exactly."""
-LEAST_TEMPERATURE = 0.01
-"""Below it only the likeliest token is left, and scores divided by it may leave float32."""
+"""The number of bits that a float32 stores exactly."""
+MIN_TEMPERATURE = 0.01
+"""Below it, only the likeliest token remains, and divided scores may overflow float32."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of one request are chosen."""
+    """The sampling options of one request."""
 
     temperature: float
-    """0, or less than `LEAST_TEMPERATURE`, always takes the likeliest token."""
+    """0, or less than `MIN_TEMPERATURE`, always picks the likeliest token."""
     top_p: float
     top_k: int
     min_new_tokens: int
@@ -28,22 +28,22 @@ class Sampling:
 
     @property
     def best(self) -> int:
-        """Of how many tokens, the likeliest ones, one is drawn."""
-        return self.top_k if self.temperature >= LEAST_TEMPERATURE else 1
+        """From how many of the likeliest tokens to sample."""
+        return self.top_k if self.temperature >= MIN_TEMPERATURE else 1
 
     @property
     def divisor(self) -> float:
-        return self.temperature if self.temperature >= LEAST_TEMPERATURE else 1.0
+        return self.temperature if self.temperature >= MIN_TEMPERATURE else 1.0
 
     def numbers(self, generated: int) -> tuple[float, float, float, float]:
-        """Returns what `choose` reads for a row that has so many tokens."""
+        """Returns the row's values for `choose`, after this many generated tokens."""
         return self.divisor, self.best, self.top_p, self.uniform(generated)
 
     def uniform(self, generated: int) -> float:
-        """Returns a number from 0 to below 1, by which the next token is drawn.
+        """Returns a number from 0 to below 1 that selects the next token.
 
-        With a seed it depends on nothing else than how many tokens there are, so that neither
-        other requests nor a new start in the middle change the text.
+        With a seed it depends only on the number of generated tokens, so neither other requests
+        nor a restart in the middle change the text.
         """
         if self.seed is None:
             bits = random.getrandbits(UNIFORM_BITS)
@@ -61,10 +61,10 @@ def choose(
     tokens: NDArray[np.int64],
     numbers: Sequence[tuple[float, float, float, float]],
 ) -> list[int]:
-    """Returns a token for each row, of its likeliest ones and their scores, the best first.
+    """Returns a token for each row, from its likeliest tokens and their scores, the best first.
 
-    Both have the shape [rows, candidates], and `numbers` are those of each row's sampling. It
-    is -1 where the best score is not finite.
+    `values` and `tokens` have the shape [rows, candidates], and `numbers` come from each row's
+    `Sampling.numbers`. The token is -1 if the best score is not finite.
     """
     divisor, best, top_p, uniform = np.array(numbers, np.float32).T
     finite = np.isfinite(values[:, 0])
@@ -75,22 +75,22 @@ def choose(
 
 
 def keep_top_k(scores: NDArray[np.float32], top_k: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Keeps the first `top_k` scores of each row, which are sorted."""
+    """Keeps the first `top_k` scores of each sorted row."""
     return np.where(np.arange(scores.shape[1]) < top_k[:, None], scores, -np.inf)
 
 
 def draw(
     scores: NDArray[np.float32], top_p: NDArray[np.float32], uniform: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Returns a position of each row, from the first that together have the probability `top_p`.
+    """Returns a position in each row, from the first ones that together have probability `top_p`.
 
-    The scores are sorted, and `uniform` has a number from 0 to below 1 for each row, which
-    decides between the positions.
+    The scores are sorted. `uniform` has a number from 0 to below 1 for each row, which selects
+    the position.
     """
     odds = np.exp(scores - scores[:, :1])
     probabilities = odds / odds.sum(-1, keepdims=True)
     kept = probabilities.cumsum(-1) - probabilities < top_p[:, None]
-    # The best stays, however small top_p is: as a float32 it may be 0.
+    # The best one always stays, because a small top_p may become 0 as a float32.
     kept[:, 0] = True
     up_to = (probabilities * kept).cumsum(-1)
     positions: NDArray[np.int64] = (up_to <= uniform[:, None] * up_to[:, -1:]).sum(-1)

@@ -1,4 +1,4 @@
-"""The scores of each next token, wherever they lie: what sampling does with them."""
+"""The scores of the next tokens, in a PyTorch tensor or a NumPy array."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from ..protocol import MOST_TOP_K
 
 if TYPE_CHECKING:
-    # Not at run time: a process whose model runs without PyTorch does not import it.
+    # Not at run time, because a process with a saved graph does not import PyTorch.
     import torch
 
 BLOCK = 64
-"""Scores of which the largest stands for all, where the likeliest are looked for."""
+"""The block size for finding the likeliest tokens: first by each block's largest score."""
 
 
 class Scores(Protocol):
-    """A score of each token of the vocabulary, for each row."""
+    """The scores of all tokens in the vocabulary, for each row."""
 
     def tensor(self, row: int) -> "torch.Tensor":
-        """Returns those of a row, of shape [1, vocabulary]. What is written there holds."""
+        """Returns the scores of a row, of shape [1, vocabulary], as a view."""
 
     def forbid(self, tokens: Sequence[int], rows: Sequence[int]) -> None:
         """Excludes the tokens in these rows."""
@@ -28,13 +28,13 @@ class Scores(Protocol):
     def likeliest(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Returns the best scores of each row, the best first, and their tokens.
 
-        Both have the shape [rows, candidates]. The first score is not finite where any score of
-        its row is no number, or none is finite.
+        Both have the shape [rows, candidates]. The first score is not finite if any score in its
+        row is NaN, or if none is finite.
         """
 
 
 class TensorScores:
-    """Those of a PyTorch model, of shape [rows, vocabulary], on its device."""
+    """The scores of a PyTorch model, of shape [rows, vocabulary], on its device."""
 
     def __init__(self, scores: "torch.Tensor") -> None:
         self._scores = scores
@@ -49,13 +49,13 @@ class TensorScores:
             self._scores[row, scored] = -np.inf
 
     def likeliest(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        # What is no number is sorted to the front.
+        # topk sorts NaN to the front.
         best = self._scores.float().topk(min(MOST_TOP_K, self._scores.shape[1]), dim=-1)
         return best.values.cpu().numpy(), best.indices.cpu().numpy()
 
 
 class ArrayScores:
-    """Those of a graph, of shape [rows, vocabulary]."""
+    """The scores of a graph, of shape [rows, vocabulary]."""
 
     def __init__(self, scores: NDArray[np.float32]) -> None:
         self._scores = scores
@@ -71,7 +71,7 @@ class ArrayScores:
             self._scores[row, scored] = -np.inf
 
     def likeliest(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Sorts what reaches the 50th largest of the blocks' largest: nothing else is among them."""
+        """Sorts only scores that reach the 50th largest block maximum. No others can be in the top 50."""
         rows, vocabulary = self._scores.shape
         whole = vocabulary - vocabulary % BLOCK
         largest = self._scores[:, :whole].reshape(rows, -1, BLOCK).max(-1)

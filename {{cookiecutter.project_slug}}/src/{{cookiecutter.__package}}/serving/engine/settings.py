@@ -1,4 +1,4 @@
-"""How a model is loaded and asked, and what one process of it takes on."""
+"""The settings of a model in the engine, and the limits of its process."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -13,50 +13,50 @@ SLOWEST_PACE = 5
 
 
 class EngineSettings(Strict):
-    """A model, and how it is asked when a request does not say otherwise."""
+    """A model, and the defaults for its requests."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of its pane and of its deployment."""
+    """Name of the model's pane and deployment."""
     source: str = Field(min_length=1)
-    """A Hugging Face model id, a local directory or a GGUF file; docs/changing.md says what else."""
+    """A Hugging Face model id, a local directory or a GGUF file. See docs/changing.md."""
     revision: str | None = None
-    """Branch, tag or commit of a model id; None takes the main branch.
+    """Branch, tag or commit of a model id. None means the main branch.
 
-    A deployment keeps the commit that it is when it is deployed.
+    A deployment stays at the commit that it had when it was deployed.
     """
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """Format of the numbers. "auto": on a GPU the one that the weights were saved in, on a CPU
-    "int8" where the model runs in it, else bfloat16 where it has instructions for it, else float32.
-    "int8" keeps the weights of a Llama, Mistral, Qwen2 or Qwen3 in 8 bits on a CPU: faster and
-    smaller, and not quite its text. "float32" writes what `generate` does."""
+    """Format of the weights. "auto" uses the saved format on a GPU. On a CPU it uses "int8" if the
+    model supports it, else bfloat16 if the CPU supports it, else float32. "int8" stores the weights
+    of a Llama, Mistral, Qwen2 or Qwen3 in 8 bits on a CPU, which is faster and smaller but changes
+    the text slightly. "float32" gives the same text as `generate`."""
     system: str = ""
-    """What a model with a chat template is told first, where the conversation says nothing."""
+    """System message for a model with a chat template, if the conversation has none."""
     prompt: str = "{prompt}"
-    """What the model reads; `{prompt}` stands for the user's last message."""
+    """Template for the user's last message, which replaces `{prompt}`."""
     template_options: dict[str, Any] = Field(default_factory=dict)
-    """What the model's chat template is called with beside the messages: `enable_thinking`."""
+    """More arguments for the model's chat template, such as `enable_thinking`."""
     temperature: float = Field(default=1.0, ge=0, le=2)
-    """0 always takes the likeliest token."""
+    """0 always picks the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Samples from the likeliest tokens that together have this probability."""
     top_k: int = Field(default=MOST_TOP_K, ge=1, le=MOST_TOP_K)
-    """Samples from so many of the likeliest tokens; unsaid, what the model's own configuration says."""
+    """Samples from this many of the likeliest tokens. By default, the model's own value."""
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
         if "{prompt}" not in self.prompt:
-            raise ValueError("prompt must contain {prompt}, where the user's text goes")
+            raise ValueError("prompt must contain {prompt}. The user's text replaces it")
         return self
 
     def conversation(self, messages: Sequence[Message]) -> list[Message]:
-        """Returns the messages as the model reads them, with `system` and `prompt` in place.
+        """Returns the messages with `system` and `prompt` applied.
 
         Raises:
-            PromptError: no message is a user's.
+            PromptError: there is no user message.
         """
         asked = max((n for n, each in enumerate(messages) if each.role == "user"), default=None)
         if asked is None:
-            raise PromptError("A conversation needs a message of a user. Add one.")
+            raise PromptError("The conversation has no user message. Add one.")
         turns = list(messages)
         turns[asked] = Message("user", self.prompt.replace("{prompt}", turns[asked].content))
         if self.system and not any(message.role == "system" for message in messages):
@@ -65,31 +65,31 @@ class EngineSettings(Strict):
 
 
 class ModelLimits(Strict):
-    """What one model's process takes on."""
+    """The limits of one model's process."""
 
     new_tokens: int = Field(default=512, ge=1)
-    """The most tokens that a request may ask of a model."""
+    """The maximum number of new tokens that a request may ask for."""
     running_requests: int = Field(default=32, ge=1)
-    """Requests that the page, and each model, work on at the same time."""
+    """How many requests the page, and each model, handle at the same time."""
     waiting_requests: int = Field(default=200, ge=1)
-    """Requests that may wait for their turn, on the page and at a model; one more is refused."""
+    """How many requests may wait, on the page and at each model. Further ones are refused."""
     cache_tokens: int | None = Field(default=None, ge=64)
-    """Tokens, of all running requests, whose keys and values a decoder keeps.
+    """Size of a decoder's cache of keys and values, in tokens of all running requests.
 
-    None sizes it from the model and the free memory.
+    None means a size from the model and the free memory.
     """
     prompt_tokens: int | None = Field(default=None, ge=64)
-    """The longest text that an encoder reads, where its positions have no end (T5).
+    """The longest text, in tokens, for an encoder without a limit of its own (T5).
 
-    None takes what the free memory allows: it takes memory by the square of the length.
+    None means what the free memory allows. Memory grows with the square of the length.
     """
     update_seconds: float = Field(default=0.1, ge=0, le=5)
-    """Pause between two updates of an answer, while few are running."""
+    """Pause between two updates of an answer, while few answers are running."""
 
     def pause(self, running: int) -> float:
-        """Returns the seconds between two updates of each of that many running answers.
+        """Returns the pause in seconds between two updates of an answer.
 
-        Text that comes sooner is shown together. Many answers take turns in being updated, so
-        that updates do not take the time in which their text is made.
+        Text that arrives in the pause is shown together. The pause grows with the number of
+        running answers, so that updates do not slow down the generation.
         """
         return self.update_seconds * min(max(running / ANSWERS_AT_FULL_PACE, 1), SLOWEST_PACE)

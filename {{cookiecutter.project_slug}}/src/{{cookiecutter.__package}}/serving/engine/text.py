@@ -1,4 +1,4 @@
-"""The text of an answer: whole characters, up to the first stop text."""
+"""Decodes an answer into whole characters, up to the first stop sequence."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,7 +9,7 @@ HALF_CHARACTER = "�"
 
 
 class AnswerText:
-    """Takes tokens in as they come, and gives out the text that is certain."""
+    """Reads tokens as they arrive, and returns the text that will not change any more."""
 
     def __init__(self, vocabulary: Vocabulary, end: Collection[int], stop: Sequence[str]) -> None:
         self._decoder = _Decoder(vocabulary)
@@ -18,10 +18,10 @@ class AnswerText:
         self._text = ""
         self._tokens = 0
         self.complete = False
-        """Whether an end token or a stop text has come."""
+        """Whether there was an end token or a stop sequence."""
 
     def read(self, tokens: Sequence[int]) -> bool:
-        """Takes tokens in and returns whether the answer is complete with them."""
+        """Reads tokens, and returns whether the answer is complete."""
         for token in tokens:
             if self.complete:
                 break
@@ -34,7 +34,7 @@ class AnswerText:
         return self.complete
 
     def take(self, *, last: bool = False) -> Piece | None:
-        """Returns what has come since the last time, less what may begin a stop text."""
+        """Returns the new text since the last call, without a possible start of a stop sequence."""
         if last and not self.complete:
             self._add(self._decoder.rest())
         length = len(self._text)
@@ -54,12 +54,12 @@ class AnswerText:
             if (start := self._text.find(stop)) >= 0
         ]
         if found:
-            # The one that is complete first, whatever pieces the text came in.
+            # The stop sequence that ends first, however the text was split into pieces.
             self._text = self._text[: min(found)[1]]
             self.complete = True
 
     def _undecided(self) -> int:
-        """Returns how many characters at the end may begin a stop text."""
+        """Returns how many characters at the end may be the start of a stop sequence."""
         return max(
             (
                 length
@@ -72,10 +72,10 @@ class AnswerText:
 
 
 class _Decoder:
-    """Gives the text of tokens as they come, without half characters.
+    """Decodes tokens as they arrive, without incomplete characters.
 
-    A few tokens are decoded together, because a token's text depends on its neighbours: on
-    those before it for its spaces, on those after it for a character's other half.
+    It decodes a few tokens together, because a token's text depends on its neighbors: its spaces
+    depend on the tokens before it, and the rest of a character is in the tokens after it.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -83,13 +83,13 @@ class _Decoder:
         self._settled = vocabulary.settled
         self._tokens: list[int] = []
         self._shown = 0
-        """How many of these tokens gave what was shown of their text."""
+        """How many of these tokens have been shown."""
         self._before = ""
-        """What was shown of their text."""
+        """The text that has been shown."""
         self._sure = 0
-        """How many of them were there when their text last ended in a whole character."""
+        """How many tokens there were when the text last ended in a whole character."""
         self._last = ""
-        """That text."""
+        """The text at that time."""
 
     def step(self, token: int) -> str:
         self._tokens.append(token)
@@ -108,7 +108,7 @@ class _Decoder:
         return new
 
     def rest(self) -> str:
-        """Returns what tokens to come might have changed, but for half a character."""
+        """Returns the text that later tokens might have changed, without an incomplete character."""
         if self._settled:
             return ""
         rest, self._before = self._last[len(self._before) :], self._last
@@ -118,14 +118,14 @@ class _Decoder:
         if whole.startswith(self._before):
             new = whole[len(self._before) :]
         else:
-            # Bytes that are no character spoil those before them, which are shown already.
+            # Invalid bytes changed the text before them, which has already been shown.
             new = self._decode(self._tokens[self._shown :])
         if new:
             self._go_on(len(self._tokens))
         return new
 
     def _go_on(self, shown: int) -> None:
-        """Forgets all tokens but those that came last, as what the next ones follow."""
+        """Drops all tokens except the last ones, which the next tokens need as context."""
         self._tokens = self._tokens[self._shown :]
         self._shown = shown - self._shown
         self._before = self._decode(self._tokens[: self._shown])

@@ -1,7 +1,7 @@
-"""Tells what a reasoning model says to itself from its answer.
+"""Separates the thoughts of a reasoning model from its answer.
 
-Qwen3, DeepSeek-R1 and others write `<think>`, their thoughts and `</think>` before it. Some chat
-templates write the first of these themselves.
+Qwen3, DeepSeek-R1 and others write `<think>`, their thoughts and `</think>` before the answer.
+Some chat templates add the opening tag themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from ..protocol import Piece
 
 OPEN, CLOSE = "<think>", "</think>"
 TOKENS_OF_OPEN = 8
-"""Enough for the tag and the line that it ends."""
+"""Enough for the tag and a line break."""
 
 
 class Part(Enum):
@@ -24,26 +24,26 @@ class Part(Enum):
 
 
 class Thoughts:
-    """Marks the pieces of one answer that are thoughts, and leaves the tags out."""
+    """Marks the pieces of one answer that are thoughts, and removes the tags."""
 
     def __init__(self, part: Part) -> None:
         self._part = part
         self._held = ""
-        """What may yet be part of a tag, or the space around one."""
+        """Text that may be part of a tag, or the space around one."""
         self._tokens = 0
         self._silent = True
-        """Whether no thought was told yet."""
+        """Whether no thought has been yielded yet."""
 
     def tell(self, piece: Piece) -> Iterator[Piece]:
-        """Yields what is certain with this piece."""
+        """Reads a piece, and yields the text whose kind is certain."""
         self._held += piece.text
         self._tokens += piece.tokens
-        yield from self._told(last=False)
+        yield from self._split(last=False)
 
     def rest(self) -> Iterator[Piece]:
-        yield from self._told(last=True)
+        yield from self._split(last=True)
 
-    def _told(self, *, last: bool) -> Iterator[Piece]:
+    def _split(self, *, last: bool) -> Iterator[Piece]:
         if self._part is Part.START:
             bare = self._held.lstrip()
             if bare.startswith(OPEN):
@@ -54,7 +54,7 @@ class Thoughts:
             if self._silent:
                 self._held = self._held.lstrip()
             thought, close, rest = self._held.partition(CLOSE)
-            held = 0 if close or last else _begun(thought)
+            held = 0 if close or last else _partial_tag(thought)
             yield from self._out(thought[: len(thought) - held], thought=True)
             self._held = rest if close else thought[len(thought) - held :]
             if close:
@@ -75,17 +75,17 @@ class Thoughts:
             yield piece
 
 
-def part_at(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
-    """Returns what a model writes first after this prompt."""
+def first_part(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Part:
+    """Returns the part with which a model starts after this prompt."""
     added = tokenizer.get_added_vocab()
     if CLOSE not in added:
-        # It was not taught to think, so a tag that it writes is text.
+        # It is not a reasoning model, so a tag that it writes is plain text.
         return Part.ANSWER
     end = tokenizer.decode(list(prompt[-TOKENS_OF_OPEN:])).rstrip()
     return Part.THOUGHTS if end.endswith(OPEN) else Part.START
 
 
-def _begun(text: str) -> int:
-    """Returns how many characters at the end may begin the closing tag."""
+def _partial_tag(text: str) -> int:
+    """Returns how many characters at the end may be the start of the closing tag."""
     lengths = range(1, len(CLOSE))
     return max((length for length in lengths if text.endswith(CLOSE[:length])), default=0)

@@ -1,4 +1,4 @@
-"""A model's tokenizer: text to tokens and back, whatever it is made of."""
+"""One interface to all kinds of tokenizers."""
 
 import importlib.util
 import json
@@ -15,48 +15,48 @@ from .weights import in_one_line
 VOCABULARIES = ("*.model", "*.spm")
 SOME_TEXT = "Some text, 1 of many."
 OPTIONAL_PACKAGES = ("sacremoses", "rjieba", "sudachipy")
-"""What some tokenizers ask for when they are made, by an error that names it."""
+"""Packages that some tokenizers need. Their error message names the missing one."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What prompts and answers need of a tokenizer, fast or written in Python."""
+    """The functions of a tokenizer that prompts and answers need, fast or in pure Python."""
 
     encode: Callable[[str], list[int]]
-    """Finds control tokens in the text, and puts none around it."""
+    """Encodes text, including control tokens in it, and adds none around it."""
     encode_bare: Callable[[str], list[int]]
-    """Looks for no added tokens, which no option of a fast tokenizer turns off."""
+    """Encodes text without added tokens. Fast tokenizers have no option for this."""
     decode: Callable[[Sequence[int]], str]
-    """Leaves out special tokens."""
+    """Decodes tokens without special tokens."""
     frame: tuple[list[int], list[int]]
-    """What the tokenizer puts before and after a text of its own accord."""
+    """The tokens that the tokenizer adds before and after a text."""
     settled: bool
-    """Whether tokens that follow leave a text as it is, half characters apart."""
+    """Whether later tokens never change earlier text, except for incomplete characters."""
 
 
 def load_tokenizer(
     model: EngineSettings, directory: Path, gguf_file: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Reads the tokenizer beside a model's weights, or out of its GGUF file.
+    """Loads the tokenizer beside a model's weights, or from its GGUF file.
 
     Raises:
         ModelError: a package is missing, or there is no tokenizer that transformers can load.
     """
-    # Here, because it imports PyTorch.
+    # Imported here because it imports PyTorch.
     from transformers import AutoTokenizer
 
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, **options)
-        # Of files that it cannot read, transformers makes one without words.
+        # For files that it cannot read, transformers makes a tokenizer with an empty vocabulary.
         if not tokenizer(SOME_TEXT, add_special_tokens=False)["input_ids"]:
-            raise ValueError("it has no words")
+            raise ValueError("its vocabulary is empty")
     except Exception as error:
         raise _refusal(model, directory, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast | PreTrainedTokenizer):
         raise ModelError(
-            f"Model {model.name!r}: {model.source!r} has a {type(tokenizer).__name__}, whose "
-            "control tokens are not known here. Add a tokenizer.json, as save_pretrained writes it."
+            f"Model {model.name!r}: {model.source!r} has a {type(tokenizer).__name__}, which is "
+            "not supported. Add a tokenizer.json, as written by save_pretrained."
         )
     return tokenizer
 
@@ -69,7 +69,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 def _fast(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     backend = tokenizer.backend_tokenizer
-    # A tokenizer.json may hold how its model was trained: cut off after so many tokens.
+    # A tokenizer.json may contain the truncation and padding of the training.
     backend.no_truncation()
     backend.no_padding()
 
@@ -91,7 +91,7 @@ def _fast(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         encode_bare=encode_bare,
         decode=lambda tokens: backend.decode(tokens, skip_special_tokens=True),
         frame=(framed.ids[:start], framed.ids[end:]),
-        # It joins a word to its parts, and a sign to the word before it.
+        # WordPiece joins a word's parts, and punctuation to the word before it.
         settled=decoder.get("type") != "WordPiece",
     )
 
@@ -122,20 +122,20 @@ def _refusal(model: EngineSettings, directory: Path, error: Exception) -> ModelE
     ]
     if missing:
         return ModelError(
-            f"{named} has a tokenizer that needs a package: run `uv add {missing[0]}`."
+            f"{named} has a tokenizer that needs a package. Run `uv add {missing[0]}`."
         )
     return ModelError(
         f"{named} has no tokenizer that transformers can load ({in_one_line(error)}). "
-        "Put the tokenizer's files beside the weights, as its save_pretrained writes them."
+        "Put the tokenizer's files beside the weights, as written by its save_pretrained."
     )
 
 
 def _packages(directory: Path) -> Iterator[str]:
-    """Yields what reads the vocabularies that lie there."""
+    """Yields the packages that read the vocabularies in this directory."""
     for pattern in VOCABULARIES:
         for file in sorted(directory.glob(pattern)):
             with file.open("rb") as opened:
-                # SentencePiece's begins with the mark of its first field; tiktoken's is text.
+                # A SentencePiece file starts with the tag of its first field. tiktoken's is text.
                 yield "sentencepiece" if opened.read(1) == b"\n" else "tiktoken"
 
 

@@ -1,4 +1,4 @@
-"""Finds a model's files on this machine, downloading them first where that is needed."""
+"""Finds a model's files, and downloads them if necessary."""
 
 import importlib.util
 import json
@@ -39,14 +39,14 @@ from .machine import SYNC_PYTORCH
 from .settings import EngineSettings
 
 HUB_SECONDS = 10
-"""How long a hub may take for an answer."""
+"""How long to wait for a response of the hub."""
 SILENT_SECONDS = 60
-"""How long a process does not ask a hub again that did not answer."""
-# Of these transformers reads all that it needs beside the weights. Never pickles: loading one
-# runs the code inside it.
+"""How long a process does not ask the hub again after it did not respond."""
+# All files that transformers needs besides the weights. Never pickles, because loading one runs
+# the code inside it.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.spm", "*.txt", "*.tiktoken"]
 FOLDERS = ["*/*"]
-"""Weights of other formats and other programs."""
+"""Weights in other formats, for other programs."""
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 SHARDS = "model-*-of-*.safetensors"
@@ -56,10 +56,10 @@ GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 GGUF_PACKAGES = ("gguf", "accelerate")
 COMMIT = re.compile("[0-9a-f]{40}")
 HUB_ERRORS = (HFValidationError, HfHubHTTPError, httpx2.HTTPError, OSError)
-NO_SOURCE = "is neither a path nor a model id. Correct its source."
+NO_SOURCE = "is neither a path nor a model id. Correct `source`."
 NO_CERTIFICATES = (
-    "is not in the cache, and the certificates to ask the hub with cannot be read. Correct "
-    "SSL_CERT_FILE, or unset it."
+    "is not in the cache, and the certificates for the connection to the hub cannot be read. "
+    "Correct SSL_CERT_FILE, or unset it."
 )
 LONGEST_REASON = 200
 
@@ -68,20 +68,20 @@ _silent_until = 0.0
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model lies."""
+    """The location of a model."""
 
     directory: Path
     gguf_file: str | None = None
-    """The file in that directory that holds all of it; None where it is as save_pretrained writes."""
+    """The GGUF file in that directory, or None for files as written by save_pretrained."""
     commit: str | None = None
-    """Which of the hub's versions it is, or of the package's; None for files that may change."""
+    """The version on the hub or of the package, or None for files that may change."""
 
 
 def locate(model: EngineSettings) -> Weights:
-    """Returns where the model's config, tokenizer and weights are.
+    """Returns the location of the model's config, tokenizer and weights.
 
     Raises:
-        ModelError: they are nowhere, are not what transformers reads, or the hub gives none.
+        ModelError: they do not exist, transformers cannot read them, or the download failed.
     """
     source = model.source
 {% if cookiecutter.models == "bundled" %}
@@ -99,14 +99,14 @@ def locate(model: EngineSettings) -> Weights:
             return Weights(path.parent, path.name)
     if source.startswith((".", "/", "~")):
         kind = "file" if source.endswith(GGUF) else "directory"
-        raise ModelError(f"Model {model.name!r}: no {kind} is at {source!r}. Correct its source.")
+        raise ModelError(f"Model {model.name!r}: there is no {kind} {source!r}. Correct `source`.")
     return _download(model)
 
 
 def commit_of(model: EngineSettings) -> str | None:
-    """Returns the commit that the model's revision names now: by the hub, else by the cache.
+    """Returns the current commit of the model's revision, from the hub or else from the cache.
 
-    None where neither says, or the source is no model id.
+    Returns None if neither knows it, or if the source is not a model id.
     """
     repository = _repository(model.source)
     if repository is None or Path(model.source).expanduser().exists():
@@ -125,7 +125,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _download(model: EngineSettings) -> Weights:
-    """Takes what is in the cache, and from the hub what is not."""
+    """Returns the model from the cache, or downloads it from the hub."""
     repository = _repository(model.source)
     if repository is None:
         raise _refusal(model, NO_SOURCE)
@@ -146,12 +146,12 @@ def _newest(model: EngineSettings, repository: str, revision: str) -> Weights:
             raise _refusal(model, _reason(error)) from error
         if not isinstance(error, OfflineModeIsEnabled):
             said = in_one_line(error)[:LONGEST_REASON]
-            logger.warning("%s: taken from the cache; the hub said: %s", model.name, said)
+            logger.warning("%s: using the cached version, because of: %s", model.name, said)
         return weights
 
 
 def _repository(source: str) -> str | None:
-    """Returns the model id in a source, which may name a file of it."""
+    """Returns the model id in a source, which may also contain a file name."""
     parts = source.split("/")
     if source.endswith(GGUF):
         return "/".join(parts[:2]) if len(parts) > 2 else None
@@ -159,15 +159,15 @@ def _repository(source: str) -> str | None:
 
 
 def _file(source: str) -> str:
-    """Returns the path of a GGUF file within its repository."""
+    """Returns the path of a GGUF file in its repository."""
     return source.split("/", 2)[2]
 
 
 def _ask_hub(repository: str, revision: str) -> ModelInfo:
-    """Asks what there is, with a bound on the time, which downloads have not."""
+    """Asks the hub for the files of a model, with a timeout, which downloads do not have."""
     global _silent_until
     if time.monotonic() < _silent_until:
-        raise httpx2.ConnectError("it did not answer a moment ago")
+        raise httpx2.ConnectError("it did not respond a moment ago")
     try:
         return HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
     except httpx2.TransportError:
@@ -176,7 +176,7 @@ def _ask_hub(repository: str, revision: str) -> ModelInfo:
 
 
 def _cached_commit(repository: str, revision: str | None) -> str | None:
-    """Returns what the cache knows the revision to be; where none is asked for, any version."""
+    """Returns the commit of the revision in the cache. Without a revision, any version will do."""
     if revision and COMMIT.fullmatch(revision):
         return revision
     cache = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
@@ -192,7 +192,7 @@ def _age(path: Path) -> float:
 
 
 def _cached(model: EngineSettings, repository: str, commit: str) -> Weights | None:
-    """Returns what the cache has of a commit, where it is complete."""
+    """Returns a commit from the cache if it is complete."""
     try:
         if model.source.endswith(GGUF):
             file = hf_hub_download(
@@ -222,12 +222,12 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _fetch(model: EngineSettings, repository: str, revision: str, info: ModelInfo) -> Weights:
-    # Else a hub that falls silent would be waited for without a bound.
+    # Otherwise a download would wait without a limit for a hub that stops responding.
     get_session().timeout = HUB_SECONDS
     names = [each.rfilename for each in info.siblings or []]
     if model.source.endswith(GGUF):
         if _file(model.source) not in names:
-            raise _refusal(model, f"is not among its files.{_gguf_files(repository, names)}")
+            raise _refusal(model, f"is not in the repository.{_gguf_files(repository, names)}")
         path = Path(hf_hub_download(repository, _file(model.source), revision=revision))
         return Weights(path.parent, path.name, info.sha)
     top = [name for name in names if "/" not in name]
@@ -246,9 +246,9 @@ def _fetch(model: EngineSettings, repository: str, revision: str, info: ModelInf
 
 
 def _gguf_files(place: str, names: Iterable[str]) -> str:
-    """Returns how to name one of the GGUF files, where there are any."""
+    """Returns a hint about a GGUF file to use, if there are any."""
     found = sorted(name for name in names if name.endswith(GGUF) and not GGUF_PART.search(name))
-    return f" It has GGUF files: name one, as in source: {place}/{found[0]}" if found else ""
+    return f" To use a GGUF file, set source: {place}/{found[0]}" if found else ""
 
 
 def _check(model: EngineSettings, directory: Path) -> None:
@@ -260,30 +260,30 @@ def _check(model: EngineSettings, directory: Path) -> None:
         base = _json(directory / ADAPTER).get("base_model_name_or_path", "a model")
         raise _refusal(
             model,
-            f"is an adapter of {base}. Merge it into that: with the package peft, "
+            f"is an adapter for {base}. Merge them with the package peft: "
             f"AutoPeftModelForCausalLM.from_pretrained({model.source!r}).merge_and_unload()"
-            ".save_pretrained(DIRECTORY), and the tokenizer's save_pretrained beside it.",
+            ".save_pretrained(DIRECTORY). Save the tokenizer to the same directory.",
         )
     raise _refusal(model, f"{reason}{_gguf_files(model.source, names)}")
 
 
 def _lacking(names: Sequence[str]) -> str:
-    """Returns what a directory with these files lacks, or nothing."""
+    """Returns what is missing among these files, or an empty string."""
     if "config.json" not in names:
         return (
-            "has no config.json, so it is no model for transformers. Point source at a directory "
+            "has no config.json, so transformers cannot load it. Set `source` to a directory "
             "that save_pretrained wrote."
         )
     if not any(name == WEIGHTS or fnmatchcase(name, SHARDS) for name in names):
         return (
-            f"has no {WEIGHTS} and no parts of one. Convert its weights with save_pretrained, or "
+            f"has no {WEIGHTS}, also not in parts. Convert its weights with save_pretrained, or "
             "choose another model."
         )
     return ""
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Returns nothing for a file that is missing or damaged."""
+    """Returns the content of a file, or an empty dict if it is missing or damaged."""
     try:
         read = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -297,13 +297,13 @@ def _check_gguf(model: EngineSettings) -> None:
 {% if cookiecutter.models == "bundled" %}
         raise _refusal(model, f"needs packages that are not installed here. {SYNC_PYTORCH}")
 {% else %}
-        raise _refusal(model, f"needs packages to be read: run `uv add {' '.join(missing)}`.")
+        raise _refusal(model, f"needs more packages. Run `uv add {' '.join(missing)}`.")
 {% endif %}
     if GGUF_PART.search(model.source):
         raise _refusal(
             model,
-            "is a part of a model. Join the parts with llama.cpp's `llama-gguf-split --merge`, and "
-            "name the file that it writes.",
+            "is only a part of a model. Merge the parts with llama.cpp's `llama-gguf-split "
+            "--merge`, and set `source` to the resulting file.",
         )
 
 
@@ -319,23 +319,23 @@ def _reason(error: Exception) -> str:
         case HFValidationError():
             return NO_SOURCE
         case GatedRepoError():
-            return "asks for consent: give it on the model's page and set HF_TOKEN."
+            return "requires consent. Give it on the model's page on the hub, and set HF_TOKEN."
         case RevisionNotFoundError():
-            return "has no such revision. Correct its revision."
+            return "has no such revision. Correct `revision`."
         case RepositoryNotFoundError():
-            return "is unknown to the hub. Check its spelling; a private model needs HF_TOKEN."
+            return "is not on the hub. Check the spelling, or set HF_TOKEN for a private model."
         case HfHubHTTPError():
             return f"is not in the cache, and {_status(error.response.status_code)}"
         case OfflineModeIsEnabled():
             return (
-                "is not in the cache, and HF_HUB_OFFLINE keeps it from being downloaded. Unset "
-                "that, or point source at a local directory."
+                "is not in the cache, and HF_HUB_OFFLINE prevents the download. Unset it, or set "
+                "`source` to a local directory."
             )
         case _ if untrusted:
             return (
-                "is not in the cache, and the hub's certificate is not trusted here "
-                f"({untrusted}). Where a company's network has certificates of its own, set "
-                "SSL_CERT_FILE to a file with them; REQUESTS_CA_BUNDLE has no effect."
+                "is not in the cache, and the hub's certificate is not trusted "
+                f"({untrusted}). If your network uses its own certificates, set SSL_CERT_FILE to "
+                "a file with them. REQUESTS_CA_BUNDLE has no effect."
             )
         case ssl.SSLError():
             return NO_CERTIFICATES
@@ -343,23 +343,23 @@ def _reason(error: Exception) -> str:
             return NO_CERTIFICATES
         case httpx2.ProxyError():
             return (
-                f"is not in the cache, and the proxy does not let the hub through "
+                f"is not in the cache, and the proxy refuses the connection to the hub "
                 f"({in_one_line(error)}). Check HTTPS_PROXY."
             )
         case OSError() if not isinstance(error, LocalEntryNotFoundError | ConnectionError):
             return (
-                f"cannot be kept in {constants.HF_HUB_CACHE} ({in_one_line(error)}). Make room "
-                "there, or let HF_HOME name another directory."
+                f"cannot be saved in {constants.HF_HUB_CACHE} ({in_one_line(error)}). Free some "
+                "space, or set HF_HOME to another directory."
             )
         case _:
             return (
-                "is not in the cache and the hub cannot be reached. Check the network and "
-                "HF_ENDPOINT, or point source at a local directory."
+                "is not in the cache, and the hub cannot be reached. Check the network and "
+                "HF_ENDPOINT, or set `source` to a local directory."
             )
 
 
 def _untrusted(error: BaseException | None) -> str:
-    """Returns why a certificate was not accepted, where that is the cause."""
+    """Returns why a certificate was rejected, or an empty string if it was not."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -370,10 +370,10 @@ def _untrusted(error: BaseException | None) -> str:
 def _status(status: int) -> str:
     match status:
         case 401:
-            return "the hub asks for a valid HF_TOKEN (401). Set it, or unset the one that is set."
+            return "the hub requires a valid HF_TOKEN (401). Set it, or unset an invalid one."
         case 403:
-            return "the hub forbids it (403). Check what HF_TOKEN may read, and HF_ENDPOINT."
+            return "the hub denies access (403). Check the rights of HF_TOKEN, and HF_ENDPOINT."
         case 429:
-            return "the hub takes no more requests for now (429). Start later, or set HF_TOKEN."
+            return "the hub limits requests (429). Start later, or set HF_TOKEN."
         case _:
-            return f"the hub answers {status}. Start later, or point source at a local directory."
+            return f"the hub returned {status}. Start later, or set `source` to a local directory."

@@ -1,4 +1,4 @@
-"""Asks the models for a page, which counts what runs."""
+"""Sends a page's prompts to the models, and counts the running answers."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -12,10 +12,10 @@ from ..protocol import GenerationOptions, Message, Model, read_tokens
 from ..telemetry.logs import keep_request_id, logger, request_id
 from .settings import PageSettings
 
-# Gradio's workers beyond those that answer, so that what else is clicked has no need to wait.
+# Extra Gradio workers, so that other clicks do not wait for answers.
 OTHER_WORKERS = 8
-PLACE_SECONDS = 1.0
-"""How often who waits is told the place in the queue; at first it is told at once."""
+QUEUE_UPDATE_SECONDS = 1.0
+"""How often Gradio updates the position of those who wait in the queue, after the first time."""
 
 Ask = Callable[
     [Sequence[Model], Sequence[Sequence[Message]], GenerationOptions, gr.Request | None],
@@ -24,9 +24,9 @@ Ask = Callable[
 
 
 def asking(settings: PageSettings) -> Ask:
-    """Returns what asks each model its conversation, and yields all answers so far.
+    """Returns a function that sends each model its conversation and yields all answers so far.
 
-    Many answers take turns in being updated.
+    The more answers run, the less often each is updated.
     """
     limits = settings.limits
     running = 0
@@ -67,8 +67,8 @@ def asking(settings: PageSettings) -> Ask:
     return ask
 
 
-def in_panes(ask: Ask) -> Ask:
-    """Returns what says in each pane which limit its caller is over, and asks nobody then."""
+def within_rate_limits(ask: Ask) -> Ask:
+    """Wraps `ask`. If a caller exceeds a rate limit, each pane says so and no model is asked."""
 
     async def ask_within_limits(
         models: Sequence[Model],
@@ -93,7 +93,7 @@ def in_panes(ask: Ask) -> Ask:
 
 
 def _allowance_of(request: gr.Request) -> Allowance | None:
-    # Gradio makes one of nothing where a page calls a function by itself.
+    # When a page calls a function by itself, Gradio makes a request without a scope.
     scope = getattr(request.request, "scope", None) or {}
     allowance: Allowance | None = scope.get(ALLOWANCE)
     return allowance
@@ -101,7 +101,7 @@ def _allowance_of(request: gr.Request) -> Allowance | None:
 
 def _tokens_of(answer: Answer, messages: Sequence[Message]) -> int:
     if not answer.tokens and answer.end is None:
-        # It was refused, or nobody has begun to read.
+        # The request was refused, or no model has started to read it.
         return 0
     return read_tokens(messages, answer.end) + answer.tokens
 
@@ -109,9 +109,9 @@ def _tokens_of(answer: Answer, messages: Sequence[Message]) -> int:
 async def texts_of(
     answers: AsyncGenerator[list[Answer], None],
 ) -> AsyncGenerator[list[str] | str, None]:
-    """Yields the text of each answer, as a client gets it: alone where there is one model.
+    """Yields the texts as a client of the API gets them: a list, or a string for one model.
 
-    Raises gr.Error where all have failed.
+    Raises gr.Error if all answers have failed.
     """
     update: list[Answer] = []
     async with aclosing(answers) as updates:
@@ -124,16 +124,18 @@ async def texts_of(
         raise gr.Error(failures, title="No answer", print_exception=False)
 
 
-def take_turns(page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: gr.Button) -> None:
-    """Lets as many answers run, and wait, as the limits say; shows the button that has an effect."""
+def configure_queue(
+    page: gr.Blocks, settings: PageSettings, start: gr.Button, stop: gr.Button
+) -> None:
+    """Applies the limits to Gradio's queue, and shows either the start or the stop button."""
     start.elem_classes = [*start.elem_classes, "starts"]
     stop.elem_classes = [*stop.elem_classes, "stops"]
     limits = settings.limits
     page.max_threads = limits.running_requests + OTHER_WORKERS
     page.queue(
-        # Else all who wait are told each time that one of them begins.
-        status_update_rate=PLACE_SECONDS,
+        # Otherwise Gradio notifies everyone in the queue each time one of them starts.
+        status_update_rate=QUEUE_UPDATE_SECONDS,
         max_size=limits.waiting_requests,
-        # A direct call would pass the queue by, and get the first words alone.
+        # A direct call would bypass the queue, and return only the first words.
         api_open=False,
     )

@@ -1,4 +1,4 @@
-"""What the page does in the browser alone, in JavaScript: it remembers, links and marks."""
+"""JavaScript of the page: saves texts and conversations, makes links, and marks stopped answers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from gradio.components import Component
 
 from ..protocol import Model
 
-# Browsers refuse it altogether where somebody allows no cookies.
+# Browsers block storage entirely when cookies are blocked.
 _STORAGE = """
     const storage = name => { try { return window[name] } catch { return null } }
 """
@@ -17,10 +17,10 @@ _STORAGE = """
 def fill_at_start(
     page: gr.Blocks, controls: Mapping[str, Component], panes: Sequence[gr.Textbox]
 ) -> None:
-    """Fills the controls with what a link says, and texts with what the browser's tab remembers.
+    """Fills the controls from the link, and the texts from the tab's session storage.
 
-    A link says it behind a `#`, which browsers do not send, so that no server logs a prompt.
-    After a lost connection Gradio's page loads anew, so the tab keeps the prompt and the answers.
+    A link has its values after a `#`. Browsers do not send that part, so no server logs a prompt.
+    Gradio reloads the page after a lost connection, so the tab keeps the prompt and the answers.
     """
     boxes = [*controls.values(), *panes]
     for position, box in enumerate(boxes):
@@ -30,7 +30,7 @@ def fill_at_start(
                 try { put(storage("sessionStorage")) } catch (error) { console.warn(error) }
             }""".replace("POSITION", str(position))
             box.change(None, box, js=_with(_STORAGE, remember), api_visibility="private")
-    # Undefined leaves a box as it is: somebody may write in it before the page is ready.
+    # Undefined leaves a box unchanged: a visitor may type in it before the page is ready.
     fill = """(...values) => {
         const said = new URLSearchParams(location.hash.slice(1))
         return values.map((value, position) => {
@@ -46,11 +46,10 @@ def fill_at_start(
 
 
 def make_link(controls: Mapping[str, Component], models: Sequence[Model] = ()) -> str:
-    """Puts the values of the controls into the address, and copies it where browsers allow.
+    """Puts the values of the controls into the page's address, and copies the address.
 
-    The chats of models, if there are any, come after the controls.
-
-    They do over HTTPS and on their own machine. Returns what the button says afterwards.
+    The chats of the models, if there are any, come after the controls. Browsers allow copying
+    over HTTPS and on localhost. The script returns the new label of the button.
     """
     write = """(...values) => {
         const pairs = NAMES.map((name, position) => [name, values[position]])
@@ -68,7 +67,7 @@ def make_link(controls: Mapping[str, Component], models: Sequence[Model] = ()) -
     return _named(write, controls).replace("MODELS", json.dumps([each.name for each in models]))
 
 
-# Until the next run, because an update may be on its way when somebody stops.
+# Keep marking until the next run, because an update may still arrive after a stop.
 MARK_STOPPED = """() => {
     const mark = () => document.querySelectorAll(".state.waiting, .state.writing").forEach(line => {
         line.className = "state stopped"
@@ -79,15 +78,15 @@ MARK_STOPPED = """() => {
     const changes = { attributeFilter: ["class"], childList: true, subtree: true }
     window.marking.observe(document.body, changes)
 }"""
-END_OF_MARKING = "(...values) => { window.marking?.disconnect(); return values }"
+STOP_MARKING = "(...values) => { window.marking?.disconnect(); return values }"
 
-# An answer goes on to what was asked, whatever stands in the box by then.
+# Continuing an answer uses the prompt that was asked, whatever is in the box by then.
 KEEP_PROMPT = """(prompt, ...others) => {
     window.marking?.disconnect()
     window.asked = prompt
     return [prompt, ...others]
 }"""
-GO_ON = """(prompt, ...others) => {
+CONTINUE_ANSWER = """(prompt, ...others) => {
     window.marking?.disconnect()
     return [window.asked ?? prompt, ...others]
 }"""
@@ -98,13 +97,13 @@ def _named(script: str, controls: Mapping[str, Component]) -> str:
 
 
 def _with(part: str, script: str) -> str:
-    """Puts a part at the start of what a function does."""
+    """Inserts a part at the start of a function's body."""
     start, brace, rest = script.partition("=> {")
     return start + brace + part + rest
 
 
-# A question leaves its box as it is sent, and not by an answer of the server, which may come when
-# the next one is being typed.
+# Empty the box when the question is sent, not when the server responds: the visitor may already
+# be typing the next question by then.
 TAKE_PROMPT = """(prompt, ...others) => {
     window.marking?.disconnect()
     window.asked = prompt
@@ -118,7 +117,7 @@ TAKE_PROMPT = """(prompt, ...others) => {
 }"""
 GIVE_PROMPT_BACK = "prompt => prompt || window.asked"
 
-# Gradio names each message on an element that has no role, and WAI-ARIA allows no such name.
+# Gradio labels each message on an element without a role, which WAI-ARIA does not allow.
 GIVE_ROLES = """() => {
     const messages = '.talk :is([data-testid="bot"], [data-testid="user"]):not([role])'
     const give = () => document.querySelectorAll(messages)
@@ -126,7 +125,7 @@ GIVE_ROLES = """() => {
     new MutationObserver(give).observe(document.body, { childList: true, subtree: true })
 }"""
 
-# What `conversation.safe` put into a text is left out where it is copied.
+# Removes from copied text what `conversation.safe` added.
 _READ = r"""
     const plain = text => text.replaceAll("\u2060", "")
         .replaceAll(/\\lt\{\}(?=[A-Za-z\/!?])/g, "<").replaceAll("!{}[", "![")
@@ -134,7 +133,7 @@ _READ = r"""
 
 
 def take_turn_back(states: int) -> str:
-    """Removes the last turn of each pane, and puts its question where nothing is being typed."""
+    """Removes the last turn of each pane, and puts its question into the box if that is empty."""
     take = """(prompt, ...chats) => {
         const start = chat => chat.findLastIndex(message => message.role === "user")
         const asked = chats.map(chat => chat[start(chat)]?.content[0].text).find(text => text)
@@ -144,7 +143,7 @@ def take_turn_back(states: int) -> str:
     return _with(_READ, take).replace("STATES", str(states))
 
 
-# Copies get what a text says, without what makes it safe to show.
+# Copied text is the original, without the characters that make it safe to show.
 _COPY = """
     if (!window.copies) {
         window.copies = true
@@ -159,7 +158,7 @@ _COPY = """
     }
 """
 
-# A link comes first, then what the tab has kept, then what the last tab has.
+# Tries the link first, then the tab's storage, then the storage that all tabs share.
 OPEN_CONVERSATION = _with(
     _STORAGE + _READ + _COPY,
     r"""async key => {
@@ -177,12 +176,12 @@ OPEN_CONVERSATION = _with(
     kept.forget = () => {
         clearTimeout(kept.timer)
         kept.timer = null
-        // One that is being encrypted is not written any more.
+        // Cancels a write that is still being encrypted.
         kept.writes += 1
         kept.stores.forEach(store => store.removeItem(place))
     }
     window.conversation = kept
-    // Somebody has asked before this was there, and goes on with that.
+    // The visitor asked something before this code ran. Keep that conversation.
     const early = window.early
     if (key) document.addEventListener("click", event => {
         const link = event.target.closest("a[href]")
@@ -209,7 +208,7 @@ OPEN_CONVERSATION = _with(
         try {
             return await opened(text)
         } catch {
-            // It is somebody else's, or from before a logout.
+            // It belongs to another user, or is from before a logout.
             store.removeItem(place)
         }
     }
@@ -223,14 +222,14 @@ FORGET_CONVERSATION = """() => {
     return []
 }"""
 
-NOT_KEPT = "Your browser can't keep this conversation. It will be lost when you close this tab."
+NOT_KEPT = "Your browser can't save this conversation. It will be lost when you close this tab."
 
 
 def keep_conversation(models: Sequence[Model]) -> str:
-    """Keeps what the panes show, a moment after a change of it.
+    """Saves the conversation in the browser shortly after the panes change.
 
-    An answer that is being written puts it off no further. Where the browser has no room, the
-    element `.unkept` says so.
+    Further changes do not delay the save. If the browser cannot save it, the element `.unkept`
+    says so.
     """
     keep = """function keep(...chats) {
         const kept = window.conversation
@@ -246,7 +245,7 @@ def keep_conversation(models: Sequence[Model]) -> str:
             const said = Object.fromEntries(NAMES.map((name, i) => [name, kept.chats[i]]))
             let text = JSON.stringify(said)
             if (kept.link) {
-                // What a link brought is its reader's as soon as they go on with it.
+                // A conversation from a link becomes the visitor's own when they continue it.
                 kept.brought ??= text
                 if (text === kept.brought) return
                 kept.link = null
@@ -271,7 +270,7 @@ def keep_conversation(models: Sequence[Model]) -> str:
                     store.setItem(kept.place, text)
                     return true
                 } catch (error) {
-                    // A browser keeps some megabytes, and in a private window perhaps nothing.
+                    // Browsers limit storage to a few megabytes, and may allow none in private windows.
                     console.warn(error)
                     return false
                 }

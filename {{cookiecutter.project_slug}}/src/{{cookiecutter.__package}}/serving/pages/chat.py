@@ -12,14 +12,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..http.login import PASSWORD_VARIABLE, TOKEN, derive_key, read_secret
 from ..protocol import Message, Model, PromptError
-from .asking import Ask, asking, in_panes, take_turns, texts_of
+from .asking import Ask, asking, configure_queue, texts_of, within_rate_limits
 from .browser import (
-    END_OF_MARKING,
     FORGET_CONVERSATION,
     GIVE_PROMPT_BACK,
     GIVE_ROLES,
     MARK_STOPPED,
     OPEN_CONVERSATION,
+    STOP_MARKING,
     TAKE_PROMPT,
     fill_at_start,
     keep_conversation,
@@ -42,18 +42,20 @@ from .prompt import check_prompt, refusal
 from .settings import ANSWERS, PageSettings
 
 
-class Told(BaseModel, extra="forbid"):
-    """A message of a client's history; `Message` checks what it says."""
+class HistoryMessage(BaseModel, extra="forbid"):
+    """A message in a client's history. `Message` checks the values."""
 
     role: Any
     content: Any
 
 
-HISTORY = TypeAdapter(list[Told])
-HISTORY_SHAPE = 'The history is a list of messages like {"role": "user", "content": "Hello"}.'
+HISTORY = TypeAdapter(list[HistoryMessage])
+HISTORY_SHAPE = (
+    'The history must be a list of messages such as {"role": "user", "content": "Hello"}.'
+)
 
 Update = dict[Any, Any]
-"""What components show from now on; the others stay as they are."""
+"""New values of components. Components that are not in it stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ChatPane:
 
 @dataclass(frozen=True)
 class ChatControls:
-    """What a visitor sees and clicks."""
+    """The components of the page."""
 
     prompt: gr.Textbox
     system: gr.Textbox
@@ -79,12 +81,12 @@ class ChatControls:
 def chat_panes_of(
     models: Sequence[Model], about: Mapping[str, str] | None = None
 ) -> list[ChatPane]:
-    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say.
+    """Makes the panes, in the order of the models. Call it inside a `gr.Row`, for example.
 
-    Below them is a place for a line, should the browser not keep what they show.
+    Adds a line below the panes that appears when the browser cannot save the conversation.
 
     Args:
-        about: what is said of a model under its name.
+        about: text to show under each model's name.
     """
     panes = [_pane(model, (about or {}).get(model.name, "")) for model in models]
     gr.HTML('<p role="status"></p>', elem_classes="unkept", padding=False)
@@ -116,16 +118,16 @@ def connect_chat(
     models: Sequence[Model],
     following: Callable[[Ask], Ask] | None = None,
 ) -> None:
-    """Lets the controls do what they say, and offers the function `chat` in the page's API.
+    """Connects the controls to the models, and adds the function `chat` to the page's API.
 
-    Call it once, inside of the page's `with`, when all controls are there.
+    Call it once, inside the page's `with` block, after all controls.
 
     Args:
-        following: returns what asks for the panes, and so learns what they are answered.
+        following: wraps the function that asks the models for the panes, to see their answers.
     """
     limits, defaults = settings.limits, settings.options
     ask = asking(settings)
-    ask_for_panes = in_panes(following(ask) if following else ask)
+    ask_for_panes = within_rate_limits(following(ask) if following else ask)
     chats = [pane.chat for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
 
@@ -135,11 +137,11 @@ def connect_chat(
         said: Sequence[Any],
         asked: Mapping[int, Sequence[Turn]],
     ) -> AsyncGenerator[Update, None]:
-        """Lets some models answer the last turn of theirs; `asked` has all turns of each.
+        """Lets some models answer their last turns. `asked` has all turns of each.
 
-        A pane is left alone when its answer has come: somebody may have asked there again.
+        A pane is not updated after its answer is complete: the visitor may have asked again.
         """
-        # A box that was never shown has no text yet.
+        # The value of a box that was never shown is None.
         system = system or ""
         if system.strip():
             check_prompt(system, limits.prompt_characters)
@@ -173,7 +175,7 @@ def connect_chat(
         async def edit(
             event: gr.EditData, request: gr.Request, system: str | None, *rest: Any
         ) -> AsyncGenerator[Update, None]:
-            """Asks every model again from the question on that was changed in one pane."""
+            """Asks every model again, from the question that was edited in one pane."""
             said, talks = split(rest)
             roles = [message["role"] for message in rest[len(said) + number]]
             turn, prompt = roles[: event.index].count("user"), plain(str(event.value))
@@ -218,8 +220,8 @@ def connect_chat(
     ) -> AsyncGenerator[list[str] | str, None]:
         """Asks every model, and streams each one's answer so far, in the order of the settings.
 
-        The history is a list of messages, each with a role and a content. Nothing is kept here:
-        add the message and an answer to it, and give it with the next message.
+        The history is a list of messages, each with a role and a content. The server stores
+        nothing: add the message and an answer to the history, and send it with the next message.
         """
         options = read_options(defaults, min_new_tokens, max_new_tokens, temperature, top_p)
         system_prompt = system_prompt or ""
@@ -235,7 +237,7 @@ def connect_chat(
                 yield update
 
     def restore(text: str) -> Update:
-        """Shows what the browser has kept, or a link brought."""
+        """Shows the conversation from the browser's storage or from a link."""
         try:
             talks = read_kept(text, [model.name for model in models])
         except PromptError as error:
@@ -276,10 +278,10 @@ def connect_chat(
         further = again_in(number, lambda turn: turn)
         running += [
             pane.chat.edit(
-                edit_in(number), inputs[1:], [*chats, *states], js=END_OF_MARKING, **answering
+                edit_in(number), inputs[1:], [*chats, *states], js=STOP_MARKING, **answering
             ),
-            pane.chat.retry(anew, inputs[1:], mine, js=END_OF_MARKING, **answering),
-            pane.chat.option_select(further, inputs[1:], mine, js=END_OF_MARKING, **answering),
+            pane.chat.retry(anew, inputs[1:], mine, js=STOP_MARKING, **answering),
+            pane.chat.option_select(further, inputs[1:], mine, js=STOP_MARKING, **answering),
         ]
     private: dict[str, Any] = {"api_visibility": "private"}
     controls.stop.click(None, js=MARK_STOPPED, cancels=running, **private)
@@ -301,7 +303,7 @@ def connect_chat(
         each.change(None, chats, js=keep_conversation(models), **private)
     link = make_link(named, models)
     controls.share.click(None, inputs, controls.share, js=link, **private)
-    # Clients ask by this name.
+    # API clients use this name.
     gr.Button(visible=False).click(
         chat,
         [
@@ -321,13 +323,13 @@ def connect_chat(
     page.load(history_key, None, key, **private).then(
         restore, key, chats, js=OPEN_CONVERSATION, show_progress="hidden", **private
     )
-    take_turns(page, settings, controls.send, controls.stop)
+    configure_queue(page, settings, controls.send, controls.stop)
 
 
 def split(rest: Sequence[Any]) -> tuple[Sequence[Any], list[list[Turn]]]:
-    """Returns what the options say, and the turns of each pane, which follow them.
+    """Splits the inputs into the values of the options and the turns of each pane.
 
-    Raises gr.Error where a pane holds what no chat shows.
+    Raises gr.Error if a pane does not contain a conversation.
     """
     number = len(fields(OptionControls))
     try:
@@ -337,9 +339,9 @@ def split(rest: Sequence[Any]) -> tuple[Sequence[Any], list[list[Turn]]]:
 
 
 def messages_from(history: object) -> list[Message]:
-    """Returns the messages that a client tells of.
+    """Returns the messages in a client's history.
 
-    Raises gr.Error where they are none.
+    Raises gr.Error if they are invalid.
     """
     try:
         return [Message(each.role, each.content) for each in HISTORY.validate_python(history)]
@@ -349,13 +351,13 @@ def messages_from(history: object) -> list[Message]:
 
 
 def history_key(request: gr.Request) -> str:
-    """Returns the key for what a browser keeps of who is logged in; "" where nobody has to be.
+    """Returns the key that encrypts a logged-in visitor's saved conversation, or "" without login.
 
-    It is another after the next login, so that what was kept ends at logout.
+    The key changes at the next login, so a saved conversation cannot be read after a logout.
     """
     if request.username is None:
         return ""
     secret = read_secret() or os.environ.get(PASSWORD_VARIABLE)
-    # Without one, nobody else may know it either, and it ends with the page.
+    # Without a secret, use a random key: no one else can know it, and it ends with the page.
     tokens = [each for name, each in sorted(request.cookies.items()) if name.startswith(TOKEN)]
     return derive_key(secret or token_hex(), "history", request.username, *tokens)

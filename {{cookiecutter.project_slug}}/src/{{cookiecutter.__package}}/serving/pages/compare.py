@@ -1,4 +1,4 @@
-"""One prompt, asked of all models at once."""
+"""Sends one prompt to all models at once."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -10,21 +10,21 @@ import gradio as gr
 from ..answers import Answer
 from ..base import SESSION_LOST
 from ..protocol import Message, Model
-from .asking import Ask, asking, in_panes, take_turns, texts_of
-from .browser import GO_ON, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
+from .asking import Ask, asking, configure_queue, texts_of, within_rate_limits
+from .browser import CONTINUE_ANSWER, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
 from .options import OptionControls, option_text, read_options
 from .panes import Pane, state_line
 from .prompt import check_prompt
 from .settings import ANSWERS, PageSettings
 
 SESSION_LOST_WARNING = (
-    "The server that held this page's history is gone. The page goes on with another one."
+    "The server that held this page's history has stopped. The page now uses another one."
 )
 
 
 @dataclass(frozen=True)
 class CompareControls:
-    """What a visitor sees and clicks."""
+    """The components of the page."""
 
     prompt: gr.Textbox
     options: OptionControls
@@ -42,17 +42,17 @@ def connect(
     models: Sequence[Model],
     following: Callable[[Ask], Ask] | None = None,
 ) -> None:
-    """Lets the controls do what they say, and offers the function `generate` in the page's API.
+    """Connects the controls to the models, and adds the function `generate` to the page's API.
 
-    Call it once, inside of the page's `with`, when all controls are there.
+    Call it once, inside the page's `with` block, after all controls.
 
     Args:
-        following: returns what asks for the panes, and so learns what they are answered.
+        following: wraps the function that asks the models for the panes, to see their answers.
     """
     limits = settings.limits
     defaults = settings.options
     ask = asking(settings)
-    ask_for_panes = in_panes(following(ask) if following else ask)
+    ask_for_panes = within_rate_limits(following(ask) if following else ask)
 
     def answer(
         ask: Ask,
@@ -92,8 +92,8 @@ def connect(
             async for update in updates:
                 yield [each.text for each in update] + [state_line(each) for each in update]
 
-    def go_on_with(model: Model) -> Callable[..., AsyncGenerator[tuple[str, str], None]]:
-        async def go_on(
+    def continue_with(model: Model) -> Callable[..., AsyncGenerator[tuple[str, str], None]]:
+        async def continue_answer(
             request: gr.Request, prompt: str, *rest: Any
         ) -> AsyncGenerator[tuple[str, str], None]:
             *said, text = rest
@@ -102,7 +102,7 @@ def connect(
                 async for [update] in updates:
                     yield text + update.text, state_line(update)
 
-        return go_on
+        return continue_answer
 
     texts = [pane.text for pane in controls.panes]
     states = [pane.state for pane in controls.panes]
@@ -113,17 +113,17 @@ def connect(
         "concurrency_limit": limits.running_requests,
         "concurrency_id": ANSWERS,
         "show_progress": "minimal",
-        # They are text as they are, and Gradio would hand each of them to another thread.
+        # The values are text already, and Gradio would process each one in another thread.
         "postprocess": False,
     }
     starts = [controls.run.click, controls.prompt.submit]
     running = [gr.on(starts, show, inputs, [*texts, *states], js=KEEP_PROMPT, **answering)]
     running += [
         pane.more.click(
-            go_on_with(model),
+            continue_with(model),
             [*inputs, pane.text],
             [pane.text, pane.state],
-            js=GO_ON,
+            js=CONTINUE_ANSWER,
             **answering,
         )
         for pane, model in zip(controls.panes, models, strict=True)
@@ -138,7 +138,7 @@ def connect(
     controls.share.click(
         None, inputs, controls.share, js=make_link(named), api_visibility="private"
     )
-    # Clients ask for the texts alone, by this name.
+    # API clients use this name, and get only the texts.
     gr.Button(visible=False).click(
         generate,
         inputs,
@@ -149,4 +149,4 @@ def connect(
         concurrency_id=ANSWERS,
     )
     fill_at_start(page, named, texts)
-    take_turns(page, settings, controls.run, controls.stop)
+    configure_queue(page, settings, controls.run, controls.stop)

@@ -1,6 +1,6 @@
-"""What was said in a chat: as gr.Chatbot shows it, and as a model reads it.
+"""A conversation, as gr.Chatbot shows it and as a model reads it.
 
-A browser keeps it, so that any replica goes on with it. What comes from there is checked.
+The browser stores it, so that any replica can continue it. Input from the browser is validated.
 """
 
 import re
@@ -16,14 +16,17 @@ from ..protocol import Message, PromptError
 THOUGHTS = "Thoughts"
 NO_ANSWER = "No answer"
 CONTINUE = "Continue"
-NOT_OURS = "The link, or what your browser kept, does not hold a conversation of this page."
+NOT_A_CONVERSATION = (
+    "The link, or the data saved in your browser, does not contain a conversation for this page. "
+    "Start a new one."
+)
 
 JOINER = "\u2060"
-"""Shows nothing. After the sign that begins HTML or an image, the sign is text to Markdown."""
+"""An invisible character. After a sign that starts HTML or an image, it makes the sign text."""
 SIGNS = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)|(?:`{3,}|~{3,})[ \t]*(?=mermaid)")
 FORMULAS = re.compile(r"(\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\))", re.DOTALL)
 IN_FORMULAS = {"<": r"\lt{}", "!": "!{}"}
-"""There, TeX says the same in another way, and knows no joiner."""
+"""Replacements inside formulas, where TeX does not know the joiner."""
 DELIMITERS = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": r"\[", "right": r"\]", "display": True},
@@ -31,7 +34,7 @@ DELIMITERS = [
 ]
 
 Shown = dict[str, Any]
-"""A message as gr.Chatbot takes it, and gives it back."""
+"""A message in the format of gr.Chatbot."""
 
 
 class _Part(BaseModel):
@@ -50,18 +53,18 @@ KEPT = TypeAdapter(dict[str, list[_Kept]])
 
 @dataclass(frozen=True)
 class Turn:
-    """What was asked, and what one model said to it."""
+    """A question, and one model's answer."""
 
     question: str
     answer: str = ""
     thoughts: str = ""
     failure: str = ""
     complete: bool = False
-    """Whether the model said that it is done; else it can go on."""
+    """Whether the model ended the answer. If not, it can be continued."""
 
 
 def answered(turn: Turn, answer: Answer) -> Turn:
-    """Returns the turn with what has come of the answer; a part that was there before stays."""
+    """Returns the turn with the new text of the answer added to what it had before."""
     return replace(
         turn,
         answer=turn.answer + answer.text,
@@ -72,10 +75,10 @@ def answered(turn: Turn, answer: Answer) -> Turn:
 
 
 def messages_of(turns: Sequence[Turn], system: str = "") -> list[Message]:
-    """Returns what a model reads. An answer at the end is to be gone on with.
+    """Returns the messages for a model. If the last one is an answer, the model continues it.
 
-    A question that was not answered is read with the next one, because many models want the
-    roles to take turns.
+    A question without an answer is joined with the next question, because many models require
+    the roles to alternate.
     """
     messages = [Message("system", system)] if system.strip() else []
     questions: list[str] = []
@@ -100,10 +103,10 @@ def shown(turns: Sequence[Turn]) -> list[Shown]:
 
 
 def read(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Returns what `shown` was given.
+    """Returns the turns that `shown` turned into these messages.
 
     Raises:
-        PromptError: a message holds something else than text, or none is a user's.
+        PromptError: a message contains something other than text, or the roles are wrong.
     """
     turns: list[Turn] = []
     for message in messages:
@@ -112,7 +115,10 @@ def read(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         if message["role"] == "user":
             turns.append(Turn(text))
         elif message["role"] != "assistant" or not turns:
-            raise PromptError("A conversation begins with a question, and goes on with answers.")
+            raise PromptError(
+                "A conversation must start with a question and contain only questions and answers. "
+                "Clear it and ask again."
+            )
         elif title == THOUGHTS:
             turns[-1] = replace(turns[-1], thoughts=text)
         elif title == NO_ANSWER:
@@ -123,19 +129,19 @@ def read(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
 
 
 def read_kept(text: str, names: Sequence[str]) -> list[list[Turn]]:
-    """Returns the turns of each named model in what a browser has kept or a link brings.
+    """Returns the turns of each named model, from the browser's storage or from a link.
 
-    A model that was not there yet goes on with the questions.
+    A model that the saved conversation does not have gets its questions.
 
     Raises:
-        PromptError: it is none of a chat's.
+        PromptError: the text is not a saved conversation.
     """
     if not text:
         return [[] for _ in names]
     try:
         kept = KEPT.validate_json(text)
     except ValidationError as error:
-        raise PromptError(NOT_OURS) from error
+        raise PromptError(NOT_A_CONVERSATION) from error
     turns = {
         name: read([message.model_dump() for message in messages])
         for name, messages in kept.items()
@@ -146,7 +152,7 @@ def read_kept(text: str, names: Sequence[str]) -> list[list[Turn]]:
 
 
 def safe(text: str) -> str:
-    """Returns Markdown that shows HTML, images and diagrams as they are written."""
+    """Returns Markdown that shows HTML, images and diagrams as plain text."""
     parts = FORMULAS.split(text)
     parts[::2] = (SIGNS.sub(rf"\g<0>{JOINER}", part) for part in parts[::2])
     parts[1::2] = (
@@ -157,7 +163,7 @@ def safe(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Returns what `safe` was given."""
+    """Returns the text that `safe` escaped."""
     for sign, said in IN_FORMULAS.items():
         text = re.sub(rf"{re.escape(said)}(?=[\[A-Za-z/!?])", sign, text)
     return text.replace(JOINER, "")
@@ -176,12 +182,12 @@ def _shown(turn: Turn, *, last: bool) -> Iterator[Shown]:
 
 
 def _message(role: str, text: str, **more: object) -> Shown:
-    # As a part, because Gradio takes the indentation from a text alone.
+    # As a part, because Gradio removes the indentation of a plain string.
     return {"role": role, "content": [{"type": "text", "text": safe(text)}], **more}
 
 
 def _text(part: Mapping[str, Any]) -> str:
     text = part.get("text")
     if not isinstance(text, str):
-        raise PromptError("A message holds text alone. Leave out images, files and the like.")
+        raise PromptError("Messages can only contain text. Remove images and files.")
     return text

@@ -3,9 +3,9 @@
 import gradio as gr
 
 PANE_STYLES = """
-/* With more than one line of its own, Enter would begin another one and not submit. */
+/* A box with several lines would start a new line on Enter instead of submitting. */
 .prompt textarea { min-height: 4.5em }
-/* Stop stands in the place of what it stops, for as long as there is something to stop. */
+/* While an answer is being written, Stop takes the place of the start button. */
 .stops { display: none }
 :root:has(.state.waiting, .state.writing) .starts { display: none }
 :root:has(.state.waiting, .state.writing) .stops { display: block }
@@ -27,17 +27,17 @@ PANE_STYLES = """
 .pane .html-container { padding: 0 }
 .pane .bubble-wrap { background: none }
 .pane h2 { margin: 0; font-size: 1em }
-/* Room for two lines, so that what is below stays where it is. */
+/* Space for two lines, so that the content below does not move. */
 .pane [id^="state-"] { min-height: 2.8em }
-/* Gradio would lay the word Error over an answer that was stopped, or that a refusal left. */
+/* Gradio would cover a stopped or refused answer with the word Error. */
 .pane [data-testid="status-tracker"]:has(.error) { display: none }
-/* Only an answer that was cut off goes on. */
+/* Only an answer that was cut off can be continued. */
 .pane .more { visibility: hidden }
 .pane:has(.state.cut) .more { visibility: visible }
-/* What asks all models again waits for those that are still writing. */
+/* Hide the buttons that ask all models again while a model is still writing. */
 :root:has(.state.waiting, .state.writing) .talk button:is([aria-label="Edit"], [aria-label="Undo"]),
 .pane:has(.state.waiting, .state.writing) .options,
-/* A pane is not cleared alone. */
+/* A single pane cannot be cleared. */
 .talk .top-panel { display: none }
 .talk .prose a::after {
     content: " (" attr(href) ")"; color: var(--body-text-color-subdued);
@@ -55,7 +55,7 @@ PANE_STYLES = """
 .unkept { flex: 1 0 100% !important }
 .unkept:has(p:empty) { display: none }
 .unkept p { margin: 0; font-size: 0.85em; font-weight: 600 }
-/* The one link of the footer needs nothing that divides it from others. */
+/* The footer has only one link, so it needs no divider. */
 footer .divider { display: none }
 .pane .about { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 0.85em }
 .state { margin: 0; color: var(--body-text-color-subdued); font-size: 0.85em; font-variant-numeric: tabular-nums }
@@ -65,7 +65,7 @@ footer .divider { display: none }
 
 
 def readable(theme: gr.Theme) -> gr.Theme:
-    """Returns the theme with colors dark enough for the contrast that WCAG 2.1 AA asks for."""
+    """Returns the theme with colors dark enough for the contrast that WCAG 2.1 AA requires."""
     return theme.set(
         block_info_text_color="*neutral_600",
         block_label_text_color="*primary_700",

@@ -1,4 +1,4 @@
-"""The controls for how a prompt is answered, and what they say."""
+"""The controls for generation options."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..protocol import GenerationOptions
 from .prompt import refusal
 from .settings import PageSettings
 
-# A choice, because Gradio's number field cannot be empty: it shows and sends 0.
+# A dropdown, because Gradio's number field cannot be empty: it shows and sends 0.
 OWN = "each model's own"
 
 
@@ -23,12 +23,12 @@ class OptionControls:
     top_p: gr.Dropdown
 
     def named(self) -> dict[str, Component]:
-        """In the order in which `read_options` takes what they say."""
+        """Returns the controls by name, in the order of the arguments of `read_options`."""
         return dict(vars(self))
 
 
 def option_controls(settings: PageSettings) -> OptionControls:
-    """Makes the controls where it is called: in a `gr.Row`, say."""
+    """Makes the controls. Call it inside a `gr.Row`, for example."""
     most, defaults = settings.limits.new_tokens, settings.options
     return OptionControls(
         min_new_tokens=gr.Slider(
@@ -36,7 +36,7 @@ def option_controls(settings: PageSettings) -> OptionControls:
             most,
             value=defaults.min_new_tokens,
             step=1,
-            label="At least, tokens",
+            label="Minimum tokens",
             info="A token is about three quarters of a word.",
         ),
         max_new_tokens=gr.Slider(
@@ -44,22 +44,22 @@ def option_controls(settings: PageSettings) -> OptionControls:
             most,
             value=defaults.max_new_tokens,
             step=1,
-            label="At most, tokens",
-            info="The answer is cut off here.",
+            label="Maximum tokens",
+            info="A longer answer is cut off.",
         ),
         temperature=gr.Dropdown(
             [OWN, "0", "0.3", "0.7", "1", "1.5"],
             value=option_text(defaults.temperature),
             allow_custom_value=True,
             label="Temperature",
-            info="0 always takes the likeliest token, 2 is wild.",
+            info="0 always picks the likeliest token. Higher values vary more.",
         ),
         top_p=gr.Dropdown(
             [OWN, "0.5", "0.8", "0.9", "0.95", "1"],
             value=option_text(defaults.top_p),
             allow_custom_value=True,
             label="Top p",
-            info="Samples from the likeliest tokens of this probability.",
+            info="Samples from the likeliest tokens that add up to this probability.",
         ),
     )
 
@@ -71,12 +71,12 @@ def read_options(
     temperature: str | float,
     top_p: str | float,
 ) -> GenerationOptions:
-    """Returns the defaults with what the controls say.
+    """Returns the defaults, overridden by the values of the controls.
 
-    Raises gr.Error with the reason when an option is out of range.
+    Raises gr.Error with the reason if an option is out of range.
     """
     if min_new_tokens == defaults.min_new_tokens:
-        # A caller who names the most tokens alone has not chosen the least.
+        # A caller who sets only the maximum has not chosen the minimum.
         min_new_tokens = min(min_new_tokens, max_new_tokens)
     said = {
         "min_new_tokens": min_new_tokens,

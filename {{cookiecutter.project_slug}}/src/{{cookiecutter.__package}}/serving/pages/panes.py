@@ -1,4 +1,4 @@
-"""A pane for each model: its text, and a line that says how far it is."""
+"""A pane for each model: its text, and a status line."""
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ class Pane:
     text: gr.Textbox
     state: gr.HTML
     more: gr.Button
-    """Goes on with an answer that was cut off."""
+    """Continues an answer that was cut off."""
 
 
 def panes_of(models: Sequence[Model], about: Mapping[str, str] | None = None) -> list[Pane]:
-    """Makes the panes where it is called, in the order of the models: in a `gr.Row`, say.
+    """Makes the panes, in the order of the models. Call it inside a `gr.Row`, for example.
 
     Args:
-        about: what is said of a model under its name.
+        about: text to show under each model's name.
     """
     return [_pane(model, (about or {}).get(model.name, "")) for model in models]
 
@@ -42,27 +42,27 @@ def _pane(model: Model, about: str) -> Pane:
 
 
 def head_of(model: Model, about: str) -> gr.HTML:
-    """Makes the head of a pane: the model's name, and the line that says how far it is."""
+    """Makes the head of a pane: the model's name and the status line."""
     said = f'<p class="about">{html.escape(about)}</p>' if about else ""
     gr.HTML(f"<h2>{html.escape(model.name)}</h2>{said}", padding=False)
     return gr.HTML(elem_id=f"state-{model.name}", padding=False)
 
 
 def state_line(answer: Answer) -> str:
-    """Says how far an answer is: `Writing · first text after 0.4 s · 23 tokens · 31 tokens/s`."""
-    # Of both, the first class is the state, and the second adds a color or a way on.
+    """Returns a status such as `Writing · first text after 0.4 s · 23 tokens · 31 tokens/s`."""
+    # The first class is the state. The second, `cut`, shows the Continue button.
     kind = f"{answer.state} cut" if answer.cut_off else f"{answer.state}"
     thinks = answer.state is State.WRITING and answer.thoughts and not answer.text
     said = ["Cut off" if answer.cut_off else "Thinking" if thinks else answer.state.capitalize()]
     if answer.starting:
-        said = ["Starting", "the model is loaded first, and then it answers"]
+        said = ["Starting", "the model is loading and will answer soon"]
     if answer.first_text_seconds is not None:
         said.append(f"first text after {answer.first_text_seconds:.1f} s")
         said.append(_counted(answer.tokens, "token"))
     if answer.tokens_per_second is not None:
         said.append(f"{answer.tokens_per_second:.0f} tokens/s")
     said += _remarks(answer)
-    # What is still changing is not read aloud.
+    # Screen readers do not read a status that is still changing.
     changing = answer.state in (State.WAITING, State.WRITING) and not answer.starting
     live = "off" if changing else "polite"
     text = html.escape(" · ".join(said))
@@ -73,12 +73,12 @@ def _remarks(answer: Answer) -> Iterator[str]:
     if answer.failure:
         yield answer.failure
     if answer.cut_off and answer.thoughts and not answer.text:
-        yield "all of its tokens went into thoughts; allow more under Options"
+        yield "it used all of its tokens for thinking; allow more under Options"
     if answer.end is not None and answer.end.reason == "filtered":
-        yield "the server held the rest back"
+        yield "the server filtered the rest"
     if answer.end is not None and answer.end.dropped_messages:
         messages = _counted(answer.end.dropped_messages, "message")
-        yield f"without the oldest {messages}, beyond what the model can read"
+        yield f"without the oldest {messages}, which did not fit the model's context"
 
 
 def _counted(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""What a visitor types, checked before any model is asked."""
+"""Checks a visitor's prompt before any model is asked."""
 
 import unicodedata
 
@@ -6,18 +6,18 @@ import gradio as gr
 
 
 def check_prompt(prompt: str, most_characters: int) -> None:
-    """Raises gr.Error, which the page shows, when no model could answer the prompt."""
+    """Raises gr.Error, which the page shows, if no model could answer the prompt."""
     if not prompt.strip():
-        raise refusal("Write a text first.")
+        raise refusal("Enter some text first.")
     if len(prompt) > most_characters:
         raise refusal(
-            f"The text has {len(prompt):,} characters; shorten it to {most_characters:,}."
+            f"The text has {len(prompt):,} characters. Shorten it to {most_characters:,}."
         )
     for position, character in enumerate(prompt, start=1):
         category = unicodedata.category(character)
         if category == "Cs":
             raise refusal(
-                f"Character {position} is half of a character, so the text is no valid UTF-8. "
+                f"Character {position} is incomplete, so the text is not valid UTF-8. "
                 "Remove it, or type it again."
             )
         if category == "Cc" and character not in "\t\n\r":

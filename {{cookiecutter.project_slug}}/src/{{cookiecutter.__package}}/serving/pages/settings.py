@@ -1,4 +1,4 @@
-"""What a page of text models shows, and what it takes."""
+"""The settings of a page with text models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,36 +16,36 @@ from ..protocol import GenerationOptions, Model
 from ..telemetry.traces import start_traces
 
 ANSWERS = "answers"
-"""Which functions of the page take turns: those that answer."""
-API_NEEDS_KEYS = "openai_api asks for keys"
+"""The concurrency id of the page's functions that answer."""
+API_NEEDS_KEYS = "openai_api requires keys"
 
 
 class Limits(ModelLimits, RequestLimits):
-    """What one process takes on."""
+    """The limits of one process."""
 
     request_bytes: int = Field(default=2**20, ge=1024)
     prompt_characters: int = Field(default=20_000, ge=1)
     answer_seconds: float = Field(default=600, gt=0)
-    """The longest that an answer may take; then its pane says so."""
+    """The maximum time for an answer. An answer that takes longer fails, and its pane says so."""
 
 
 class TokenLimits(RateLimits):
-    """How much each caller may ask for, tokens too: those that are read and those written."""
+    """Rate limits for each caller, including tokens, both read and written."""
 
     tokens_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_day: int | None = Field(default=None, ge=1)
 
 
 class PageSettings(HttpSettings, ModelsSettings):
-    """The arguments of an application whose page asks text models."""
+    """The arguments of an application whose page uses text models."""
 
     title: str
     description: str
     options: GenerationOptions = GenerationOptions()
-    """What the page's controls show at first."""
+    """The initial values of the page's controls."""
     openai_api: bool | Literal["without-keys"] = False
-    """Whether programs find the models at `/v1`, by OpenAI's protocol, with a key out of
-    `API_KEYS`. `without-keys` asks for none, where the page is reached from its machine alone."""
+    """Whether to serve the models at `/v1` with an OpenAI-compatible API, for the keys in
+    `API_KEYS`. `without-keys` needs no key, and is only allowed on a loopback host."""
     content_policy: Policy = (
         "base-uri 'self'; form-action 'self'; img-src 'self' blob: data:; object-src 'none'"
     )
@@ -55,7 +55,7 @@ class PageSettings(HttpSettings, ModelsSettings):
     @field_validator("options", mode="before")
     @classmethod
     def _complete_options(cls, said: object) -> object:
-        """Keeps what the page itself shows, where a config says something else."""
+        """Merges the options in a config into the page's own."""
         shown = cls.model_fields["options"].get_default(call_default_factory=True)
         if isinstance(said, Mapping) and isinstance(shown, GenerationOptions):
             return {**shown.model_dump(exclude_unset=True), **said}
@@ -66,7 +66,7 @@ class PageSettings(HttpSettings, ModelsSettings):
         if self.options.max_new_tokens > self.limits.new_tokens:
             raise ValueError(
                 f"options.max_new_tokens ({self.options.max_new_tokens}) is over "
-                f"limits.new_tokens ({self.limits.new_tokens})"
+                f"limits.new_tokens ({self.limits.new_tokens}). Lower it, or raise the limit"
             )
         return self
 
@@ -74,46 +74,46 @@ class PageSettings(HttpSettings, ModelsSettings):
     def _check_api(self) -> Self:
         if self.openai_api == "without-keys" and self.asks_login:
             raise ValueError(
-                "openai_api: without-keys and a login contradict each other. Set openai_api to "
-                "true and name keys in API_KEYS"
+                "openai_api: without-keys cannot be combined with a login. Set openai_api to true "
+                "and list keys in API_KEYS"
             )
         return self
 
     def counts(self, concurrency_id: str, visibility: object) -> bool:
-        """Says that of what the page does, answers count. Those of a pane, the pane asks for."""
+        """Whether a call counts towards the rate limits: only answers do. Panes count their own."""
         return concurrency_id == ANSWERS and visibility != "private"
 
     def start_checks(self) -> list[Callable[[], object]]:
         checks = [*HttpSettings.start_checks(self), *ModelsSettings.start_checks(self)]
         if self.openai_api is not True:
             return checks
-        # Here, so that the settings alone load no server.
+        # Imported here so that the settings alone do not load a server.
         from ..http.login import read_keys
 
         return [partial(read_keys, API_NEEDS_KEYS), *checks]
 
     def check_host(self, host: str) -> None:
-        """Looks whether the page may listen there.
+        """Checks that the page may listen on this host.
 
         Raises:
-            StartError: others would reach what asks for no key.
+            StartError: other machines would reach an API that needs no key.
         """
         if self.openai_api == "without-keys" and not is_loopback(host):
             raise StartError(
-                f"openai_api: without-keys is for loopback hosts alone, and host is {host}. Set it "
-                "to true and name keys in API_KEYS, or set host to 127.0.0.1."
+                f"openai_api: without-keys requires a loopback host, but host is {host}. Set "
+                "openai_api to true and list keys in API_KEYS, or set host to 127.0.0.1."
             )
 
     def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:
         return [self.api_of(models)] if self.openai_api else []
 
     def api_of(self, models: Sequence[Model]) -> Middleware:
-        """Returns OpenAI's protocol for these models.
+        """Returns the OpenAI-compatible API for these models.
 
         Raises:
-            LoginError: it asks for keys, and there are none.
+            LoginError: the API needs keys, and there are none.
         """
-        # Here, so that the settings alone load no server.
+        # Imported here so that the settings alone do not load a server.
         from ..http.login import read_keys
         from ..http.openai_api import OpenAIApi
 

@@ -1,4 +1,4 @@
-"""A vote, and what it is about."""
+"""A vote, and the answers that it is about."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 
 class Vote(NamedTuple):
-    """What was said of one answer, or of two beside each other."""
+    """A vote on one answer, or on two side by side."""
 
     left: int
     right: int | None
-    """Positions of the answers. A single one has nothing on its right."""
+    """Positions of the answers. `right` is None for a vote on a single answer."""
     vote: Literal["good", "bad", "left", "right", "tie", "both bad"]
 
 
@@ -22,7 +22,7 @@ class Reply:
     model: str
     options: Mapping[str, Any]
     conversation: Sequence[Mapping[str, str]]
-    """What was said before the prompt, in the same pane."""
+    """The messages before the prompt, in the same pane."""
     text: str
     tokens: int
     seconds: float
@@ -40,7 +40,7 @@ class Ballot:
 
 
 def choices_of(names: Sequence[str]) -> dict[str, list[Vote]]:
-    """Returns what can be said of answers side by side, and the votes that it makes."""
+    """Returns the labels of the buttons for answers side by side, and the votes each one casts."""
     if len(names) == 1:
         return {"Good": [Vote(0, None, "good")], "Bad": [Vote(0, None, "bad")]}
     if len(names) == 2:

@@ -1,4 +1,4 @@
-"""Models without their names, on sides that nobody can foresee."""
+"""Hides the models' names and shuffles their sides."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from ..protocol import End, GenerationOptions, Message, Model, Piece
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """Answers as its model does, by another name."""
+class AnonymousModel:
+    """A model under another name."""
 
     name: str
     model: Model
@@ -21,9 +21,9 @@ class Hidden:
         return self.model.stream(messages, options)
 
 
-def hidden(models: Sequence[Model]) -> list[Model]:
+def anonymous(models: Sequence[Model]) -> list[Model]:
     """Returns the models as A, B, C."""
-    return [Hidden(_letter(number), model) for number, model in enumerate(models)]
+    return [AnonymousModel(_letter(number), model) for number, model in enumerate(models)]
 
 
 def _letter(number: int) -> str:
@@ -32,5 +32,5 @@ def _letter(number: int) -> str:
 
 
 def sides(number: int, seed: str) -> list[int]:
-    """Returns which model is on which side. The same seed gives the same ones on every replica."""
+    """Returns the model on each side. The same seed gives the same sides on every replica."""
     return sorted(range(number), key=lambda each: sha256(f"{seed}\0{each}".encode()).digest())

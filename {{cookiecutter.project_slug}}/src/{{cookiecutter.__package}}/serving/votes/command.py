@@ -1,4 +1,4 @@
-"""`python -m PACKAGE votes`: who wins, and the votes as a file."""
+"""`python -m PACKAGE votes`: prints the ratings, and exports the votes to a file."""
 
 import argparse
 import json
@@ -17,14 +17,14 @@ ROWS = 1000
 
 
 def offer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to those of the command line."""
-    votes = commands.add_parser("votes", help="prints who wins, and exports the votes")
+    """Adds the command to the command line."""
+    votes = commands.add_parser("votes", help="prints the ratings, and exports the votes")
     votes.add_argument(
         "config",
         nargs="?",
         type=Path,
         default=Path("config/local.yaml"),
-        help="a Serve config, whose database_url counts (config/local.yaml)",
+        help="the Serve config with the database_url to read (config/local.yaml)",
     )
     for name, kind in (("--csv", "CSV"), ("--parquet", "Parquet")):
         votes.add_argument(name, type=Path, metavar="FILE", help=f"also write the votes as {kind}")
@@ -32,12 +32,12 @@ def offer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the table, and writes the files that are asked for.
+    """Prints the table, and writes the requested files.
 
     Raises:
         StartError: the config has no page with votes, or the database does not answer.
     """
-    # Here, because the command line is read without a database and without Gradio.
+    # Imported here because parsing the command line needs neither a database nor Gradio.
     from sqlalchemy.exc import SQLAlchemyError
 
     from ..config import environment, plan, read_config
@@ -58,16 +58,18 @@ def run(arguments: argparse.Namespace) -> None:
                 print(table(counts_of(store)))
                 export(store, arguments.csv, arguments.parquet)
             except LostError as error:
-                raise StartError("the database of votes does not answer; see above") from error
+                raise StartError(
+                    "the database of votes does not respond. See the error above."
+                ) from error
             except SQLAlchemyError as error:
                 raise StartError(
-                    f"the database of votes does not answer: {reason_of(error)}. Correct "
-                    "database_url, or start it."
+                    f"the database of votes does not respond: {reason_of(error)}. Start it, or "
+                    "correct database_url."
                 ) from error
             except OSError as error:
                 raise StartError(f"{error.filename}: {error.strerror}.") from error
         return
-    raise StartError(f"{path}: no application of it has votes. Name another config.")
+    raise StartError(f"{path}: no application in it has votes. Use another config.")
 
 
 def counts_of(store: "Store") -> "list[Count]":
@@ -84,7 +86,7 @@ def counts_of(store: "Store") -> "list[Count]":
 
 
 def export(store: "Store", csv: Path | None, parquet: Path | None) -> None:
-    """Writes a row for each vote, a thousand at a time, so that any number of them fits."""
+    """Writes a row for each vote, a thousand at a time, so that any number fits in memory."""
     if csv is None and parquet is None:
         return
     import pyarrow as pa

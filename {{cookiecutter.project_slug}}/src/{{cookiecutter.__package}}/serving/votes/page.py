@@ -1,4 +1,4 @@
-"""What a visitor sees and clicks to vote, on the page that compares and on that of a chat."""
+"""The buttons for votes, on the compare page and on the chat page."""
 
 import asyncio
 import html
@@ -21,23 +21,23 @@ from .store import LostError, RepeatedError, Store
 
 VOTES_AT_ONCE = 8
 VOTE_SECONDS = 15
-"""Then a vote counts as lost, whatever the database is at."""
+"""After this time a vote counts as lost, whatever the database does."""
 
-KEPT = "Your vote is kept."
+KEPT = "Your vote was saved."
 LOST = (
-    "Your vote was not kept, because the database does not answer. The answers stay: vote again in "
-    "a moment."
+    "Your vote was not saved, because the database does not respond. Vote again in a moment; the "
+    "answers stay."
 )
 
 PANE_STYLES = (
     looks.PANE_STYLES
     + """
-/* In the row of the panes, below all of them. Its place is there before there is a vote. */
+/* A line below all panes. Its space is reserved before there is a vote. */
 .votes { position: relative; flex: 1 0 100% !important; align-items: center; min-height: 44px; visibility: hidden }
 .votes button { flex: 1 1 auto; min-width: 7em }
 :root:has(.state.done):not(:has(.state:is(.waiting, .writing, .stopped, .failed))) .votes { visibility: visible }
 .votes .block:not(:has(p)) { display: none }
-/* What was said stands where the buttons are, so that nothing moves. */
+/* The message takes the place of the buttons, so that nothing moves. */
 .votes:has(.kept) button, .votes:has(.kept) .terms { visibility: hidden; transition: none }
 .votes:has(.kept) .block:has(.said) { position: absolute; inset: 0; display: grid; place-content: center }
 .votes .said { margin: 0; text-align: center }
@@ -46,7 +46,7 @@ PANE_STYLES = (
 .votes .html-container { padding: 0 }
 .votes .block { flex: 1 0 100% }
 .votes .terms { margin: 0; text-align: center; color: var(--body-text-color-subdued); font-size: 0.85em }
-/* A vote that was lost says so in their place. */
+/* The message about a lost vote takes the place of the terms. */
 .votes .block:has(.lost) { order: -1 }
 .votes:has(.lost) .block:has(.terms) { display: none }
 """
@@ -60,7 +60,7 @@ FIRST_SIDES = """() => {
     if (!document.cookie.split("; ").some(each => each.startsWith("SIDES="))) (NEW)()
 }""".replace("SIDES", SIDES_COOKIE).replace("NEW", NEW_SIDES)
 
-Say = Callable[[gr.Request], Coroutine[Any, Any, str]]
+VoteFunction = Callable[[gr.Request], Coroutine[Any, Any, str]]
 
 
 def connect(
@@ -69,9 +69,9 @@ def connect(
     settings: PageSettings,
     models: Sequence[Model],
 ) -> None:
-    """Lets the controls do what they say, adds those of a vote below the panes, and offers `/generate`.
+    """Connects the controls to the models, adds voting below the panes, and offers `/generate`.
 
-    Call it once, inside of the page's `with`, when all controls are there.
+    Call it once, inside the page's `with` block, after all controls.
     """
     rounds = Rounds(models)
     compare.connect(page, controls, settings, models, rounds.remembering)
@@ -79,7 +79,7 @@ def connect(
     bar = add_votes([each.state for each in panes], settings, rounds)
     if rounds.blind:
         page.load(None, js=FIRST_SIDES, api_visibility="private")
-        # Else the same prompt would show the models where they were seen.
+        # Otherwise the same prompt would show the models on the same sides again.
         bar.change(None, js=NEW_SIDES, api_visibility="private")
 
 
@@ -89,9 +89,9 @@ def connect_chat(
     settings: PageSettings,
     models: Sequence[Model],
 ) -> None:
-    """Lets the controls do what they say, adds those of a vote below the panes, and offers `/chat`.
+    """Connects the controls to the models, adds voting below the panes, and offers `/chat`.
 
-    Call it once, inside of the page's `with`, when all controls are there.
+    Call it once, inside the page's `with` block, after all controls.
     """
     rounds = Rounds(models)
     chat.connect_chat(page, controls, settings, models, rounds.remembering)
@@ -103,21 +103,21 @@ def connect_chat(
 
 
 def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds) -> gr.HTML:
-    """Adds a button for each vote below the panes; returns where it says what became of it."""
+    """Adds a button for each vote below the panes, and returns the box for the result."""
     store = Store(settings.database, keep_texts=settings.keep_texts)
     if settings.keep_days is not None:
-        store.remove_again_and_again(settings.keep_days)
+        store.remove_periodically(settings.keep_days)
     place = _around(states[0])
     parent = place.parent
     with place, gr.Row(elem_classes="votes"):
-        # Before the buttons, for who has the page read aloud.
+        # Before the buttons, so that screen readers read the terms first.
         gr.HTML(f'<p class="terms">{terms_of(settings)}</p>', padding=False)
         buttons = {
             label: (gr.Button(label, size="sm", min_width=100), votes)
             for label, votes in choices_of(rounds.names).items()
         }
         said = gr.HTML(padding=False)
-    # Entering it again has put it below what was around it just now.
+    # Entering the block again changed its parent. Restore it.
     place.parent = parent
     voting = voter(store, rounds)
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -130,37 +130,39 @@ def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds)
             concurrency_id="votes",
             **private,
         )
-    # What was said is about the answers before.
+    # New answers clear the message about the earlier ones.
     gr.on([state.change for state in states], None, None, said, js="() => ''", **private)
     return said
 
 
 def terms_of(settings: PageSettings) -> str:
-    """Says what is kept of who votes, and for how long."""
+    """Returns a sentence about what is stored with a vote, and for how long."""
     kept = "with the texts above" if settings.keep_texts else "without the texts above"
     if settings.asks_login:
         kept += " and your name" if settings.keep_texts else " but with your name"
     days = settings.keep_days
-    time = "with no time limit" if days is None else f"for {days:g} days"
+    time = "without a time limit" if days is None else f"for {days:g} days"
     if days == 1:
         time = "for 1 day"
-    return f"A vote is kept {kept}, {time}."
+    return f"Your vote is stored {kept}, {time}."
 
 
 def _around(state: gr.HTML) -> BlockContext:
-    """Returns what stands around the columns of the panes."""
+    """Returns the block that contains the columns of the panes."""
     column = state.parent
     if column is None or column.parent is None:
-        raise StartError("panes_of and chat_panes_of are called in a gr.Row, inside of the page.")
+        raise StartError(
+            "the panes are not in a row. Call panes_of or chat_panes_of inside a gr.Row of the page."
+        )
     return column.parent
 
 
-def voter(store: Store, rounds: Rounds) -> Callable[[Sequence[Vote]], Say]:
-    """Returns what makes the function of a button, which votes so."""
-    # Of its own, so that a database that hangs holds up nothing else.
+def voter(store: Store, rounds: Rounds) -> Callable[[Sequence[Vote]], VoteFunction]:
+    """Returns a factory for the functions of the buttons."""
+    # A separate pool, so that a database that hangs blocks nothing else.
     threads = ThreadPoolExecutor(VOTES_AT_ONCE, thread_name_prefix="votes")
 
-    def voting(votes: Sequence[Vote]) -> Say:
+    def voting(votes: Sequence[Vote]) -> VoteFunction:
         async def vote(request: gr.Request) -> str:
             try:
                 now, ballot = rounds.claim(request.session_hash, votes)

@@ -1,4 +1,4 @@
-"""Who wins: a table of the votes, and a rating of the models with its interval."""
+"""A table of the votes, and ratings of the models with their intervals."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 MIDDLE = 1000
 POINTS = 400 / math.log(10)
-"""As in chess: who has 400 points more wins ten times as often as they lose."""
+"""As in chess: a model with 400 points more wins ten times as often as it loses."""
 
 SIGMAS = 1.96
-"""95% of a normal distribution are within so many standard deviations."""
+"""95% of a normal distribution lies within this many standard deviations."""
 
 STEPS = 200
 SMALL = 1e-9
@@ -22,7 +22,7 @@ Matrix = NDArray[np.float64]
 
 
 class Count(NamedTuple):
-    """How often one vote was given; the right side is missing where there was a single answer."""
+    """How often one vote was cast. `right` is None for votes on a single answer."""
 
     left: str
     right: str | None
@@ -32,7 +32,7 @@ class Count(NamedTuple):
 
 @dataclass
 class Standing:
-    """How one model does beside others, or by itself."""
+    """The votes on one model, compared with others or by itself."""
 
     won: int = 0
     lost: int = 0
@@ -47,7 +47,7 @@ class Standing:
 
     @property
     def win_rate(self) -> float:
-        """A vote for neither counts half."""
+        """The share of wins. A vote for neither model counts as half a win."""
         return (self.won + (self.tie + self.both_bad) / 2) / self.compared
 
 
@@ -55,7 +55,7 @@ class Rating(NamedTuple):
     points: float
     low: float
     high: float
-    """Between these it is in 95% of the cases."""
+    """`low` and `high` are the bounds of the 95% interval."""
 
 
 def standings(counts: Sequence[Count]) -> dict[str, Standing]:
@@ -80,8 +80,8 @@ def standings(counts: Sequence[Count]) -> dict[str, Standing]:
 def ratings(counts: Sequence[Count]) -> dict[str, Rating]:
     """Returns the Bradley-Terry rating of each model that was compared, the best first.
 
-    A vote for neither is half a win for both. Each model also has half a win and half a loss
-    against one in the middle, so that who has won each time has a rating too.
+    A vote for neither is half a win for both. Each model also gets half a win and half a loss
+    against an average model, so that a model that always wins has a finite rating.
     """
     compared = [count for count in counts if count.right is not None]
     names = sorted({name for each in compared for name in (each.left, each.right) if name})
@@ -107,7 +107,7 @@ def ratings(counts: Sequence[Count]) -> dict[str, Rating]:
 
 
 def _fit(wins: Matrix) -> tuple[Matrix, Matrix]:
-    """Returns the likeliest strengths, by Newton's method, and their standard deviations."""
+    """Returns the maximum-likelihood strengths, by Newton's method, and their standard deviations."""
     games = wins + wins.T
     strengths: Matrix = np.zeros(len(wins))
     for _ in range(STEPS):
@@ -122,7 +122,7 @@ def _fit(wins: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _slope_and_curve(wins: Matrix, games: Matrix, strengths: Matrix) -> tuple[Matrix, Matrix]:
-    """Returns the slope of the logarithm of the likelihood, and how it bends, with its sign turned."""
+    """Returns the gradient of the log-likelihood, and its negative Hessian."""
     chance = 1 / (1 + np.exp(strengths[None, :] - strengths[:, None]))
     against_middle = 1 / (1 + np.exp(-strengths))
     slope = (wins - games * chance).sum(axis=1) + 0.5 - against_middle
@@ -132,7 +132,7 @@ def _slope_and_curve(wins: Matrix, games: Matrix, strengths: Matrix) -> tuple[Ma
 
 
 def table(counts: Sequence[Count]) -> str:
-    """Returns what a terminal shows."""
+    """Returns the tables as text for a terminal."""
     if not counts:
         return "There are no votes yet."
     return "\n\n".join(["\n".join(_aligned(rows)) for rows in _tables(counts)])

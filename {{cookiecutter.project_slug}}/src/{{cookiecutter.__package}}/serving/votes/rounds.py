@@ -1,4 +1,4 @@
-"""What each session was last answered, until somebody votes on it."""
+"""The last answers of each session, until there is a vote on them."""
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
@@ -13,25 +13,25 @@ from ..answers import Answer, State
 from ..pages.asking import Ask
 from ..protocol import GenerationOptions, Message, Model, PromptError
 from .ballots import Ballot, Reply, Vote
-from .blind import Hidden, sides
+from .blind import AnonymousModel, sides
 
 SIDES_COOKIE = "sides"
-"""A browser's own seed of which model is on which side."""
+"""A seed of the browser that decides which model is on which side."""
 
-REPEATED = "You have voted on these answers. Ask again to vote again."
+REPEATED = "You have already voted on these answers. Ask again to vote again."
 
 SESSIONS = 1000
-"""Of which the last answers are remembered. They are in memory, with their texts."""
+"""The number of sessions whose last answers are kept in memory, with their texts."""
 
 
 @dataclass
 class Asked:
-    """What one pane was asked, and what it answered."""
+    """A prompt in one pane, and its answer."""
 
     messages: Sequence[Message]
     options: GenerationOptions
     answer: Answer | None = None
-    """Once it is whole."""
+    """Set when the answer is complete."""
 
 
 @dataclass
@@ -39,21 +39,21 @@ class Round:
     """The last answers of a session, side by side."""
 
     models: Sequence[Model]
-    """Those of the panes, under their own names."""
+    """The models of the panes, under their own names."""
     username: str | None = None
     panes: dict[int, Asked] = field(default_factory=dict)
     id: str = ""
-    """Another one whenever a pane is asked again."""
+    """Changes whenever a pane is asked again."""
     voted: bool = False
     lost: bool = False
-    """Whether a vote was said to be lost. It may be there."""
+    """Whether a vote was reported as lost. The database may still have it."""
 
 
 class Rounds:
-    """Remembers answers, and hides whose they are.
+    """Remembers the answers, and which model is behind each pane.
 
     Args:
-        panes: the models as the page names them; those that are `Hidden` change their sides.
+        panes: the models under the names on the page. `AnonymousModel` models change sides.
     """
 
     def __init__(self, panes: Sequence[Model]) -> None:
@@ -62,15 +62,15 @@ class Rounds:
 
     @property
     def blind(self) -> bool:
-        return any(isinstance(pane, Hidden) for pane in self._panes)
+        return any(isinstance(pane, AnonymousModel) for pane in self._panes)
 
     @property
     def names(self) -> list[str]:
-        """What the page calls the models."""
+        """The models' names on the page."""
         return [pane.name for pane in self._panes]
 
     def remembering(self, ask: Ask) -> Ask:
-        """Returns what asks as `ask` does, for panes."""
+        """Wraps `ask`, and remembers the answers in the panes."""
 
         async def remember(
             models: Sequence[Model],
@@ -89,21 +89,21 @@ class Rounds:
                 async for update in updates:
                     for each, pane, model, answer in zip(asked, models, shown, update, strict=True):
                         each.answer = answer if answer.state is State.DONE else None
-                        if isinstance(model, Hidden):
+                        if isinstance(model, AnonymousModel):
                             answer.failure = answer.failure.replace(model.model.name, pane.name)
                     yield update
 
         return remember
 
     def claim(self, session: str | None, votes: Sequence[Vote]) -> tuple[Round, Ballot]:
-        """Returns what a session votes on, which it then cannot vote on again.
+        """Returns the session's answers as a ballot, and prevents a second vote on them.
 
         Raises:
-            PromptError: there are no answers, or there is a vote on them.
+            PromptError: there are no answers, or there already is a vote on them.
         """
         now = self._rounds.get(session or "")
         if now is None or any(each.answer is None for each in self._in_order(now)):
-            raise PromptError("There are no answers here to vote on. Ask again, and vote then.")
+            raise PromptError("There are no answers to vote on. Ask again, then vote.")
         if now.voted:
             raise PromptError(REPEATED)
         now.voted = True
@@ -120,7 +120,7 @@ class Rounds:
         return now, ballot
 
     def settle(self, now: Round, ballot: Ballot, *, kept: bool) -> None:
-        """Lets a session vote again where its vote was lost."""
+        """Lets a session vote again if its vote was lost."""
         if now.id == ballot.id:
             now.voted, now.lost = kept, not kept
 
@@ -147,17 +147,21 @@ class Rounds:
         return now
 
     def _on_their_sides(self, request: gr.Request, said: Sequence[Message]) -> list[Model]:
-        models = [each.model if isinstance(each, Hidden) else each for each in self._panes]
+        models = [each.model if isinstance(each, AnonymousModel) else each for each in self._panes]
         if not self.blind:
             return models
-        # A conversation that another replica goes on with has its sides again.
+        # A conversation that continues on another replica keeps its sides.
         first = next(each.content for each in said if each.role == "user").split("\n\n")[0]
         seed = f"{request.cookies.get(SIDES_COOKIE, '')}\0{first}"
         return [models[number] for number in sides(len(models), seed)]
 
     def _shown(self, now: Round, number: int) -> Model:
         pane = self._panes[number]
-        return Hidden(pane.name, now.models[number]) if isinstance(pane, Hidden) else pane
+        return (
+            AnonymousModel(pane.name, now.models[number])
+            if isinstance(pane, AnonymousModel)
+            else pane
+        )
 
 
 def _prompt_of(messages: Sequence[Message]) -> str:
@@ -167,7 +171,7 @@ def _prompt_of(messages: Sequence[Message]) -> str:
 def _reply(model: Model, asked: Asked) -> Reply:
     answer = asked.answer or Answer()
     messages = list(asked.messages)
-    # A trailing message of the assistant was gone on with.
+    # The model continued a trailing assistant message.
     begun = messages.pop().content if messages[-1].role == "assistant" else ""
     return Reply(
         model=model.name,

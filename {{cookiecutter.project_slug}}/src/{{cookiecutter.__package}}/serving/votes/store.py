@@ -1,4 +1,4 @@
-"""Keeps votes in a database, and says so where it cannot. Knows neither Ray nor Gradio."""
+"""Stores votes in a database, and reports when it cannot. Imports neither Ray nor Gradio."""
 
 import sys
 import threading
@@ -29,28 +29,28 @@ from .ballots import Ballot
 from .tables import ANSWERS, ROUNDS, VOTES
 
 SECONDS = 5
-"""The longest that a database may take to be reached, and for one statement."""
+"""How long a connection to the database, and one statement, may take."""
 
 PURGE_SECONDS = 3600
 UPGRADE_LOCK = 7_305_804_402
-"""Any number: PostgreSQL's name of the lock under which one process at a time makes tables."""
+"""An arbitrary id for the PostgreSQL lock that lets one process at a time create the tables."""
 
 _upgrading = threading.Lock()
 
 
 class LostError(RuntimeError):
-    """The database does not answer, or not as it should; the log says more."""
+    """The database does not respond, or not as it should. The log has the reason."""
 
 
 class RepeatedError(ValueError):
-    """There is a vote on these answers already."""
+    """There already is a vote on these answers."""
 
 
 class Store:
-    """Votes in the database of an address. It is asked when the first vote comes.
+    """The votes in the database at a URL. Connects when the first vote arrives.
 
     Args:
-        keep_texts: whether prompts and answers are kept.
+        keep_texts: whether to store prompts and answers.
     """
 
     def __init__(self, url: str, *, keep_texts: bool = True) -> None:
@@ -59,61 +59,61 @@ class Store:
         self._ready = False
 
     def keep(self, ballot: Ballot, *, again: bool = False) -> None:
-        """Keeps a vote with its answers, all of it or nothing.
+        """Stores a vote with its answers, in one transaction.
 
         Args:
-            again: it may be there, since nobody knows how the last try ended.
+            again: replace the vote if an earlier attempt with unknown outcome stored it.
 
         Raises:
-            RepeatedError: there is one on these answers.
-            LostError: nobody knows whether it is there.
+            RepeatedError: there already is a vote on these answers.
+            LostError: the outcome is unknown.
         """
-        with _told():
+        with _reported():
             try:
                 self._insert(ballot, again)
             except OperationalError:
-                # The connection may be one from before the database was started anew.
+                # The connection may be from before a restart of the database.
                 self._insert(ballot, again=True)
 
     def remove_older_than(self, days: float) -> None:
         oldest = datetime.now(UTC) - timedelta(days=days)
-        with _told(), self.changes() as connection:
+        with _reported(), self.changes() as connection:
             connection.execute(delete(ROUNDS).where(ROUNDS.c.time < oldest))
 
-    def remove_again_and_again(self, days: float) -> None:
-        """Removes what gets older, until the process ends."""
+    def remove_periodically(self, days: float) -> None:
+        """Removes old votes every hour, until the process ends."""
 
         def remove() -> None:
             while True:
                 try:
                     self.remove_older_than(days)
                 except LostError:
-                    logger.warning("Old votes cannot be removed.")
+                    logger.warning("Old votes could not be deleted. Trying again in an hour.")
                 time.sleep(PURGE_SECONDS)
 
         threading.Thread(target=remove, name="old votes", daemon=True).start()
 
     @contextmanager
     def changes(self) -> Iterator[Connection]:
-        """A transaction that writes."""
+        """Opens a transaction that writes."""
         self.prepare()
         with self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def reads(self) -> Iterator[Connection]:
-        """A transaction that holds up no vote."""
+        """Opens a transaction that reads and does not block votes."""
         self.prepare()
         with self._engine.connect().execution_options(reads=True) as connection:
             yield connection
 
     def prepare(self) -> None:
-        """Makes the tables, or brings them to what this version of the code expects."""
+        """Creates the tables, or upgrades them to the version that the code expects."""
         if self._ready:
             return
         if self._engine.url.database and self._engine.dialect.name == "sqlite":
             Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-        # Here, because a page without a vote needs none of it.
+        # Imported here because a page needs it only after the first vote.
         from alembic import command
         from alembic.config import Config
 
@@ -171,7 +171,7 @@ class Store:
 
 
 def clean(value: Any) -> Any:
-    """Replaces what no text of PostgreSQL holds."""
+    """Replaces characters that PostgreSQL cannot store."""
     if isinstance(value, str):
         return value.replace("\0", "\ufffd").encode(errors="replace").decode()
     if isinstance(value, dict):
@@ -195,13 +195,13 @@ def engine_of(url: URL) -> Engine:
         url.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
         pool_timeout=SECONDS,
-        # What the address says counts.
+        # Values in the URL take precedence.
         connect_args={name: value for name, value in given.items() if name not in url.query},
     )
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    # Else Python begins transactions where it likes, and none for a change of tables.
+    # Otherwise Python starts transactions by itself, and none for changes of tables.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA journal_mode=WAL")
@@ -213,28 +213,28 @@ def _begin_in_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _reported() -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
         raise RepeatedError from error
     except (SQLAlchemyError, OSError) as error:
-        logger.error("The database of votes fails: %s", reason_of(error))
+        logger.error("The database of votes failed: %s", reason_of(error))
         raise LostError from error
 
 
 def reason_of(error: Exception) -> str:
-    """Returns why a database fails, and nothing of what it was given."""
+    """Returns why a database failed, without any of the data that it was given."""
     if isinstance(error, OperationalError):
         return " ".join(str(error.orig).split())
     return error.strerror or where(error) if isinstance(error, OSError) else where(error)
 
 
 def check_database(url: str) -> None:
-    """Looks whether votes can be kept, and says where not.
+    """Checks that votes can be stored. Prints a warning if a database server does not respond.
 
     Raises:
-        StartError: this machine's file cannot be written, which nothing mends by itself.
+        StartError: the SQLite file cannot be written, and waiting would not help.
     """
     store = Store(url)
     try:
@@ -243,11 +243,12 @@ def check_database(url: str) -> None:
         address = make_url(url)
         if address.get_backend_name() == "sqlite":
             raise StartError(
-                f"votes cannot be kept in {address.database}: {reason_of(error)}. Name a database "
-                "under args: database_url, or a folder in the variable XDG_DATA_HOME."
+                f"votes cannot be stored in {address.database}: {reason_of(error)}. Set "
+                "database_url under args: to a database, or set XDG_DATA_HOME to a writable "
+                "directory."
             ) from error
         print(
-            f"The database of votes does not answer, and until it does the page says so: "
+            f"The database of votes does not respond, and votes are lost until it does: "
             f"{reason_of(error)}",
             file=sys.stderr,
             flush=True,

@@ -1,4 +1,4 @@
-"""The tables. A change of them is a new file in `migrations/versions`."""
+"""The tables. To change them, add a file to `migrations/versions`."""
 
 from sqlalchemy import (
     JSON,
@@ -30,7 +30,7 @@ ROUNDS = Table(
     Column("blind", Boolean, nullable=False),
     Column("prompt", Text),
 )
-"""What was asked at once, and by whom."""
+"""A prompt to all models, and the user who sent it."""
 
 ANSWERS = Table(
     "answers",
@@ -56,11 +56,11 @@ VOTES = Table(
     ForeignKeyConstraint(["round_id", "left_position"], ["answers.round_id", "answers.position"]),
     ForeignKeyConstraint(["round_id", "right_position"], ["answers.round_id", "answers.position"]),
 )
-"""One for each pair of answers; one without a right side where there was a single answer."""
+"""A row for each pair of answers, or one without a right side for a single answer."""
 
 
 def beside() -> tuple[FromClause, FromClause, Join]:
-    """Returns the answers on the left and on the right of each vote, and what joins them."""
+    """Returns aliases for the left and right answers, and the join of each vote with them."""
     left, right = ANSWERS.alias("on_left"), ANSWERS.alias("on_right")
     joined = VOTES.join(left, _at(left, VOTES.c.left_position)).outerjoin(
         right, _at(right, VOTES.c.right_position)

@@ -1,4 +1,4 @@
-"""Run by Alembic, with a connection whose transaction is the caller's."""
+"""Alembic runs this file, in the transaction of the caller's connection."""
 
 from alembic import context
 
