@@ -215,7 +215,7 @@ def test_an_invalid_conversation_is_refused_with_one_line(text: str) -> None:
 
 
 def test_a_file_in_a_pane_is_refused() -> None:
-    with pytest.raises(PromptError, match="only contain text"):
+    with pytest.raises(PromptError, match="contain only text"):
         read([FILE])
 
 

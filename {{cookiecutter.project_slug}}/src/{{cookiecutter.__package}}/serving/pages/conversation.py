@@ -189,5 +189,5 @@ def _message(role: str, text: str, **more: object) -> Shown:
 def _text(part: Mapping[str, Any]) -> str:
     text = part.get("text")
     if not isinstance(text, str):
-        raise PromptError("Messages can only contain text. Remove images and files.")
+        raise PromptError("Messages may contain only text. Remove images and files.")
     return text
