@@ -32,9 +32,10 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
 from ray.serve import Application
 from ray.serve._private import api
+from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import gRPCOptions
-from ray.serve.context import _get_global_client
+from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import (
     ApplicationDetails,
     DeploymentDetails,
@@ -422,18 +423,10 @@ def check_cluster(address: str) -> None:
 @contextmanager
 def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> Iterator[None]:
     """Does what `serve run` does with a config, and ends it, in whatever way the block is left."""
-    # Serve itself gives its HTTP proxies 60 seconds.
-    given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
         with reports(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
             try:
-                client = api.serve_start(
-                    http_options=config.http_options.model_dump(),
-                    proxy_location=config.proxy_location,
-                    grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
-                    controller_options=config.controller_options,
-                )
-                client.deploy_apps(config, _blocking=False)
+                _deploy(config, proxy_seconds)
             except Exception as error:
                 reason = " ".join(str(error).split())
                 raise StartError(
@@ -441,9 +434,31 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
                 ) from error
         yield
     finally:
-        api.HTTP_PROXY_TIMEOUT = given
         with ending():
             serve.shutdown()
+
+
+def _deploy(config: ServeDeploySchema, proxy_seconds: float) -> None:
+    """Has Serve build the applications while its HTTP proxies start; Serve itself waits for them."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    options = config.http_options.model_dump()
+    proxies: list[ray.ObjectRef[Any]] = []
+    if client is None:
+        controller, proxies = api._create_controller_and_proxy_refs(
+            http_options=options,
+            grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+            controller_options=config.controller_options,
+            proxy_location=config.proxy_location,
+        )
+        client = ServeControllerClient(controller)
+        _set_global_client(client)
+    else:
+        api._check_http_options(client, options)
+    client.deploy_apps(config, _blocking=False)
+    try:
+        ray.get(proxies, timeout=proxy_seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        raise TimeoutError(f"its HTTP proxies are not up after {proxy_seconds:.0f} s") from error
 
 
 def wait_for_applications(deadline: float, logs: str) -> None:
