@@ -447,6 +447,8 @@ def _deploy(config: ServeDeploySchema, proxy_seconds: float) -> None:
         controller, proxies = api._create_controller_and_proxy_refs(
             http_options=options,
             grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+            global_logging_config=None,
+            global_tracing_config=None,
             controller_options=config.controller_options,
             proxy_location=config.proxy_location,
         )

@@ -599,6 +599,24 @@ from {PACKAGE}.my_demo import demo
     assert "Running on local URL" in run.stdout
 
 
+@pytest.mark.parametrize("before", ["", "import gradio"])
+def test_a_component_of_the_teams_own_gets_no_type_stub(before: str, tmp_path: Path) -> None:
+    """Gradio would write one beside it, and read those of all its own at each import."""
+    ours = "import gradio as gr\n\n\nclass Ours(gr.Textbox):\n    pass\n"
+    (tmp_path / "ours.py").write_text(ours)
+    run = python(
+        f"""{before}
+import {PACKAGE}
+{PACKAGE}.__path__.append({str(tmp_path)!r})
+from {PACKAGE}.ours import Ours
+print(Ours().get_block_name())
+"""
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "ours\n"
+    assert not (tmp_path / "ours.pyi").exists()
+
+
 def python(code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
