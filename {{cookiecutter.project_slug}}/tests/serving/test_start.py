@@ -26,6 +26,7 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
+from {{ cookiecutter.__package }}.serving import start as start_module
 from {{ cookiecutter.__package }}.serving.base import StartError
 from {{ cookiecutter.__package }}.serving.config import (
     Planned,
@@ -298,21 +299,50 @@ def test_a_failed_start_of_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     assert dict(os.environ) == before
 
 
-def test_a_failed_start_of_serve_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def time_out(**_: object) -> None:
-        raise TimeoutError("HTTP proxies not available\nafter 60 s.")
+@pytest.fixture
+def without_serve(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces Ray and Serve. Returns the list of calls, in order."""
+    done: list[str] = []
 
-    ended: list[bool] = []
-    monkeypatch.setattr(api, "serve_start", time_out)
+    def start(**_: object) -> tuple[None, list[str]]:
+        done.append("started")
+        return None, ["proxy"]
+
+    class Client:
+        def __init__(self, controller: None) -> None:
+            pass
+
+        def deploy_apps(self, *_: object, **__: object) -> None:
+            done.append("deployed")
+
+    monkeypatch.setattr(start_module, "_get_global_client", lambda **_: None)
+    monkeypatch.setattr(start_module, "_set_global_client", lambda _: None)
+    monkeypatch.setattr(start_module, "ServeControllerClient", Client)
+    monkeypatch.setattr(api, "_create_controller_and_proxy_refs", start)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
-    before = api.HTTP_PROXY_TIMEOUT
+    monkeypatch.setattr(serve, "shutdown", lambda: done.append("ended"))
+    monkeypatch.setattr(ray, "get", lambda proxies, timeout: done.append(f"{proxies} {timeout}"))
+    return done
+
+
+def test_applications_are_built_while_the_proxies_start(without_serve: list[str]) -> None:
+    with served(ServeDeploySchema(applications=[]), "here", 7):
+        assert without_serve == ["started", "deployed", "['proxy'] 7"]
+    assert without_serve[-1] == "ended"
+
+
+def test_proxies_that_fail_to_start_are_reported(
+    without_serve: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_out(*_: object, **__: object) -> None:
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", time_out)
+    said = "See the logs in here/serve: its HTTP proxies are not up after 7 s"
     config = ServeDeploySchema(applications=[])
-    said = "See the logs in here/serve: HTTP proxies not available after 60 s."
     with pytest.raises(StartError, match=said), served(config, "here", 7):
         pass
-    assert ended == [True]
-    assert before == api.HTTP_PROXY_TIMEOUT
+    assert without_serve[-1] == "ended"
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,10 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
 from ray.serve import Application
 from ray.serve._private import api
+from ray.serve._private.client import ServeControllerClient
 from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import gRPCOptions
-from ray.serve.context import _get_global_client
+from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import (
@@ -448,18 +449,10 @@ def check_cluster(address: str) -> None:
 @contextmanager
 def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> Iterator[None]:
     """Serves a config like `serve run`, and shuts Serve down at the end of the block."""
-    # By default, Serve gives its HTTP proxies 60 seconds.
-    given, api.HTTP_PROXY_TIMEOUT = api.HTTP_PROXY_TIMEOUT, proxy_seconds
     try:
         with report_progress(lambda: "Serve"), quiet(SERVE_LOGGER_NAME, logging.WARNING):
             try:
-                client = api.serve_start(
-                    http_options=config.http_options.model_dump(),
-                    proxy_location=config.proxy_location,
-                    grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
-                    controller_options=config.controller_options,
-                )
-                client.deploy_apps(config, _blocking=False)
+                _deploy(config, proxy_seconds)
             except Exception as error:
                 reason = " ".join(str(error).split())
                 raise StartError(
@@ -467,7 +460,6 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
                 ) from error
         yield
     finally:
-        api.HTTP_PROXY_TIMEOUT = given
         # Ray is gone where somebody did not want to wait.
         if ray.is_initialized():
             with hide_exit_messages():
@@ -526,6 +518,31 @@ def answers_run(page: DeploymentHandle) -> bool:
         return False
     # One that is busy does not answer in time, and a page that is not ours has no `close`.
     return any(each is True or isinstance(each, TimeoutError) for each in replicas)
+
+
+def _deploy(config: ServeDeploySchema, proxy_seconds: float) -> None:
+    """Deploys the config while the HTTP proxies start. Serve itself waits for them first."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    options = config.http_options.model_dump()
+    proxies: list[ray.ObjectRef[Any]] = []
+    if client is None:
+        controller, proxies = api._create_controller_and_proxy_refs(
+            http_options=options,
+            grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+            global_logging_config=None,
+            global_tracing_config=None,
+            controller_options=config.controller_options,
+            proxy_location=config.proxy_location,
+        )
+        client = ServeControllerClient(controller)
+        _set_global_client(client)
+    else:
+        api._check_http_options(client, options)
+    client.deploy_apps(config, _blocking=False)
+    try:
+        ray.get(proxies, timeout=proxy_seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        raise TimeoutError(f"its HTTP proxies are not up after {proxy_seconds:.0f} s") from error
 
 
 def wait_for_applications(deadline: float, logs: str) -> None:

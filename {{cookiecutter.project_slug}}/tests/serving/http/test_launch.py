@@ -611,6 +611,24 @@ from {PACKAGE}.my_demo import demo
     assert "Running on local URL" in run.stdout
 
 
+@pytest.mark.parametrize("before", ["", "import gradio"])
+def test_no_type_stub_is_written_for_your_own_component(before: str, tmp_path: Path) -> None:
+    """Gradio writes one beside the source, and parses its own components, at each import."""
+    ours = "import gradio as gr\n\n\nclass Ours(gr.Textbox):\n    pass\n"
+    (tmp_path / "ours.py").write_text(ours)
+    run = python(
+        f"""{before}
+import {PACKAGE}
+{PACKAGE}.__path__.append({str(tmp_path)!r})
+from {PACKAGE}.ours import Ours
+print(Ours().get_block_name())
+"""
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "ours\n"
+    assert not (tmp_path / "ours.pyi").exists()
+
+
 def python(code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
