@@ -158,7 +158,7 @@ def test_a_hub_model_with_only_gguf_files_is_refused_with_one_as_an_example(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("other.gguf", "no file is at"),
+        ("other.gguf", "there is no file"),
         ("small-00001-of-00003.gguf", "is only a part of a model. Merge the parts"),
     ],
 )
