@@ -690,7 +690,7 @@ def test_in_the_browser_an_answer_may_outlast_the_request_limit_of_the_platform(
         ("GET", "/", 200),
     ],
 )
-def test_a_page_that_closes_begins_nothing_new_and_goes_on_with_what_has_begun(
+def test_a_closing_page_refuses_new_calls_and_continues_running_ones(
     method: str, path: str, status: int
 ) -> None:
     closing = ClosingMiddleware(PlainTextResponse("done"))
@@ -703,7 +703,7 @@ def test_a_page_that_closes_begins_nothing_new_and_goes_on_with_what_has_begun(
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "runs", "may_go_on"),
+    ("method", "path", "runs", "may_continue"),
     [
         ("GET", "/gradio_api/queue/data", True, True),
         ("POST", "/v1/chat/completions", True, True),
@@ -711,28 +711,25 @@ def test_a_page_that_closes_begins_nothing_new_and_goes_on_with_what_has_begun(
         ("GET", "/gradio_api/heartbeat/whale", False, False),
     ],
 )
-def test_a_page_that_closes_says_whether_answers_run_or_may_go_on(
-    method: str, path: str, runs: bool, may_go_on: bool
+async def test_a_closing_page_tells_whether_answers_run_or_may_continue(
+    method: str, path: str, runs: bool, may_continue: bool
 ) -> None:
-    async def ask() -> list[bool]:
-        answered = asyncio.Event()
+    answered = asyncio.Event()
 
-        async def web(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
-            await answered.wait()
+    async def web(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+        await answered.wait()
 
-        closing = ClosingMiddleware(web)
-        scope = {**SCOPE, "method": method, "path": path}
-        asking = asyncio.ensure_future(closing(scope, wait_for_ever, ignore))
-        await asyncio.sleep(0)
-        found = [closing.close()]
-        answered.set()
-        await asking
-        return [*found, closing.close()]
-
-    assert asyncio.run(ask()) == [runs, may_go_on]
+    closing = ClosingMiddleware(web)
+    scope = {**SCOPE, "method": method, "path": path}
+    asking = asyncio.ensure_future(closing(scope, wait_forever, ignore))
+    await asyncio.sleep(0)
+    assert closing.close() is runs
+    answered.set()
+    await asking
+    assert closing.close() is may_continue
 
 
-async def wait_for_ever() -> Message:
+async def wait_forever() -> Message:
     await asyncio.Event().wait()
     return {"type": "http.disconnect"}
 

@@ -75,9 +75,9 @@ def test_the_api_continues_the_given_history() -> None:
         (" ", [], "Enter some text first"),
         ("a" * 1001, [], "Shorten it to 1,000"),
         ("Hi", [{"role": "wizard", "content": "a"}], "not 'wizard'"),
-        ("Hi", [{"role": "user"}], "The history is a list of messages"),
-        ("Hi", [{"role": "user", "content": "a", "name": "b"}], "The history is a list"),
-        ("Hi", {"role": "user"}, "The history is a list of messages"),
+        ("Hi", [{"role": "user"}], "The history must be a list of messages"),
+        ("Hi", [{"role": "user", "content": "a", "name": "b"}], "The history must be a list"),
+        ("Hi", {"role": "user"}, "The history must be a list of messages"),
         ("Hi", [{"role": "user", "content": [{"type": "image_url"}]}], "only text"),
     ],
 )

@@ -224,6 +224,8 @@ def test_in_the_browser_each_pane_has_a_button_that_copies_its_text(browser: Bro
         page.goto(url)
         ask(page)
         expect(state(page, "fast")).to_contain_text("Done")
+        # The label would name the button instead.
+        expect(page.get_by_role("textbox", name="fast")).to_have_value("one two three")
         page.locator("#pane-fast").get_by_role("button", name="Copy").click()
 
         assert page.evaluate("navigator.clipboard.readText()") == "one two three"

@@ -125,6 +125,10 @@ GIVE_ROLES = """() => {
     new MutationObserver(give).observe(document.body, { childList: true, subtree: true })
 }"""
 
+# In Gradio, the label of a text box with a Copy button names the button.
+NAME_PANES = """() => document.querySelectorAll('[id^="pane-"] textarea').forEach(box =>
+    box.setAttribute("aria-label", box.closest('[id^="pane-"]').id.slice("pane-".length)))"""
+
 # Removes from copied text what `conversation.safe` added.
 _READ = r"""
     const plain = text => text.replaceAll("\u2060", "")

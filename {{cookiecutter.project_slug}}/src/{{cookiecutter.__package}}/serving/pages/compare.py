@@ -11,7 +11,14 @@ from ..answers import Answer
 from ..base import SESSION_LOST
 from ..protocol import Message, Model
 from .asking import Ask, asking, configure_queue, texts_of, within_rate_limits
-from .browser import CONTINUE_ANSWER, KEEP_PROMPT, MARK_STOPPED, fill_at_start, make_link
+from .browser import (
+    CONTINUE_ANSWER,
+    KEEP_PROMPT,
+    MARK_STOPPED,
+    NAME_PANES,
+    fill_at_start,
+    make_link,
+)
 from .options import OptionControls, option_text, read_options
 from .panes import Pane, state_line
 from .prompt import check_prompt
@@ -148,5 +155,6 @@ def connect(
         concurrency_limit=limits.running_requests,
         concurrency_id=ANSWERS,
     )
+    page.load(None, js=NAME_PANES, api_visibility="private")
     fill_at_start(page, named, texts)
     configure_queue(page, settings, controls.run, controls.stop)
