@@ -252,7 +252,9 @@ async def test_a_damaged_graph_is_rebuilt(
         file.unlink()
         file.write_bytes(content if damage == "changed" else content[: len(content) // 2])
     second, said = start()
-    assert any(line.startswith(f"tiny: the graph in {graph} cannot be used and is made") for line in said)
+    assert any(
+        line.startswith(f"tiny: the graph in {graph} cannot be used and is made") for line in said
+    )
     assert await texts(second) == await texts(first)
     assert graphs(above) == [graph]
     _, said = start()
