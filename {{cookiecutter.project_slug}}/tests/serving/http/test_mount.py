@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import gradio as gr
 import httpx2
@@ -635,6 +636,29 @@ element.querySelector("input").onchange = async (event) => {
     element.querySelector("output").textContent = path
 }
 """
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_a_session_keeps_its_last_values_only_for_deep_links(links: bool, tmp_path: Path) -> None:
+    with gr.Blocks() as page:
+        box, counts = gr.Textbox(), gr.State(0)
+        if links:
+            gr.DeepLinkButton()
+        gr.Button().click(
+            lambda text, calls: (f"{text} {calls + 1}", calls + 1),
+            [box, counts],
+            [box, counts],
+            api_name="count",
+        )
+    with patch.dict(os.environ, GRADIO_TEMP_DIR=str(tmp_path)):
+        browser = TestClient(mount(page, HttpSettings()), "http://localhost")
+    for number in (1, 2):
+        call = {"data": ["whale", None], "session_hash": "ours"}
+        answer = browser.post("/gradio_api/run/count", json=call).json()
+        assert answer["data"][0] == f"whale {number}"
+    saved = browser.get("/gradio_api/deep_link?session_hash=ours").json()
+    [state] = tmp_path.rglob(f"{saved}/state.json")
+    assert ("whale 2" in state.read_text("utf-8")) is links
 
 
 def page_that_makes_places_for_files() -> gr.Blocks:

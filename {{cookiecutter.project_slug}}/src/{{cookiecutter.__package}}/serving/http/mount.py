@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from gradio import routes as gradio_routes
+from gradio.state_holder import SessionState, StateHolder
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
@@ -86,6 +88,9 @@ def mount(
     with _in_place_of_an_app(page):
         gr.mount_gradio_app(web, blocks, path="/", **options)
     app = getattr(web.router.routes[-1], "app")  # noqa: B009 - a Mount has one
+    if not _offers_deep_links(blocks):
+        app.state_holder = _SmallStateHolder()
+        app.state_holder.set_blocks(blocks)
     if launch.auth is not None:
         share_logins(app, name)
     if settings.rate_limits is not None and blocks.api_open:
@@ -99,6 +104,38 @@ def mount(
     explain_refusals(web)
     remove_old_files(web, blocks, settings.keep_files_seconds)
     return web
+
+
+class _SmallSessionState(SessionState):
+    """A session that does not keep the components' values, which only deep links need.
+
+    Gradio keeps the config and the last value of each component, whatever its size, for up to
+    10,000 sessions.
+    """
+
+    def __init__(self, blocks: gr.Blocks) -> None:
+        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))
+
+    def _update_config(self, key: int) -> None:
+        pass
+
+    def _update_value_in_config(self, key: int, value: Any) -> None:
+        pass
+
+
+class _SmallStateHolder(StateHolder):
+    def __getitem__(self, session_id: str) -> SessionState:
+        if session_id not in self.session_data:
+            self.session_data[session_id] = _SmallSessionState(self.blocks)
+        return super().__getitem__(session_id)
+
+
+def _offers_deep_links(blocks: gr.Blocks) -> bool:
+    # A page that renders again can add the button later.
+    renders = blocks.default_config.renderables
+    return bool(renders) or any(
+        isinstance(each, gr.DeepLinkButton) for each in blocks.blocks.values()
+    )
 
 
 def _wants_tools(launch: Launch) -> bool:
