@@ -4,10 +4,8 @@ The names in `__init__.pyi` are public. The template's changelog lists changes t
 
 - The application: `GradioServer` takes `Launch` options, your middleware and your routes.
   `ApiServer` has no page. Add your own fields to `PageSettings`. `main` starts the application.
-- Models: `ModelSettings` with `DeploymentSettings`, `deployments_of`, `PageOfModels`. To add a
-  class
-  of your own, write a `Model`: from `Message`s and `GenerationOptions`, it yields `Piece`s and an
-  `End`.
+- Models: `ModelSettings` with `DeploymentSettings`, `deployments_of`, `PageOfModels`. Your own
+  class is a `Model`: from `Message`s and `GenerationOptions`, it yields `Piece`s and an `End`.
 - The page: `panes_of`, `option_controls`, `connect`. For a chat: `chat_panes_of`, `connect_chat`.
   For your own page: `check_prompt`, `fan_out`.
 """
