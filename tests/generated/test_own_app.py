@@ -80,7 +80,7 @@ def test_an_adopted_app_is_served_and_the_remaining_tests_pass(
 
 
 def remove_the_test_of_the_example(path: Path) -> None:
-    kept, mark, example = path.read_text("utf-8").partition("\n\n# Of the example")
+    kept, mark, example = path.read_text("utf-8").partition("\n\n# Tests the example")
     assert mark
     assert example.count("def test_") == 1
     path.write_text(kept, "utf-8")
