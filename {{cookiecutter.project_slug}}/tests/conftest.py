@@ -34,6 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+    order = {path: number for number, path in enumerate(dict.fromkeys(each.path for each in items))}
+
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        # The shared pages on Ray take a quarter of a core from their first test on. A browser
+        # keeps an event loop running, and asynchronous tests need their own.
+        served, browser = (bool(item.get_closest_marker(name)) for name in ("served", "browser"))
+        return served, order[item.path], browser
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
