@@ -37,6 +37,7 @@ from {{ cookiecutter.__package }}.serving.http.proxy import HAPROXY_PORTS
 from {{ cookiecutter.__package }}.serving.http.settings import HttpSettings
 from {{ cookiecutter.__package }}.serving.start import (
     ignore_forwarded_headers,
+    let_answers_end,
     main,
     prepare_haproxy,
     progress_of,
@@ -343,6 +344,16 @@ def test_proxies_that_fail_to_start_are_reported(
     with pytest.raises(StartError, match=said), served(config, "here", 7):
         pass
     assert without_serve[-1] == "ended"
+
+
+def test_stopping_after_serve_is_gone_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def get_serve_details(self) -> None:
+            raise ray.exceptions.RayActorError
+
+    monkeypatch.setattr(start_module, "_get_global_client", Client)
+    monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("Serve's own shutdown comes next."))
+    let_answers_end(alone=True)
 
 
 @pytest.mark.parametrize(

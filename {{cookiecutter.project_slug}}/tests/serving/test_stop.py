@@ -1,4 +1,4 @@
-"""The end of the application, while it answers."""
+"""Stopping the application while it answers."""
 
 import signal
 import time
@@ -12,12 +12,12 @@ from gradio_client.client import Job
 
 from ..support.servers import Served, free_port, served
 
-# A page starts first, on a busy machine in minutes.
+# Each test starts a page, which takes minutes on a busy machine.
 pytestmark = [pytest.mark.served, pytest.mark.timeout(900)]
 
-LONGER_THAN_SERVE_WAITS_SECONDS = 10
-"""Serve ends its HTTP proxies as soon as it shuts down."""
-FOR_EVER_SECONDS = 600
+LONG_ANSWER_SECONDS = 10
+"""Serve's own shutdown would cut the answer off, because it stops the HTTP proxies first."""
+ENDLESS_SECONDS = 600
 SOON_SECONDS = 60
 PAGE = """
 import time
@@ -46,7 +46,7 @@ def page():
 
 @pytest.fixture
 def stopping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
-    """Serves a page that waits so many seconds for its answers when it is stopped."""
+    """Serves a page that waits this many seconds for running answers when it is stopped."""
     (tmp_path / "slow_page.py").write_text(PAGE)
     page = {
         "name": "GradioServer",
@@ -63,7 +63,7 @@ def stopping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]
 
 
 def begun(pages: Served, seconds: int) -> Job:
-    """Returns an answer that takes so long, once it has begun."""
+    """Returns an answer that takes this long, as soon as it has begun."""
     job = Client(pages.addresses[0], verbose=False).submit(seconds, api_name="/count")
     deadline = time.monotonic() + SOON_SECONDS
     while not job.outputs() and time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def begun(pages: Served, seconds: int) -> Job:
     return job
 
 
-def wait_until_said(pages: Served, line: str) -> None:
+def wait_for_output(pages: Served, line: str) -> None:
     deadline = time.monotonic() + SOON_SECONDS
     while line not in pages.terminal.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -80,11 +80,11 @@ def wait_until_said(pages: Served, line: str) -> None:
 
 
 @pytest.mark.parametrize("stopping", [120], indirect=True)
-def test_a_running_answer_ends_whole_and_new_ones_are_refused(stopping: Served) -> None:
+def test_a_running_answer_is_completed_and_new_calls_are_refused(stopping: Served) -> None:
     [url] = stopping.addresses
-    job = begun(stopping, LONGER_THAN_SERVE_WAITS_SECONDS)
+    job = begun(stopping, LONG_ANSWER_SECONDS)
     stopping.process.send_signal(signal.SIGTERM)
-    wait_until_said(stopping, "Waiting for running answers, at most 120 s. Ctrl-C stops at once.")
+    wait_for_output(stopping, "Waiting for running answers, at most 120 s. Ctrl-C stops at once.")
     refused = httpx2.post(f"{url}gradio_api/call/count", json={"data": [1]})
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("The page is shutting down.")
@@ -94,16 +94,16 @@ def test_a_running_answer_ends_whole_and_new_ones_are_refused(stopping: Served) 
 
 
 @pytest.mark.parametrize("stopping", [1], indirect=True)
-def test_no_answer_is_waited_for_longer_than_the_config_says(stopping: Served) -> None:
-    begun(stopping, FOR_EVER_SECONDS)
+def test_the_wait_for_answers_is_limited_by_the_config(stopping: Served) -> None:
+    begun(stopping, ENDLESS_SECONDS)
     stopping.process.send_signal(signal.SIGINT)
     assert stopping.process.wait(SOON_SECONDS) == 0
 
 
-@pytest.mark.parametrize("stopping", [FOR_EVER_SECONDS], indirect=True)
+@pytest.mark.parametrize("stopping", [ENDLESS_SECONDS], indirect=True)
 def test_a_second_signal_ends_the_wait(stopping: Served) -> None:
-    begun(stopping, FOR_EVER_SECONDS)
+    begun(stopping, ENDLESS_SECONDS)
     stopping.process.send_signal(signal.SIGTERM)
-    wait_until_said(stopping, "Waiting for running answers")
+    wait_for_output(stopping, "Waiting for running answers")
     stopping.process.send_signal(signal.SIGTERM)
     assert stopping.process.wait(SOON_SECONDS) == 128 + signal.SIGTERM

@@ -30,6 +30,7 @@ import ray
 from ray import serve
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve._private import api
 from ray.serve._private.client import ServeControllerClient
@@ -460,18 +461,18 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
                 ) from error
         yield
     finally:
-        # Ray is gone where somebody did not want to wait.
+        # A second Ctrl-C has already ended Ray.
         if ray.is_initialized():
             with hide_exit_messages():
                 serve.shutdown()
 
 
 def let_answers_end(*, alone: bool) -> None:
-    """Has pages begin no new answers, and waits until those that run have ended.
+    """Makes all pages refuse new calls, and waits until the running answers have ended.
 
-    It waits for each page as long as its `graceful_shutdown_timeout_s` says. Serve itself would
-    end its HTTP proxies first, and every answer with them. Who interrupts it, ends the Ray that
-    was started here at once.
+    Waits for each page up to its `graceful_shutdown_timeout_s`. Serve's own shutdown stops the
+    HTTP proxies first, which cuts off every answer. If the wait is interrupted, Ray ends at once,
+    if it was started here.
     """
     try:
         with quiet(SERVE_LOGGER_NAME, logging.ERROR):
@@ -500,6 +501,9 @@ def let_answers_end(*, alone: bool) -> None:
                     )
                     said = True
                 time.sleep(POLL_SECONDS)
+    except (RayError, RayServeException):
+        # Serve is gone, and its answers with it.
+        return
     except (KeyboardInterrupt, SystemExit):
         if alone:
             with hide_exit_messages():
@@ -508,15 +512,15 @@ def let_answers_end(*, alone: bool) -> None:
 
 
 def answers_run(page: DeploymentHandle) -> bool:
-    """Whether answers run in one of a page's replicas, which begin no new ones from now on."""
+    """Makes the page's replicas refuse new calls. Returns whether answers still run in any."""
     try:
         replicas = page.broadcast("close").results(timeout_s=LOOK_SECONDS, return_exceptions=True)
     except TimeoutError:
         return True
     except RayServeException:
-        # It has no replica.
+        # The page has no replica.
         return False
-    # One that is busy does not answer in time, and a page that is not ours has no `close`.
+    # A busy replica does not respond in time. A page of another class has no `close`.
     return any(each is True or isinstance(each, TimeoutError) for each in replicas)
 
 

@@ -29,7 +29,7 @@ class ApiIngress(ASGIAppReplicaWrapper):
         super().__init__(self._closing)
 
     async def close(self) -> bool:
-        """Begins no new answers from now on. Returns whether some still run."""
+        """Refuses new calls from now on. Returns whether answers still run."""
         return self._closing.close()
 
 

@@ -1,4 +1,4 @@
-"""Middleware for clients that disconnect, reconnect or lose their HTTP proxy, and for the end."""
+"""Middleware for clients that disconnect or reconnect, lost HTTP proxies, and shutdown."""
 
 import asyncio
 import re
@@ -24,11 +24,11 @@ NEW = "new"
 OF_A_CALL = re.compile(
     "/gradio_api/(queue/data|cancel|reset|stream/|call/(v2/[^/]+|(?!v2/)[^/]+)/.)"
 )
-"""Paths that ask for what a call has begun, or end it."""
+"""Paths that read the result of a call that is running, or stop it."""
 CLOSING = "The page is shutting down. Try again in a minute."
 CLOSING_SECONDS = 60
 QUIET_SECONDS = 2.0
-"""How long a reader may take to ask for what its call has begun, or for the rest of a stream."""
+"""How long a client may take to ask for the result of its call, or for the rest of a stream."""
 EVENTS = "text/event-stream"
 CONTINUED = b":again\n\n"
 """The end of a response whose stream goes on in the next one. In a stream, it is a comment."""
@@ -395,9 +395,9 @@ class ProxyLossMiddleware:
 
 
 class ClosingMiddleware:
-    """ASGI middleware that knows whether answers run, and begins no new ones once it is closed.
+    """ASGI middleware that counts running answers, and refuses new calls once it is closed.
 
-    An open tab is no answer: its request lasts as long as the tab.
+    The request of an open tab doesn't count, because it lasts as long as the tab.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -426,6 +426,6 @@ class ClosingMiddleware:
             await self._app(scope, receive, send)
         finally:
             self._running -= 1
-            # What only reads the page, as health checks do, is followed by nothing.
+            # Nothing follows requests that only read the page, such as health checks.
             if of_a_call or not reads:
                 self._last_call = time.monotonic()

@@ -85,7 +85,7 @@ class PageIngress(GradioIngress):
         super(GradioIngress, self).__init__(self._closing)
 
     async def close(self) -> bool:
-        """Begins no new answers from now on. Returns whether some still run."""
+        """Refuses new calls from now on. Returns whether answers still run."""
         return self._closing.close()
 
     def check_health(self) -> None:
