@@ -17,7 +17,7 @@ ANSWERS: dict[str, object] = json.loads(r"""{{ cookiecutter | tojson }}""")
 PACKAGE = "src/{{ cookiecutter.__package }}"
 
 OWN = ".own" if ANSWERS["page"] == "own" else ""
-DOOR = OWN or (".votes" if ANSWERS["votes"] else "")
+NAMES = OWN or (".votes" if ANSWERS["votes"] else "")
 LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
 # Few small models on the hub are trained for chats.
 TASK = "chat" if (ANSWERS["page"], ANSWERS["models"]) == ("chat", "hub") else ANSWERS["task"]
@@ -29,7 +29,7 @@ CHOSEN = {
     f"{PACKAGE}/page.{ANSWERS['page']}.py": f"{PACKAGE}/page.py",
     **({} if OWN else {MODELS: f"{PACKAGE}/models.py"}),
     f"{PACKAGE}/serving/__init__{OWN}.py": f"{PACKAGE}/serving/__init__.py",
-    f"{PACKAGE}/serving/__init__{DOOR}.pyi": f"{PACKAGE}/serving/__init__.pyi",
+    f"{PACKAGE}/serving/__init__{NAMES}.pyi": f"{PACKAGE}/serving/__init__.pyi",
     f"tests/conftest{OWN}.py": "tests/conftest.py",
     f"tests/load/locustfile{OWN}.py": "tests/load/locustfile.py",
     f"tests/test_app{OWN}.py": "tests/test_app.py",
@@ -47,7 +47,7 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
             *(f"{PACKAGE}/models.*.py", f"{PACKAGE}/serving/answers.py"),
             *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),
             *(f"{PACKAGE}/serving/http/{name}.py" for name in ("api_ingress", "openai_api")),
-            *(f"{PACKAGE}/serving/{room}" for room in ("deployments", "engine", "pages", "votes")),
+            *(f"{PACKAGE}/serving/{folder}" for folder in ("deployments", "engine", "pages", "votes")),
             # The code in serving/ is the same as in other projects, where it is tested.
             *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),
             "tests/load/locustfile_api.py",

@@ -185,8 +185,8 @@ def test_the_python_in_documents_imports_only_public_names(project: Path) -> Non
 
 
 def test_the_serving_docstring_has_at_most_ten_lines(project: Path) -> None:
-    door = ast.parse((project / PACKAGE / "serving/__init__.py").read_text("utf-8"))
-    said = ast.get_docstring(door) or ""
+    package = ast.parse((project / PACKAGE / "serving/__init__.py").read_text("utf-8"))
+    said = ast.get_docstring(package) or ""
 
     assert 3 <= len(said.splitlines()) <= 10
     named = set(re.findall(r"`([A-Za-z]\w+)`", said))

@@ -36,18 +36,20 @@ ALWAYS = set(
     src/our_app/serving/engine/configured.py src/our_app/serving/engine/decoders.py
     src/our_app/serving/engine/engine.py src/our_app/serving/engine/generation.py
     src/our_app/serving/engine/facts.py src/our_app/serving/engine/families.py
+    src/our_app/serving/engine/graph_paths.py
     src/our_app/serving/engine/graphs.py src/our_app/serving/engine/groups.py
-    src/our_app/serving/engine/history.py src/our_app/serving/engine/kept.py
+    src/our_app/serving/engine/history.py
     src/our_app/serving/engine/loading.py src/our_app/serving/engine/machine.py
-    src/our_app/serving/engine/paged.py src/our_app/serving/engine/places.py
+    src/our_app/serving/engine/paged.py
     src/our_app/serving/engine/plain.py
     src/our_app/serving/engine/prompts.py
-    src/our_app/serving/engine/room.py
     src/our_app/serving/engine/runtime.py
     src/our_app/serving/engine/sampling.py
+    src/our_app/serving/engine/saved_graphs.py
     src/our_app/serving/engine/scores.py
     src/our_app/serving/engine/settings.py
     src/our_app/serving/engine/text.py
+    src/our_app/serving/engine/text_limits.py
     src/our_app/serving/engine/thoughts.py
     src/our_app/serving/engine/vocabulary.py
     src/our_app/serving/engine/weights.py
@@ -73,7 +75,7 @@ ALWAYS = set(
     tests/load/locust_users.py tests/load/locustfile.py tests/load/locustfile_api.py
     tests/__init__.py tests/conftest.py tests/test_app.py tests/test_models.py tests/test_page.py
     tests/serving/__init__.py tests/serving/conftest.py tests/serving/test_answers.py
-    tests/serving/test_config.py tests/serving/test_door.py tests/serving/test_preview.py
+    tests/serving/test_config.py tests/serving/test_preview.py tests/serving/test_public_names.py
     tests/serving/test_served.py tests/serving/test_served_config.py tests/serving/test_settings.py
     tests/serving/test_start.py
     tests/serving/test_stop.py
@@ -88,11 +90,11 @@ ALWAYS = set(
     tests/serving/engine/test_gguf.py
     tests/serving/engine/test_graphs.py
     tests/serving/engine/test_history.py
-    tests/serving/engine/test_kept.py
     tests/serving/engine/test_paged.py
     tests/serving/engine/test_prompts.py
-    tests/serving/engine/test_room.py
     tests/serving/engine/test_sampling.py
+    tests/serving/engine/test_saved_graphs.py
+    tests/serving/engine/test_text_limits.py
     tests/serving/engine/test_thoughts.py
     tests/serving/engine/test_vocabulary.py
     tests/serving/engine/test_weights.py
@@ -237,13 +239,13 @@ def test_projects_with_their_own_page_share_the_serving_code_of_others(rendered:
 
 def test_a_project_with_its_own_page_exports_a_subset_of_the_public_names(rendered: Render) -> None:
     own, other = rendered(page="own"), rendered()
-    [door] = own.glob("src/*/serving/__init__.pyi")
-    rooms = [path for path in door.parent.rglob("*.py") if path.name != "__init__.py"]
-    modules = {".".join(path.relative_to(door.parent).with_suffix("").parts) for path in rooms}
-    whole = (other / door.relative_to(own)).read_text("utf-8").splitlines()
+    [stub] = own.glob("src/*/serving/__init__.pyi")
+    files = [path for path in stub.parent.rglob("*.py") if path.name != "__init__.py"]
+    modules = {".".join(path.relative_to(stub.parent).with_suffix("").parts) for path in files}
+    whole = (other / stub.relative_to(own)).read_text("utf-8").splitlines()
 
     left = [line for line in whole if line.split()[1].removeprefix(".") in modules]
-    assert door.read_text("utf-8").splitlines() == left
+    assert stub.read_text("utf-8").splitlines() == left
 
 
 def test_votes_do_not_change_the_public_names(rendered: Render) -> None:
@@ -251,8 +253,8 @@ def test_votes_do_not_change_the_public_names(rendered: Render) -> None:
     names = []
     for votes in (True, False):
         project = rendered(votes=votes)
-        [door] = project.glob("src/*/serving/__init__.pyi")
-        names.append({line.split()[-1] for line in door.read_text("utf-8").splitlines()})
+        [stub] = project.glob("src/*/serving/__init__.pyi")
+        names.append({line.split()[-1] for line in stub.read_text("utf-8").splitlines()})
     assert names[0] == names[1]
 
 

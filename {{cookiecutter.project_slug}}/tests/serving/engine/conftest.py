@@ -6,7 +6,7 @@ import pytest
 from {{ cookiecutter.__package }}.serving.deployments.settings import (
     ModelSettings,
 )
-from {{ cookiecutter.__package }}.serving.engine import places
+from {{ cookiecutter.__package }}.serving.engine import graph_paths
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
 from {{ cookiecutter.__package }}.serving.engine.plain import PlainModel
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
@@ -18,7 +18,7 @@ EngineOf = Callable[..., Engine]
 def hf_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A separate folder of graphs for each test."""
     directory = tmp_path_factory.mktemp("hf-home")
-    monkeypatch.setattr(places, "HF_HOME", str(directory))
+    monkeypatch.setattr(graph_paths, "HF_HOME", str(directory))
     return directory
 
 

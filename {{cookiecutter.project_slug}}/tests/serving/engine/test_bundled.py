@@ -13,7 +13,7 @@ from {{ cookiecutter.__package }}.serving.deployments.settings import (
 from {{ cookiecutter.__package }}.serving.engine import bundled
 from {{ cookiecutter.__package }}.serving.engine.bundled import BUNDLED
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
-from {{ cookiecutter.__package }}.serving.engine.places import place_of
+from {{ cookiecutter.__package }}.serving.engine.graph_paths import locate_graph
 from {{ cookiecutter.__package }}.serving.engine.prompts import PromptEncoder
 from {{ cookiecutter.__package }}.serving.engine.weights import locate
 from {{ cookiecutter.__package }}.serving.pages.settings import Limits
@@ -129,7 +129,7 @@ def test_the_image_build_step_keeps_what_a_start_makes(hf_home: Path) -> None:
     bundled.keep_graph()
     [graph] = [each for each in hf_home.glob("converted/int8/*") if each.is_dir()]
     weights = locate(ModelSettings(name="smollm2", source=BUNDLED))
-    assert place_of(BUNDLED, weights).directory == graph
+    assert locate_graph(BUNDLED, weights).directory == graph
     # Image layers truncate file times, so these must not matter.
     assert weights.commit == bundled.bundled_weights().name
 

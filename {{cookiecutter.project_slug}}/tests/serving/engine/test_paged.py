@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from {{ cookiecutter.__package }}.serving.engine import (
-    kept,
     machine,
     paged,
     runtime,
+    saved_graphs,
 )
 from {{ cookiecutter.__package }}.serving.engine.decoders import (
     DecoderBatch,
@@ -344,7 +344,7 @@ async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
         def fail(_: object) -> None:
             raise RuntimeError(reason)
 
-        monkeypatch.setattr(kept, "Decoder", fail)
+        monkeypatch.setattr(saved_graphs, "Decoder", fail)
     save_tiny(model_type, tmp_path, **LLAMA)
     with caplog.at_level(logging.INFO):
         engine = engine_of(tmp_path, dtype="auto")

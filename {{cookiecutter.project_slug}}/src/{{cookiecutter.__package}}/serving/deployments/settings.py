@@ -188,6 +188,6 @@ class ModelsSettings(TracedSettings):
     def start_checks(self) -> list[Callable[[], object]]:
         """Returns checks that find or download each model that this machine will load."""
         # Imported here so that the settings alone do not load the hub's client.
-        from ..engine.places import check_model
+        from ..engine.graph_paths import check_model
 
         return [partial(check_model, model) for model in self.models if model.base_url is None]

@@ -60,17 +60,17 @@ def keep_graph() -> None:
     """
     # Imported here because finding the weights does not need the engine.
     from .engine import Engine
-    from .places import place_of
+    from .graph_paths import locate_graph
     from .settings import EngineSettings, ModelLimits
     from .weights import locate
 
     settings = EngineSettings(name="bundled", source=BUNDLED)
     # A cache just large enough for the check.
     Engine(settings, ModelLimits(cache_tokens=1024)).stop()
-    place = place_of(BUNDLED, locate(settings))
-    if place.needs_pytorch():
+    paths = locate_graph(BUNDLED, locate(settings))
+    if paths.needs_pytorch():
         raise ModelError(
-            f"{BUNDLED}: {place.directory} has no graph that runs without PyTorch. See the log."
+            f"{BUNDLED}: {paths.directory} has no graph that runs without PyTorch. See the log."
         )
 
 

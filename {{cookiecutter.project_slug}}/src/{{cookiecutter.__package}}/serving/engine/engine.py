@@ -47,7 +47,7 @@ class Engine:
         loaded = load(model, limits)
         self._batch = loaded.batch
         self._tokenizer, self._prompts = loaded.tokenizer, loaded.prompts
-        self._room = loaded.room
+        self._text_limit = loaded.text_limit
         self._rules = loaded.rules
         self._end = loaded.facts.ends
         self._longest_answer = loaded.facts.longest_answer
@@ -119,13 +119,13 @@ class Engine:
         """Returns the prompt, and how many messages were dropped."""
         tokens, dropped = fitting(
             messages,
-            self._room.beside(options.max_new_tokens),
+            self._text_limit.for_prompt(options.max_new_tokens),
             encode=lambda messages: self._prompts.encode(messages, self._written),
             count=lambda text: len(self._prompts.vocabulary.encode(text)),
         )
         if not tokens:
             raise PromptError(f"{self.name} finds no tokens in this text. Enter another text.")
-        self._room.check(self.name, len(tokens), options.max_new_tokens)
+        self._text_limit.check(self.name, len(tokens), options.max_new_tokens)
         if self._longest_answer is not None and options.max_new_tokens > self._longest_answer:
             raise PromptError(
                 f"{self.name} can write at most {self._longest_answer} tokens. Ask for fewer."

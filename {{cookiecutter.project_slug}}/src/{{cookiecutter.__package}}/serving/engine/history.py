@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from ..protocol import Message
 
 STEPS = 4
-"""The room is divided into this many parts, and whole parts are dropped."""
+"""The limit is divided into this many parts, and whole parts are dropped."""
 
 
 def fitting(
     messages: Sequence[Message],
-    room: int,
+    limit: int,
     encode: Callable[[Sequence[Message]], list[int]],
     count: Callable[[str], int],
 ) -> tuple[list[int], int]:
@@ -20,23 +20,23 @@ def fitting(
     System messages and the last question always stay. If these alone are too long, their tokens
     are returned.
 
-    A whole part of the room is dropped at once, so that the next turns start with the same tokens
+    A whole part of the limit is dropped at once, so that the next turns start with the same tokens
     and find these in the cache.
     """
     tokens, dropped = encode(messages), 0
-    if len(tokens) <= room:
+    if len(tokens) <= limit:
         return tokens, 0
-    for cut in reversed(_cuts(messages, max(room // STEPS, 1), count)):
+    for cut in reversed(_cuts(messages, max(limit // STEPS, 1), count)):
         kept = [
             message
             for number, message in enumerate(messages)
             if number >= cut or message.role == "system"
         ]
         shorter = encode(kept)
-        if dropped and len(shorter) > room:
+        if dropped and len(shorter) > limit:
             break
         tokens, dropped = shorter, len(messages) - len(kept)
-        if len(shorter) > room:
+        if len(shorter) > limit:
             break
     return tokens, dropped
 

@@ -11,11 +11,11 @@ from ..protocol import MOST_TOP_K, ModelError
 from ..telemetry.logs import logger
 from .facts import Facts
 from .generation import Batch, Processor
+from .graph_paths import GRAPH_DTYPES, lacks_pytorch, locate_graph
 from .machine import has_pytorch, may_have_gpu
-from .places import GRAPH_DTYPES, lacks_pytorch, place_of
 from .prompts import PromptEncoder
-from .room import DecoderSize, Room, decoder_room
 from .settings import EngineSettings, ModelLimits
+from .text_limits import DecoderSize, TextLimit, decoder_limit
 from .weights import Weights, in_one_line, locate
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptEncoder
     facts: Facts
-    room: Room
+    text_limit: TextLimit
     cache_tokens: int
     """Size of the cache that all requests share, or 0 if each one has its own."""
     rules: Rules
@@ -69,7 +69,7 @@ def load(settings: EngineSettings, limits: ModelLimits) -> Loaded:
         ) from error
     for line in loaded.facts.left_out:
         logger.warning("%s: %s", settings.name, line)
-    logger.info("%s: %s", settings.name, loaded.room)
+    logger.info("%s: %s", settings.name, loaded.text_limit)
     return loaded
 
 
@@ -77,27 +77,27 @@ def _from_saved_graph(
     settings: EngineSettings, limits: ModelLimits, weights: Weights
 ) -> Loaded | None:
     """Loads a saved graph. Returns None if there is none, or if the model also needs PyTorch."""
-    place = place_of(settings.source, weights)
-    if place.needs_pytorch():
+    paths = locate_graph(settings.source, weights)
+    if paths.needs_pytorch():
         return None
     # Imported here because other models do not need the runtime.
-    from .kept import SavedGraph
     from .runtime import return_freed_memory
+    from .saved_graphs import SavedGraph
 
     return_freed_memory()
-    kept = SavedGraph(settings.name, place)
-    taken = kept.take()
+    saved = SavedGraph(settings.name, paths)
+    taken = saved.take()
     if taken is None:
         if not has_pytorch():
-            reason = f"{place.directory} cannot be used: {kept.damage}"
+            reason = f"{paths.directory} cannot be used: {saved.damage}"
             raise lacks_pytorch(settings, reason)
         return None
     decoder, facts = taken
-    tokenizer = kept.tokenizer()
+    tokenizer = saved.tokenizer()
     prompts = PromptEncoder(settings, tokenizer, can_continue=True)
     loaded = paged(settings, limits, decoder, tokenizer, prompts, facts, lambda *_: None)
     logger.info("%s runs %s, in int8, from its saved graph.", settings.name, CONTINUOUS)
-    if place.is_of_another_cpu:
+    if paths.is_of_another_cpu:
         logger.warning(
             "%s: its graph was checked against PyTorch on another kind of CPU, not on this one.",
             settings.name,
@@ -119,9 +119,11 @@ def paged(
 
     positions = math.inf if facts.positions is None else facts.positions
     size = DecoderSize(positions, decoder.token_bytes)
-    room, cache_tokens = decoder_room(settings.name, size, limits, tokenizer.model_max_length)
+    text_limit, cache_tokens = decoder_limit(
+        settings.name, size, limits, tokenizer.model_max_length
+    )
     batch = PagedBatch(decoder, facts.ends, limits.running_requests, cache_tokens)
-    return Loaded(batch, tokenizer, prompts, facts, room, cache_tokens, rules)
+    return Loaded(batch, tokenizer, prompts, facts, text_limit, cache_tokens, rules)
 
 
 def most_likely(settings: EngineSettings, facts: Facts) -> int:

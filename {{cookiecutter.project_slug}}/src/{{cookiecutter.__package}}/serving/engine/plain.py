@@ -26,18 +26,24 @@ from .decoders import DecoderBatch
 from .facts import Facts
 from .families import refusal
 from .generation import Batch, Processor
+from .graph_paths import locate_graph
 from .groups import GroupedBatch, Joining, first_token
 from .loading import CONTINUOUS, Loaded, paged
-from .places import place_of
 from .prompts import PromptEncoder
-from .room import Room, decoder_room, decoder_size, encoder_room, longest_answer
 from .settings import EngineSettings, ModelLimits
+from .text_limits import (
+    TextLimit,
+    decoder_limit,
+    decoder_size,
+    encoder_limit,
+    longest_answer,
+)
 from .vocabulary import load_tokenizer
 from .weights import Weights, in_one_line
 
 if TYPE_CHECKING:
-    from .kept import SavedGraph
     from .runtime import Decoder
+    from .saved_graphs import SavedGraph
 
 # oneDNN would cache code for each batch size that it has seen, which takes over 100 MB after a few
 # hundred requests and makes nothing faster.
@@ -118,30 +124,38 @@ class PlainModel:
 
     def batches(self, limits: ModelLimits) -> Iterator[tuple[str, Callable[[], Loaded]]]:
         """Yields kinds of batches, the fastest first."""
-        room, cache_tokens = self._rooms(limits)
+        text_limit, cache_tokens = self._text_limit(limits)
         running, model, ends = limits.running_requests, self.model, self.facts.ends
         if cache_tokens is not None:
             continuous = partial(DecoderBatch, model, ends, running, cache_tokens)
-            yield CONTINUOUS, partial(self._loaded, continuous, room, cache_tokens)
+            yield CONTINUOUS, partial(self._loaded, continuous, text_limit, cache_tokens)
         for joining in Joining:
             grouped = partial(GroupedBatch, model, ends, running, joining, cache_tokens)
-            yield joining.value, partial(self._loaded, grouped, room, cache_tokens)
+            yield joining.value, partial(self._loaded, grouped, text_limit, cache_tokens)
 
-    def _loaded(self, make: Callable[[], Batch], room: Room, cache_tokens: int | None) -> Loaded:
+    def _loaded(
+        self, make: Callable[[], Batch], text_limit: TextLimit, cache_tokens: int | None
+    ) -> Loaded:
         return Loaded(
-            make(), self.tokenizer, self.prompts, self.facts, room, cache_tokens or 0, self.rules
+            make(),
+            self.tokenizer,
+            self.prompts,
+            self.facts,
+            text_limit,
+            cache_tokens or 0,
+            self.rules,
         )
 
-    def _rooms(self, limits: ModelLimits) -> tuple[Room, int | None]:
-        """Returns the room for one text, and the size of a decoder's cache in tokens."""
+    def _text_limit(self, limits: ModelLimits) -> tuple[TextLimit, int | None]:
+        """Returns the limit for one text, and the size of a decoder's cache in tokens."""
         says = self.tokenizer.model_max_length
         if self.encodes:
-            return encoder_room(self.model, limits, says), None
-        return decoder_room(self.name, decoder_size(self.model), limits, says)
+            return encoder_limit(self.model, limits, says), None
+        return decoder_limit(self.name, decoder_size(self.model), limits, says)
 
     def differs(self, loaded: Loaded, attention: str, dtype: torch.dtype) -> str | None:
         """Returns how a batch in this format differs from the plain model, or None."""
-        longest = max(min(loaded.room.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
+        longest = max(min(loaded.text_limit.tokens - NEW_TOKENS, LONGEST_PROMPT), 1)
         prompts = [
             (prompt, self.rules(prompt, NEW_TOKENS))
             for prompt in prompts_of(self.tokenizer, longest)
@@ -163,20 +177,20 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
     if refused is not None:
         return refused
     # Imported here because other models do not need the runtime.
-    from .kept import SavedGraph
     from .runtime import return_freed_memory
+    from .saved_graphs import SavedGraph
 
     return_freed_memory()
-    kept = SavedGraph(settings.name, place_of(settings.source, weights))
-    taken = kept.take()
+    saved = SavedGraph(settings.name, locate_graph(settings.source, weights))
+    taken = saved.take()
     if taken is None:
-        with kept.turn():
+        with saved.turn():
             # Another process may have made the graph in the meantime.
-            taken = kept.take()
+            taken = saved.take()
             if taken is None:
-                return _newly_made(settings, limits, weights, kept)
+                return _newly_made(settings, limits, weights, saved)
     decoder, _ = taken
-    model = describe(config, kept.generation())
+    model = describe(config, saved.generation())
     plain = PlainModel(settings, model, _tokenizer(settings, weights))
     loaded = plain.paged(settings, limits, decoder)
     logger.info("%s runs %s, in int8, from its saved graph.", settings.name, CONTINUOUS)
@@ -184,7 +198,7 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
 
 
 def _newly_made(
-    settings: EngineSettings, limits: ModelLimits, weights: Weights, kept: "SavedGraph"
+    settings: EngineSettings, limits: ModelLimits, weights: Weights, saved: "SavedGraph"
 ) -> Loaded | str:
     """Makes the graph, and saves it if its scores are those of the plain model."""
     from .graphs import graph_of
@@ -194,7 +208,7 @@ def _newly_made(
     model = plain.model
     logger.info("%s: rounding its weights to 8 bits", settings.name)
     try:
-        decoder = kept.compile(
+        decoder = saved.compile(
             graph_of(model), plain.facts, model.generation_config, plain.tokenizer
         )
     except Exception as error:  # Of any kind, because the runtime may not support this CPU.
@@ -206,7 +220,7 @@ def _newly_made(
     if found is not None:
         loaded.batch.stop()
         return found
-    kept.keep()
+    saved.keep()
     # From here on, only the model's configuration is needed.
     drop_weights(model)
     logger.info("%s runs %s, in int8.", settings.name, CONTINUOUS)

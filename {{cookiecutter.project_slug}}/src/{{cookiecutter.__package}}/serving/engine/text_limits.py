@@ -37,36 +37,36 @@ DECODER_POSITIONS = ("max_decoder_position_embeddings", "max_position_embeddings
 
 
 @dataclass(frozen=True)
-class Room:
+class TextLimit:
     """How many tokens one text may have, and what limits it."""
 
     tokens: int
-    limit: str | None = None
+    setting: str | None = None
     """The setting that limits it, or None if the model does."""
     writes_into_it: bool = True
     """Whether the answer counts too, as in a decoder."""
 
-    def beside(self, new_tokens: int) -> int:
+    def for_prompt(self, new_tokens: int) -> int:
         """Returns how many tokens a prompt may have, with this many new tokens."""
         return self.tokens - new_tokens * self.writes_into_it
 
     def check(self, name: str, prompt_tokens: int, new_tokens: int) -> None:
         """Raises a PromptError, with the limit and a remedy, if a prompt is too long."""
-        room = self.beside(new_tokens)
-        if prompt_tokens <= room:
+        prompt_limit = self.for_prompt(new_tokens)
+        if prompt_tokens <= prompt_limit:
             return
-        place = "cache" if self.limit == CACHE else "context"
+        place = "cache" if self.setting == CACHE else "context"
         ways = ["Shorten the text"]
         if not self.writes_into_it:
-            reason = f"it can read at most {room}"
-        elif room > 0:
-            reason = f"with {new_tokens} new tokens, its {place} has room for {room}"
+            reason = f"it can read at most {prompt_limit}"
+        elif prompt_limit > 0:
+            reason = f"with {new_tokens} new tokens, its {place} has room for {prompt_limit}"
             ways.append("ask for fewer new tokens")
         else:
             reason = f"{new_tokens} new tokens leave no room in its {place} of {self.tokens}"
             ways = ["Ask for fewer new tokens"]
-        if self.limit:
-            ways.append(f"raise {self.limit} under limits")
+        if self.setting:
+            ways.append(f"raise {self.setting} under limits")
         raise PromptError(
             f"The text is too long for {name}: {prompt_tokens} tokens, and {reason}. "
             f"{' or '.join([', '.join(ways[:-1]), ways[-1]] if ways[1:] else ways)}."
@@ -74,13 +74,13 @@ class Room:
 
     def __str__(self) -> str:
         reads = "reads and writes" if self.writes_into_it else "reads"
-        reason = f"{self.limit} under limits" if self.limit else "the model itself"
+        reason = f"{self.setting} under limits" if self.setting else "the model itself"
         return f"{reads} at most {self.tokens} tokens in one text, limited by {reason}"
 
 
 @dataclass(frozen=True)
 class DecoderSize:
-    """The sizes of a decoder that determine its room."""
+    """The sizes of a decoder that determine its limit."""
 
     positions: float
     """The number of its positions, or infinity if there is no limit."""
@@ -94,10 +94,10 @@ def decoder_size(model: "PreTrainedModel") -> DecoderSize:
     return DecoderSize(positions, _bytes_per_token(model), model.device.type == "cuda")
 
 
-def decoder_room(
+def decoder_limit(
     name: str, size: DecoderSize, limits: ModelLimits, tokenizer_says: int
-) -> tuple[Room, int]:
-    """Returns the room for one text, and the size of the shared cache in tokens.
+) -> tuple[TextLimit, int]:
+    """Returns the limit for one text, and the size of the shared cache in tokens.
 
     Raises:
         ModelError: there is not enough free memory for a text.
@@ -110,19 +110,19 @@ def decoder_room(
             f"{free_memory(size.on_gpu) >> 20} MB are free, and a token takes "
             f"{size.token_bytes >> 10} KB. Free some memory, or choose a smaller model."
         )
-    return (Room(cache, CACHE) if cache < own else Room(own)), cache
+    return (TextLimit(cache, CACHE) if cache < own else TextLimit(own)), cache
 
 
-def encoder_room(model: "PreTrainedModel", limits: ModelLimits, tokenizer_says: int) -> Room:
-    """Returns the room for one text in an encoder."""
+def encoder_limit(model: "PreTrainedModel", limits: ModelLimits, tokenizer_says: int) -> TextLimit:
+    """Returns the limit for one text in an encoder."""
     config = _part(model.config, "encoder")
     positions = _positions(config, ENCODER_POSITIONS)
     if positions is not math.inf:
         positions = min(positions, tokenizer_says)
     asked = limits.prompt_tokens or _fitting_prompt(model, limits.running_requests)
     if positions <= asked:
-        return Room(int(positions), writes_into_it=False)
-    return Room(asked, PROMPT, writes_into_it=False)
+        return TextLimit(int(positions), writes_into_it=False)
+    return TextLimit(asked, PROMPT, writes_into_it=False)
 
 
 def longest_answer(model: "PreTrainedModel") -> float:

@@ -19,17 +19,17 @@ from transformers import (
     T5Config,
 )
 
-from {{ cookiecutter.__package }}.serving.engine import room
-from {{ cookiecutter.__package }}.serving.engine.room import (
+from {{ cookiecutter.__package }}.serving.engine import text_limits
+from {{ cookiecutter.__package }}.serving.engine.settings import ModelLimits
+from {{ cookiecutter.__package }}.serving.engine.text_limits import (
     DecoderSize,
-    Room,
-    decoder_room,
+    TextLimit,
+    decoder_limit,
     decoder_size,
     encoder_bytes,
-    encoder_room,
+    encoder_limit,
     free_memory,
 )
-from {{ cookiecutter.__package }}.serving.engine.settings import ModelLimits
 from {{ cookiecutter.__package }}.serving.protocol import ModelError, PromptError
 
 GIB = 2**30
@@ -52,7 +52,7 @@ SMOLLM_2_2B = LlamaConfig(
 MEASURED = """
 import sys, threading, psutil, torch
 from transformers import MT5Config, MT5ForConditionalGeneration
-from {{ cookiecutter.__package }}.serving.engine.room import encoder_bytes
+from {{ cookiecutter.__package }}.serving.engine.text_limits import encoder_bytes
 heads, tokens = int(sys.argv[1]), int(sys.argv[2])
 config = MT5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=32, num_layers=2, num_heads=heads)
 model = MT5ForConditionalGeneration(config).eval()
@@ -79,7 +79,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Pretends that the machine has the given GiB free."""
 
     def have(gib: float) -> None:
-        monkeypatch.setattr(room, "free_memory", lambda _: int(gib * GIB))
+        monkeypatch.setattr(text_limits, "free_memory", lambda _: int(gib * GIB))
 
     return have
 
@@ -105,15 +105,15 @@ def test_common_models_get_their_whole_context(
     config: LlamaConfig, free: float, memory: Callable[[float], None]
 ) -> None:
     memory(free)
-    found, cache = decoder_room("tiny", decoder(config), ModelLimits(), NO_LENGTH)
-    assert found == Room(config.max_position_embeddings)
+    found, cache = decoder_limit("tiny", decoder(config), ModelLimits(), NO_LENGTH)
+    assert found == TextLimit(config.max_position_embeddings)
     assert cache >= config.max_position_embeddings
 
 
 def test_a_context_limited_by_memory_is_logged(memory: Callable[[float], None]) -> None:
     memory(1)
-    found, cache = decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
-    assert found == Room(cache, "cache_tokens")
+    found, cache = decoder_limit("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
+    assert found == TextLimit(cache, "cache_tokens")
     assert 0 < cache < 4096
     assert str(found) == (
         f"reads and writes at most {cache} tokens in one text, limited by cache_tokens under limits"
@@ -125,25 +125,25 @@ def test_a_model_that_does_not_fit_in_memory_is_refused(memory: Callable[[float]
     with pytest.raises(
         ModelError, match=r"^Model 'tiny': there is not enough memory for its cache: 51 MB"
     ):
-        decoder_room("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
+        decoder_limit("tiny", decoder(LLAMA_2_7B), ModelLimits(), NO_LENGTH)
 
 
 def test_the_limits_and_the_tokenizer_cap_the_context(memory: Callable[[float], None]) -> None:
     memory(16)
     model = decoder(SMOLLM_2_2B)
-    found, cache = decoder_room("tiny", model, ModelLimits(cache_tokens=500), NO_LENGTH)
-    assert (found, cache) == (Room(500, "cache_tokens"), 500)
-    found, _ = decoder_room("tiny", model, ModelLimits(), 1024)
-    assert found == Room(1024)
-    found, cache = decoder_room("tiny", model, ModelLimits(cache_tokens=90_000), NO_LENGTH)
-    assert (found, cache) == (Room(8192), 90_000)
+    found, cache = decoder_limit("tiny", model, ModelLimits(cache_tokens=500), NO_LENGTH)
+    assert (found, cache) == (TextLimit(500, "cache_tokens"), 500)
+    found, _ = decoder_limit("tiny", model, ModelLimits(), 1024)
+    assert found == TextLimit(1024)
+    found, cache = decoder_limit("tiny", model, ModelLimits(cache_tokens=90_000), NO_LENGTH)
+    assert (found, cache) == (TextLimit(8192), 90_000)
 
 
 def test_a_model_without_attention_gets_room_too(memory: Callable[[float], None]) -> None:
     memory(1)
     mamba = decoder(MambaConfig(hidden_size=64, num_hidden_layers=2))
-    found, cache = decoder_room("tiny", mamba, ModelLimits(), NO_LENGTH)
-    assert found == Room(cache, "cache_tokens")
+    found, cache = decoder_limit("tiny", mamba, ModelLimits(), NO_LENGTH)
+    assert found == TextLimit(cache, "cache_tokens")
     assert cache > 1000
 
 
@@ -151,49 +151,49 @@ def test_a_model_without_attention_gets_room_too(memory: Callable[[float], None]
     ("found", "line"),
     [
         (
-            Room(256),
+            TextLimit(256),
             "The text is too long for tiny: 300 tokens, and with 100 new tokens, its context has "
             "room for 156. Shorten the text or ask for fewer new tokens.",
         ),
         (
-            Room(256, "cache_tokens"),
+            TextLimit(256, "cache_tokens"),
             "The text is too long for tiny: 300 tokens, and with 100 new tokens, its cache has room "
             "for 156. Shorten the text, ask for fewer new tokens or raise cache_tokens under "
             "limits.",
         ),
         (
-            Room(26, "cache_tokens"),
+            TextLimit(26, "cache_tokens"),
             "The text is too long for tiny: 300 tokens, and 100 new tokens leave no room in its "
             "cache of 26. Ask for fewer new tokens or raise cache_tokens under limits.",
         ),
         (
-            Room(90),
+            TextLimit(90),
             "The text is too long for tiny: 300 tokens, and 100 new tokens leave no room in its "
             "context of 90. Ask for fewer new tokens.",
         ),
         (
-            Room(256, writes_into_it=False),
+            TextLimit(256, writes_into_it=False),
             "The text is too long for tiny: 300 tokens, and it can read at most 256. Shorten the "
             "text.",
         ),
         (
-            Room(256, "prompt_tokens", writes_into_it=False),
+            TextLimit(256, "prompt_tokens", writes_into_it=False),
             "The text is too long for tiny: 300 tokens, and it can read at most 256. Shorten the text "
             "or raise prompt_tokens under limits.",
         ),
     ],
 )
-def test_the_refusal_names_the_limit_and_how_to_raise_it(found: Room, line: str) -> None:
+def test_the_refusal_names_the_limit_and_how_to_raise_it(found: TextLimit, line: str) -> None:
     with pytest.raises(PromptError) as error:
         found.check("tiny", 300, 100)
     assert str(error.value) == line
 
 
 def test_a_text_that_just_fits_is_accepted() -> None:
-    Room(256).check("tiny", 156, 100)
-    Room(256, writes_into_it=False).check("tiny", 256, 100)
+    TextLimit(256).check("tiny", 156, 100)
+    TextLimit(256, writes_into_it=False).check("tiny", 256, 100)
     with pytest.raises(PromptError):
-        Room(256).check("tiny", 157, 100)
+        TextLimit(256).check("tiny", 157, 100)
 
 
 def test_an_encoder_with_unlimited_positions_reads_as_much_as_memory_allows(
@@ -202,13 +202,13 @@ def test_an_encoder_with_unlimited_positions_reads_as_much_as_memory_allows(
     memory(16)
     for config in (T5Config(), MT5Config()):
         # T5's tokenizer sets 512, and mT5's sets no limit.
-        found = encoder_room(encoder(config), ModelLimits(), 512)
-        assert found == encoder_room(encoder(config), ModelLimits(), NO_LENGTH)
-        assert found.limit == "prompt_tokens"
+        found = encoder_limit(encoder(config), ModelLimits(), 512)
+        assert found == encoder_limit(encoder(config), ModelLimits(), NO_LENGTH)
+        assert found.setting == "prompt_tokens"
         assert 1000 < found.tokens < 10_000
         assert encoder_bytes(encoder(config), found.tokens) <= 16 * GIB / 8
-    allowed = encoder_room(encoder(T5Config()), ModelLimits(prompt_tokens=20_000), 512)
-    assert allowed == Room(20_000, "prompt_tokens", writes_into_it=False)
+    allowed = encoder_limit(encoder(T5Config()), ModelLimits(prompt_tokens=20_000), 512)
+    assert allowed == TextLimit(20_000, "prompt_tokens", writes_into_it=False)
 
 
 def test_an_encoder_with_learned_positions_stops_at_the_last_one(
@@ -216,13 +216,13 @@ def test_an_encoder_with_learned_positions_stops_at_the_last_one(
 ) -> None:
     memory(16)
     bart = encoder(BartConfig(encoder_layers=1, decoder_layers=1))
-    assert encoder_room(bart, ModelLimits(), NO_LENGTH) == Room(1024, writes_into_it=False)
-    assert encoder_room(bart, ModelLimits(), 512) == Room(512, writes_into_it=False)
+    assert encoder_limit(bart, ModelLimits(), NO_LENGTH) == TextLimit(1024, writes_into_it=False)
+    assert encoder_limit(bart, ModelLimits(), 512) == TextLimit(512, writes_into_it=False)
     raised = ModelLimits(prompt_tokens=20_000)
-    assert encoder_room(bart, raised, NO_LENGTH) == Room(1024, writes_into_it=False)
+    assert encoder_limit(bart, raised, NO_LENGTH) == TextLimit(1024, writes_into_it=False)
     lowered = ModelLimits(prompt_tokens=64)
-    found = encoder_room(bart, lowered, NO_LENGTH)
-    assert found == Room(64, "prompt_tokens", writes_into_it=False)
+    found = encoder_limit(bart, lowered, NO_LENGTH)
+    assert found == TextLimit(64, "prompt_tokens", writes_into_it=False)
 
 
 @pytest.mark.parametrize(("heads", "tokens"), [(2, 2500), (12, 2000)])
@@ -240,7 +240,7 @@ def test_a_long_prompt_takes_no_more_memory_than_estimated(heads: int, tokens: i
 def test_the_memory_limit_of_a_container_applies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    monkeypatch.setattr(text_limits, "CGROUP", tmp_path)
     machine = free_memory(on_gpu=False)
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(on_gpu=False) == pytest.approx(machine, rel=0.2)

@@ -19,10 +19,10 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from {{ cookiecutter.__package }}.serving.base import StartError
-from {{ cookiecutter.__package }}.serving.engine import kept, places
+from {{ cookiecutter.__package }}.serving.engine import graph_paths, saved_graphs
 from {{ cookiecutter.__package }}.serving.engine.engine import Engine
+from {{ cookiecutter.__package }}.serving.engine.graph_paths import check_model
 from {{ cookiecutter.__package }}.serving.engine.machine import may_have_gpu
-from {{ cookiecutter.__package }}.serving.engine.places import check_model
 from {{ cookiecutter.__package }}.serving.engine.runtime import (
     Decoder,
     release_file,
@@ -271,7 +271,7 @@ async def test_a_graph_that_the_runtime_cannot_read_is_rebuilt(
             patched.undo()
             raise RuntimeError("unknown operation")
 
-        patched.setattr(kept, "read_graph", fail)
+        patched.setattr(saved_graphs, "read_graph", fail)
         second, said = start()
     # The next attempt, which holds the lock, reads it.
     assert ROUNDING not in said
@@ -300,9 +300,9 @@ def test_a_graph_of_another_version_replaces_the_old_one(
     start()
     before = graphs(above)
     if what == "a package":
-        monkeypatch.setattr(places, "version", lambda name: f"{name} of tomorrow")
+        monkeypatch.setattr(graph_paths, "version", lambda name: f"{name} of tomorrow")
     else:
-        monkeypatch.setattr(places, "SOURCES", [*places.SOURCES, "families.py"])
+        monkeypatch.setattr(graph_paths, "SOURCES", [*graph_paths.SOURCES, "families.py"])
     _, said = start()
     assert ROUNDING in said
     assert len(graphs(above)) == 1
@@ -389,7 +389,7 @@ def test_waiting_for_another_process_is_logged_and_bounded(
     start()
     [graph] = graphs(above)
     graph.rename(above / "away")
-    monkeypatch.setattr(kept, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(saved_graphs, "LOCK_SECONDS", 0.2)
     with FileLock(above / f"{graph.name.split('.')[0]}.lock"):
         _, said = start()
     assert (
@@ -408,7 +408,7 @@ async def test_without_a_writable_directory_each_start_builds_the_graph_in_memor
         graph.rename(above.parent / "away")
     if why == "no directory":
         # Even root cannot write below a file.
-        monkeypatch.setattr(places, "HF_HOME", str(Path(__file__)))
+        monkeypatch.setattr(graph_paths, "HF_HOME", str(Path(__file__)))
     else:
         save = ov.save_model
 

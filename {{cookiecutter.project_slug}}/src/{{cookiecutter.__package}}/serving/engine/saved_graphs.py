@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 from ..telemetry.logs import logger
 from .facts import Facts
-from .places import FACTS, TOKENIZER, Place
+from .graph_paths import FACTS, TOKENIZER, GraphPaths
 from .runtime import Decoder, read_graph, release_file
 from .weights import in_one_line
 
@@ -48,10 +48,10 @@ class _Contents(BaseModel):
 class SavedGraph:
     """The saved graph of one model."""
 
-    def __init__(self, name: str, place: Place) -> None:
+    def __init__(self, name: str, paths: GraphPaths) -> None:
         self._name = name
-        self._place = place
-        self.directory = place.directory
+        self._paths = paths
+        self.directory = paths.directory
         self.damage = ""
         """Why the saved graph cannot be used."""
         self._can_be_kept = False
@@ -85,9 +85,9 @@ class SavedGraph:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Waits for other processes that make this graph. Removes an unsaved graph at the end."""
-        lock = FileLock(self._place.above / f"{self._place.prefix}.lock")
+        lock = FileLock(self._paths.above / f"{self._paths.prefix}.lock")
         try:
-            self._place.above.mkdir(parents=True, exist_ok=True)
+            self._paths.above.mkdir(parents=True, exist_ok=True)
             self._acquire(lock)
             self._can_be_kept = True
         except OSError as error:  # Includes a timeout of the lock.
@@ -145,11 +145,11 @@ class SavedGraph:
         tokenizer: PreTrainedTokenizerBase,
     ) -> Path:
         # Left by a process that was killed. This process has the lock.
-        for left in self._place.above.glob(f"{self._place.prefix}.{UNFINISHED}*"):
+        for left in self._paths.above.glob(f"{self._paths.prefix}.{UNFINISHED}*"):
             shutil.rmtree(left)
         # Only this user can read the directory.
-        prefix = f"{self._place.prefix}.{UNFINISHED}"
-        draft = Path(tempfile.mkdtemp(dir=self._place.above, prefix=prefix))
+        prefix = f"{self._paths.prefix}.{UNFINISHED}"
+        draft = Path(tempfile.mkdtemp(dir=self._paths.above, prefix=prefix))
         self._draft = draft
         ov.save_model(graph, draft / GRAPH, compress_to_fp16=False)
         text = generation.to_json_string(use_diff=False)
@@ -164,7 +164,7 @@ class SavedGraph:
             for path in draft.glob("**/*")
             if path.is_file()
         }
-        contents = _Contents(model=self._place.model, files=files)
+        contents = _Contents(model=self._paths.model, files=files)
         (draft / CONTENTS).write_text(contents.model_dump_json(), encoding="utf-8")
         return draft
 
@@ -189,11 +189,11 @@ class SavedGraph:
 
         Graphs for other kinds of CPU stay, because other machines may use them.
         """
-        for each in self._place.above.iterdir():
+        for each in self._paths.above.iterdir():
             if not each.is_dir() or each == self._draft:
                 continue
-            if each.name.startswith(f"{self._place.prefix}."):
-                if each == self.directory or not each.name.startswith(f"{self._place.made_by}."):
+            if each.name.startswith(f"{self._paths.prefix}."):
+                if each == self.directory or not each.name.startswith(f"{self._paths.made_by}."):
                     yield each
             elif (contents := _contents(each)) is not None and not contents.model.exists():
                 yield each
@@ -203,7 +203,7 @@ class SavedGraph:
             "%s: its graph cannot be saved in %s (%s), so every start makes it again. Make that "
             "directory writable, or set HF_HOME to another one.",
             self._name,
-            self._place.above,
+            self._paths.above,
             in_one_line(error),
         )
 

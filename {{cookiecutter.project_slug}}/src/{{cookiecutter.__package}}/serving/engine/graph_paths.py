@@ -32,7 +32,7 @@ PACKAGES = ["openvino", "transformers"]
 
 
 @dataclass(frozen=True)
-class Place:
+class GraphPaths:
     """The paths for the graph of one model."""
 
     above: Path
@@ -58,7 +58,7 @@ class Place:
         return facts.has_rules or not (self.directory / TOKENIZER).is_dir()
 
 
-def place_of(source: str, weights: Weights) -> Place:
+def locate_graph(source: str, weights: Weights) -> GraphPaths:
     """Returns the paths for the graph of a model, whether it exists or not."""
     model = weights.directory.absolute() / (weights.gguf_file or "")
     above = Path(HF_HOME) / "converted" / FORMAT
@@ -68,7 +68,7 @@ def place_of(source: str, weights: Weights) -> Place:
     directory = above / f"{made_by}.{_cpu()}"
     if not directory.is_dir() and not has_pytorch():
         directory = next(iter(sorted(above.glob(f"{made_by}.*"))), directory)
-    return Place(above, prefix, made_by, directory, model)
+    return GraphPaths(above, prefix, made_by, directory, model)
 
 
 def check_model(settings: EngineSettings) -> None:
@@ -80,7 +80,7 @@ def check_model(settings: EngineSettings) -> None:
     weights = locate(settings)
     if has_pytorch():
         return
-    if settings.dtype not in GRAPH_DTYPES or place_of(settings.source, weights).needs_pytorch():
+    if settings.dtype not in GRAPH_DTYPES or locate_graph(settings.source, weights).needs_pytorch():
         raise lacks_pytorch(settings)
 
 
