@@ -21,8 +21,8 @@ SECTIONS = (
     "Deploy",
     "Operate",
     "Update",
-    "Why it is so",
-    "Figures",
+    "Design decisions",
+    "Benchmarks",
 )
 THIN = sorted((TEMPLATE / "docs" / "site" / "pages").glob("*.md"))
 BROKEN = {

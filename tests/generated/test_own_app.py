@@ -1,4 +1,4 @@
-"""A team adopts an app as in the README, and calls its own deployments as in the docs."""
+"""A team brings its own app as in the README, and calls its own deployments as in the docs."""
 
 import os
 import re
@@ -52,12 +52,12 @@ def code(text: str) -> list[str]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("package", [False, True], ids=["a file", "a package with data"])
-def test_an_adopted_app_is_served_and_the_remaining_tests_pass(
+def test_an_app_of_the_team_is_served_and_the_remaining_tests_pass(
     package: bool, project: Project
 ) -> None:
     source = project.root / "src" / project.package
     readme = (project.root / "README.md").read_text("utf-8")
-    [page, *_] = code(readme.partition("## Adopt an app")[2])
+    [page, *_] = code(readme.partition("## Bring your own app")[2])
     folder = source / "my_app" if package else source
     folder.mkdir(exist_ok=True)
     (folder / ("main.py" if package else "my_demo.py")).write_text(DEMO, "utf-8")
