@@ -48,7 +48,7 @@ def test_the_load_test_passes_if_answers_start_in_time(
         assert begun >= users
         assert late == bad == 0
     assert last_line(result.stdout).startswith(
-        "PASSED: it carries 4 users within the objectives: 99% of the answers begin within 10 s"
+        "PASSED: it can serve 4 users within the objectives: 99% of the answers begin within 10 s"
     )
     assert_right_seconds(report)
 
@@ -59,7 +59,7 @@ def test_the_load_test_of_the_api_sends_a_key(cluster: Cluster, words: str, tmp_
     result = load(cluster, words, *programs, "--users", "1", "--step-seconds", "1", API_KEY=KEY)
 
     assert result.returncode == 0, result.stdout
-    assert last_line(result.stdout).startswith("PASSED: it carries 1 user ")
+    assert last_line(result.stdout).startswith("PASSED: it can serve 1 user ")
     assert_right_seconds(report)
 
 
@@ -71,8 +71,8 @@ def test_the_load_test_fails_if_the_page_is_too_slow(cluster: Cluster, words: st
     [(users, late, begun, bad, _)] = steps(result.stdout)
     assert (users, bad) == (1, 0)
     assert late == begun > 0
-    assert last_line(result.stdout).startswith("FAILED: it carries 0 users")
-    assert "Asked for: 4." in last_line(result.stdout)
+    assert last_line(result.stdout).startswith("FAILED: it can serve 0 users")
+    assert "Goal: 4 users." in last_line(result.stdout)
 
 
 def test_the_load_test_reports_a_failed_login_before_it_starts(
@@ -82,7 +82,9 @@ def test_the_load_test_reports_a_failed_login_before_it_starts(
 
     assert result.returncode == 2, result.stdout
     assert steps(result.stdout) == []
-    assert re.match(r"Visitor cannot ask http\S+: /login answers 401", last_line(result.stdout))
+    assert re.match(
+        r"Visitor cannot use http\S+: /login responds with 401", last_line(result.stdout)
+    )
 
 
 def load(
@@ -107,7 +109,7 @@ def load(
 
 def steps(output: str) -> list[tuple[int, ...]]:
     """Returns the users and the late, begun, bad and ended answers of each step."""
-    step = r"(?m)^(\d+) users?: (\d+) of (\d+) answers began late, (\d+) of (\d+) ended badly$"
+    step = r"(?m)^(\d+) users?: (\d+) of (\d+) answers began late, (\d+) of (\d+) failed$"
     return [tuple(map(int, found)) for found in re.findall(step, output)]
 
 

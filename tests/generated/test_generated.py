@@ -83,7 +83,7 @@ def test_a_project_can_be_installed_checked_tested_and_served(
             with serve(ready) as url:
                 check_page(url, choice)
                 if choice == of_page("own")[0]:
-                    check_that_it_carries_two_users(project, url)
+                    check_that_it_serves_two_users(project, url)
 
 
 @contextmanager
@@ -238,7 +238,7 @@ def check_page(url: str, choice: Answers) -> None:
             assert len(re.findall(r"\b[A-Za-z]{2,}\b", text)) > 8, f"no English: {text!r}"
 
 
-def check_that_it_carries_two_users(project: Project, url: str) -> None:
+def check_that_it_serves_two_users(project: Project, url: str) -> None:
     """Runs the load test; its numbers are tested elsewhere."""
     options = ("--host", url, "--users", "2", "--step-seconds", "1")
     project.run("uv", "run", "--only-group", "load", "locust", *options)

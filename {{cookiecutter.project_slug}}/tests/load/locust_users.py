@@ -27,14 +27,14 @@ GROWTH = 1.5
 """Growth from one step to the next, if no number of users is given."""
 PARTS_OF_GOAL = (0.25, 0.5, 1.0)
 MOST_USERS = 1000
-"""The most users that one Locust process can simulate, whatever the application carries."""
+"""The most users that one Locust process can simulate, however many the application can serve."""
 SPAWN_SECONDS = 5.0
 """Seconds over which the new users of a step start, so that they do not all ask at once."""
 ANSWER_SECONDS = 600.0
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 100
-CARRIED, NOT_CARRIED, NOT_ASKED = 0, 1, 2
-HINT = " (a login is in PAGE_USER and PAGE_PASSWORD, a key in API_KEY)"
+PASSED, FAILED, NOT_RUN = 0, 1, 2
+HINT = " (set PAGE_USER and PAGE_PASSWORD for a login, or API_KEY for a key)"
 ASKED = "asked"
 STREAM, AGAIN = "x-stream", ":again"
 """How the page's own script reconnects after `stream_seconds` has ended a request."""
@@ -108,7 +108,7 @@ class Asker(User):
             reason = " ".join(response.text.split())[:REASON_CHARACTERS]
             hint = HINT if response.status_code == 401 else ""
             raise BadAnswerError(
-                f"{path.partition('?')[0]} answers {response.status_code}: {reason}{hint}"
+                f"{path.partition('?')[0]} responds with {response.status_code}: {reason}{hint}"
             )
         return response
 
@@ -125,8 +125,8 @@ class Asker(User):
                 self._tell("begin", asked, late)
 
         # A late answer counts immediately, since it may never arrive.
-        late = gevent.spawn_later(seconds, begin, BadAnswerError(f"later than {seconds:g} s"))
-        unending = BadAnswerError(f"no end within {ANSWER_SECONDS:g} s")
+        late = gevent.spawn_later(seconds, begin, BadAnswerError(f"not begun within {seconds:g} s"))
+        unending = BadAnswerError(f"not finished within {ANSWER_SECONDS:g} s")
         try:
             with gevent.Timeout(ANSWER_SECONDS, unending):
                 yield begin
@@ -163,8 +163,8 @@ class Function:
         unknown, missing = arguments.keys() - names, names - self.defaults.keys() - arguments.keys()
         if unknown or missing:
             raise BadAnswerError(
-                f"the endpoint takes {sorted(names)}: "
-                f"{sorted(unknown)} are none of these, {sorted(missing)} are missing"
+                f"the endpoint takes {sorted(names)}. Unknown: {sorted(unknown)}. "
+                f"Missing: {sorted(missing)}"
             )
         given = {**self.defaults, **arguments}
         return [None if name is None else given[name] for name in self.names]
@@ -199,7 +199,7 @@ class PageUser(Asker):
         config = self.request("GET", "/config").json()
         described = self.request("GET", "/gradio_api/info").json()["named_endpoints"]
         if self.endpoint not in described:
-            raise BadAnswerError(f"no {self.endpoint} among {', '.join(described)}")
+            raise BadAnswerError(f"no endpoint {self.endpoint}. Use one of {', '.join(described)}")
         left_out = {each["id"] for each in config["components"] if each["skip_api"]}
         parameters = described[self.endpoint]["parameters"]
         names = iter([each["parameter_name"] for each in parameters])
@@ -243,7 +243,7 @@ class PageUser(Asker):
                 if failure is not None:
                     raise BadAnswerError(failure[:REASON_CHARACTERS])
         if not completed:
-            raise BadAnswerError("the stream ended before the answer")
+            raise BadAnswerError("the stream ended before the answer did")
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         name, last = "new", AGAIN
@@ -302,7 +302,7 @@ class Step:
 
     def __str__(self) -> str:
         began = f"{self.late} of {self.begun} answers began late"
-        return f"{users(self.users)}: {began}, {self.bad} of {self.ended} ended badly"
+        return f"{users(self.users)}: {began}, {self.bad} of {self.ended} failed"
 
 
 class Steps(LoadTestShape):
@@ -314,8 +314,8 @@ class Steps(LoadTestShape):
         super().__init__()
         self.goal: int | None = None
         self.step: Step | None = None
-        self.carried = 0
-        self.verdict = "Interrupted: how many users it carries is not known."
+        self.served = 0
+        self.verdict = "Interrupted before there was a result."
         events.init.add_listener(self._begin)
         events.spawning_complete.add_listener(self._settle)
         events.request.add_listener(self._count)
@@ -334,49 +334,49 @@ class Steps(LoadTestShape):
             if not self.step.is_within():
                 self._judge(f" With {self.step}.")
                 return None
-            self.carried = self.step.users
-            if self.carried >= (self.goal or MOST_USERS):
+            self.served = self.step.users
+            if self.served >= (self.goal or MOST_USERS):
                 self._judge()
                 return None
             self.step = self._next_step()
-        coming = self.step.users - self.carried
+        coming = self.step.users - self.served
         return self.step.users, max(1.0, coming / SPAWN_SECONDS)
 
     def _next_step(self) -> Step:
         if self.goal is None:
-            users = min(max(self.carried + 1, int(self.carried * GROWTH)), MOST_USERS)
+            users = min(max(self.served + 1, int(self.served * GROWTH)), MOST_USERS)
         else:
             parts = [max(1, int(self.goal * part)) for part in PARTS_OF_GOAL]
-            users = next(part for part in parts if part > self.carried)
+            users = next(part for part in parts if part > self.served)
         return Step(users, self._options.step_seconds)
 
     def _problem(self) -> str | None:
         """Returns what is wrong before the first request."""
         environment = self._environment
         if not environment.host:
-            return "Name the application: --host https://page.example.org"
+            return "Set the address of the application: --host https://page.example.org"
         for user_class in environment.user_classes:
             try:
                 user_class(environment).prepare()
             except FAILURES as error:
-                return f"{user_class.__name__} cannot ask {environment.host}: {short(error)}"
+                return f"{user_class.__name__} cannot use {environment.host}: {short(error)}"
         return None
 
     def _judge(self, last_step: str = "") -> None:
-        passed = self.carried >= (self.goal or 1)
-        self._environment.process_exit_code = CARRIED if passed else NOT_CARRIED
-        asked = "" if self.goal is None else f" Asked for: {self.goal}."
+        passed = self.served >= (self.goal or 1)
+        self._environment.process_exit_code = PASSED if passed else FAILED
+        goal = "" if self.goal is None else f" Goal: {users(self.goal)}."
         self.verdict = (
-            f"{'PASSED' if passed else 'FAILED'}: it carries {users(self.carried)} within the "
+            f"{'PASSED' if passed else 'FAILED'}: it can serve {users(self.served)} within the "
             f"objectives: {SHARE:.0%} of the answers begin within {self._options.begin_seconds:g} s, "
-            f"and {SHARE:.0%} end well.{asked}{last_step}"
+            f"and {SHARE:.0%} succeed.{goal}{last_step}"
         )
 
     def _begin(self, environment: Environment, **_: object) -> None:
         self._environment, self._options = environment, environment.parsed_options
         # Must run before Locust sets its own default.
         self.goal = self._options.num_users
-        environment.process_exit_code = NOT_ASKED
+        environment.process_exit_code = NOT_RUN
 
     def _settle(self, **_: object) -> None:
         if self.step is not None:
@@ -409,5 +409,5 @@ def add_options(parser: ArgumentParser) -> None:
         "--step-seconds",
         type=float,
         default=STEP_SECONDS,
-        help="How long each number of users asks, at least (default: %(default)g).",
+        help="The minimum duration of a step (default: %(default)g).",
     )

@@ -43,4 +43,4 @@ class Program(Asker):
                 deltas = [each["delta"] for each in chunk["choices"]]
                 if any(each.get("content") or each.get("reasoning_content") for each in deltas):
                     begin()
-        raise BadAnswerError("the stream ended before the answer")
+        raise BadAnswerError("the stream ended before the answer did")
