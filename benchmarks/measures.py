@@ -205,7 +205,7 @@ class WayCost:
 
 
 def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
-    """Measures the page and `/v1` in turns, without their idle cost."""
+    """Measures the page and `/v1` in alternating runs, without their idle cost."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=100)
     with stand_ins(rendered, model) as served:
         ways = (served.call, replace(served.call, model=model.name))
@@ -255,7 +255,7 @@ class PathTimes:
 
 
 def delivery(rendered: Project, rounds: int) -> tuple[list[PathCost], PathTimes]:
-    """Measures the page and `/v1` in turns, without their idle cost."""
+    """Measures the page and `/v1` in alternating runs, without their idle cost."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=1000)
     times = PathTimes([], [], [])
     with stand_ins(rendered, model) as served:
@@ -436,7 +436,7 @@ class ShortCall:
 
 
 def short_calls(rendered: Project, calls: int) -> list[ShortCall]:
-    """Measures one user and eight with a call per second, and eight at the same moment."""
+    """Measures one and eight users with one call per second each, and eight at the same moment."""
     loads = [(1, 1.0), (8, 1.0), (8, None)]
     medians: list[list[float]] = []
     for start in (short_calls_launched, short_calls_on_two_replicas):
