@@ -26,10 +26,7 @@ from docs.provenance import Provenance
 from tests.faults.users import crowd
 from tests.monitoring.prometheus import Prometheus, prometheus
 
-PICTURES = {
-    "light": Path(__file__).with_name("dashboard.png"),
-    "dark": Path(__file__).with_name("dashboard-dark.png"),
-}
+PICTURES = Path(__file__).with_name("pictures")
 SCRAPE_SECONDS = 5
 BEFORE_SECONDS = 300
 """Rates are of the last five minutes, so the picture begins after these."""
@@ -113,7 +110,7 @@ def main() -> None:
             let_users_ask(Call(url, "generate", QUESTION), server, Path(scratch))
             shown = [shown_by(asked, panel, start, time.time()) for panel in panels_of(root)]
     for scheme, colours in COLOURS.items():
-        draw(shown, colours, made_of, PICTURES[scheme])
+        draw(shown, colours, made_of, PICTURES / f"dashboard-{scheme}.png")
 
 
 def let_users_ask(call: Call, server: psutil.Process, directory: Path) -> None:
