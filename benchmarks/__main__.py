@@ -91,14 +91,16 @@ def read(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("project", type=Path, help="a rendered project")
     parser.add_argument("environment", type=Path, help="where it is installed")
     parser.add_argument("model", type=Path, help="SmolLM2 as safetensors")
-    parser.add_argument("own", type=Path, help="a rendered project with a page of one's own")
-    parser.add_argument("rivals", type=Path, help="the Python of the rivals' engines")
+    parser.add_argument("own", type=Path, help="a project rendered with page=own")
+    parser.add_argument("rivals", type=Path, help="the Python with the rivals' engines")
     # No `choices`: Python 3.11 would refuse an empty list of parts.
     parser.add_argument("parts", nargs="*", help=", ".join([*PARTS, QUICK]))
     options = parser.parse_args(arguments)
     for part in options.parts:
         if part not in [*PARTS, QUICK]:
-            parser.error(f"{part!r} is no part of the benchmark: {', '.join([*PARTS, QUICK])} are.")
+            parser.error(
+                f"{part!r} is not a part of the benchmark. Choose from {', '.join([*PARTS, QUICK])}."
+            )
     options.parts = options.parts or PARTS
     return options
 
@@ -159,7 +161,7 @@ def finish_quick(ratios: list[Ratio]) -> None:
         print(f"{ratio.measure}: {ratio.value:.2f} (goal {ratio.goal:g})")
     lost = [ratio.measure for ratio in ratios if ratio.value < CLEARLY_LOST * ratio.goal]
     if lost:
-        sys.exit(f"clearly lost: {'; '.join(lost)}")
+        sys.exit(f"clearly below the goal: {'; '.join(lost)}")
 
 
 def say(text: str) -> None:

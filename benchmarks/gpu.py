@@ -354,7 +354,9 @@ def two_at_once(directory: Path, options: argparse.Namespace) -> list[float]:
             # Both are ready before either starts.
             while process.stdout and "ready" not in process.stdout.readline():
                 if process.poll() is not None:
-                    raise ChildProcessError(f"one of two engines ended with {process.returncode}")
+                    raise ChildProcessError(
+                        f"one of two engines exited with status {process.returncode}"
+                    )
         for process in both:
             if process.stdin:
                 process.stdin.write("\n")
@@ -430,7 +432,7 @@ def lines_of(report: Report, size: Size) -> list[str]:
     return [
         *("# GPU", "", "`python benchmarks/gpu.py PROJECT`", ""),
         f"{machine()}; {date.today()}. Qwen2.5-1.5B's shape, random weights, {size.dtype}; "
-        f"{size.prompt_tokens} tokens read and {size.new_tokens} written by each request; "
+        f"{size.prompt_tokens} tokens read and {size.new_tokens} generated per request; "
         f"median of {size.rounds}.",
         "",
         "| requests | engine, tokens/s | `generate`, padded | transformers' continuous batching "
@@ -438,9 +440,9 @@ def lines_of(report: Report, size: Size) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"In float32, {report.same_text} of {report.of_texts} texts are those of `generate`. "
-        f"After {size.requests[-1] - 1} of {size.requests[-1]} answers were left, the last one has "
-        f"{report.left:.2f} of its speed alone. Two models in two processes, "
+        f"In float32, {report.same_text} of {report.of_texts} texts are the same as those of "
+        f"`generate`. When {size.requests[-1] - 1} of {size.requests[-1]} readers have left, the last "
+        f"answer has {report.left:.2f} times its speed alone. Two models in two processes, with "
         f"{size.requests[-1] // 2} requests each: "
         f"{' and '.join(f'{each:.0f}' for each in report.two_models)} tokens/s.",
         "",

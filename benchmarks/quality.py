@@ -78,5 +78,7 @@ def _said(project: Project, python: Path, script: str, first: str, model: Path, 
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"{script} {first} ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{script} {first} exited with status {done.returncode}: {done.stderr[-2000:]}"
+        )
     return done.stdout

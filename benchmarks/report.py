@@ -31,6 +31,8 @@ from .quality import FLOAT32, TOKENS, Quality
 
 INSTRUCTION_SETS = ("avx2", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 DIRECTORY = Path(__file__).parents[1] / "docs" / "benchmarks"
+TITLES = {"api": "API", "own": "A page of your own"}
+"""Titles that differ from the name of their part."""
 OURS, SAME_DTYPE, GUIDE, ORIGINAL = (
     "project, auto",
     "project, float32",
@@ -133,9 +135,11 @@ class Growth:
         alone, beside = self.fast_pane
         one, most = self.scale[0], self.scale[-1]
         return [
-            Ratio("first text of a fast pane beside a slow one / alone", beside / alone, 1.2, True),
             Ratio(
-                f"answers/s of {most.replicas} stand-in replicas / as many times one's",
+                "first text of a fast pane next to a slow one / alone", beside / alone, 1.2, True
+            ),
+            Ratio(
+                f"answers/s of {most.replicas} stand-in replicas / {most.replicas} times one's",
                 most.answers_per_second / (most.replicas * one.answers_per_second),
                 0.9,
             ),
@@ -146,12 +150,12 @@ class Growth:
         page = [f"| {x.replicas} | {x.answers_per_second:.2f} |" for x in self.page]
         cost = [f"| {x.users} | {x.delay:.2f} | {x.cpu_seconds:.3f} |" for x in self.cost]
         return [
-            "A stand-in model of 4 seconds, 4 requests at a time in each replica:",
+            "A stand-in model that takes 4 seconds, for 4 requests at a time in each replica:",
             *("", "| replicas | answers/s |", "|---|---|", *scale, ""),
-            "100 users at once, before a stand-in model of 4 seconds that takes all of them:",
+            "100 users at once, with a stand-in model that takes 4 seconds for all of them at once:",
             *("", "| replicas of the page | answers/s |", "|---|---|", *page, ""),
-            "What a user costs, with a stand-in model that takes all of them at once:",
-            *("", "| users | delay beyond the model, s | CPU seconds of a user |"),
+            "The cost per user, with a stand-in model that serves all users at once:",
+            *("", "| users | delay added to the model's time, s | CPU seconds per user |"),
             *("|---|---|---|", *cost),
         ]
 
@@ -201,14 +205,14 @@ class Own:
     def ratios(self) -> list[Ratio]:
         return [
             Ratio(
-                "second start / an empty application of Serve",
+                "second start / that of an empty Serve application",
                 self.start.project / self.start.empty,
                 1.25,
                 True,
             ),
             *(
                 Ratio(
-                    f"ms that a call takes longer than with launch(), {_who(each)}",
+                    f"ms added to a call, compared with launch(): {_who(each)}",
                     1000 * (each.on_two_replicas - each.launched),
                     15,
                     True,
@@ -226,7 +230,7 @@ class Own:
             f"The page is ready after {self.start.project:.1f} s, an empty application after "
             f"{self.start.empty:.1f} s.",
             "",
-            "Median of a call whose function takes 10 ms:",
+            "Median time of a call whose function takes 10 ms:",
             *("", "| users | `launch()`, ms | two replicas, ms |", "|---|---|---|", *rows),
         ]
 
@@ -254,9 +258,9 @@ class Api:
             for name, way in (("the page", self.page), ("`/v1`", self.v1))
         ]
         return [
-            "CPU seconds of Serve's proxy and the page's replica for 100 tokens of a stand-in model, "
-            "which writes them in 40 updates of a tenth of a second to two users at once. What both "
-            "take when nobody asks is left out:",
+            "CPU seconds of Serve's proxy and the page's replica for 100 tokens from a stand-in "
+            "model, which writes them for two users at once, in 40 updates, one every tenth of a "
+            "second. What both processes use when idle is left out:",
             *("", "| through | median | rounds |", "|---|---|---|", *rows),
         ]
 
@@ -289,11 +293,11 @@ class Delivery:
             (f"answers/s, {CROWD_USERS} users", self.times.crowd_answers_per_second, 1),
         ]
         return [
-            "CPU seconds for an answer of 100 tokens of a stand-in model, which writes them in 4 "
-            f"seconds to each of {PATH_USERS} users, beyond what is taken when nobody asks:",
+            "CPU seconds for an answer of 100 tokens from a stand-in model, which writes them in 4 "
+            f"seconds for each of {PATH_USERS} users. What the processes use when idle is left out:",
             *("", f"| through | {' | '.join(names)} | all three | rounds |"),
             f"|{'---|' * (len(names) + 3)}",
-            *(*rows, "", "All ask in the same instant:"),
+            *(*rows, "", "All users ask at the same moment:"),
             *("", "| | median | rounds |", "|---|---|---|"),
             *(
                 f"| {what} | {statistics.median(each):.{digits}f} | {_all(each, digits)} |"
@@ -332,11 +336,11 @@ class Engines:
         ]
         costs = [f"| {x.contender} | {x.start:.1f} | {x.memory:.2f} |" for x in self.costs]
         return [
-            f"{NEW_TOKENS} new tokens for each request, prompts included, in turns. The rivals read "
-            "the bundled GGUF (4 bits), ours its weights as safetensors:",
+            f"{NEW_TOKENS} new tokens for each request, prompts included, in alternating runs. The "
+            "rivals read the bundled GGUF (4 bits), and our engine reads its weights as safetensors:",
             *("", "| engine | threads | requests at once | tokens/s | tokens/CPU second |"),
             *("|---|---|---|---|---|", *loads, ""),
-            "Alone in its process:",
+            "Each engine alone in its process:",
             *("", "| engine | start, s | memory, GB |", "|---|---|---|", *costs),
         ]
 
@@ -365,7 +369,7 @@ class Qualities:
                 True,
             ),
             Ratio(
-                "likeliest token as in float32, share / the better rival's",
+                "share of likeliest tokens that are the same as in float32 / the better rival's",
                 ours.agreement / max(of[rival].agreement for rival in RIVALS),
                 1,
             ),
@@ -373,16 +377,15 @@ class Qualities:
 
     def tables(self) -> list[str]:
         rows = [
-            f"| {x.contender} | {'not told' if x.perplexity is None else f'{x.perplexity:.2f}'} "
-            f"| {100 * x.agreement:.1f}% |"
+            f"| {x.contender} | {_perplexity(x)} | {100 * x.agreement:.1f}% |"
             for x in self.qualities
         ]
         return [
-            f"Over {TOKENS:,} tokens of a project's `docs/operations.md`, on the bundled weights. The "
-            "rivals read the GGUF, ours its weights as safetensors:",
+            f"Over {TOKENS:,} tokens of a project's `docs/operations.md`, with the bundled weights. "
+            "The rivals read the GGUF, and our engine reads its weights as safetensors:",
             *(
                 "",
-                "| engine | perplexity | likeliest token as in float32 |",
+                "| engine | perplexity | same likeliest token as in float32 |",
                 "|---|---|---|",
                 *rows,
             ),
@@ -401,7 +404,7 @@ def write(
         for x in part.ratios()
     ]
     lines = [
-        *(f"# {name.capitalize()}", "", f"`nox -s benchmark -- {name}`", ""),
+        *(f"# {TITLES.get(name, name.capitalize())}", "", f"`nox -s benchmark -- {name}`", ""),
         *(f"{machine()}; {date.today()}.", "", "| measure | figure | goal | reached |"),
         *("|---|---|---|---|", *ratios, "", *part.tables(), ""),
     ]
@@ -439,9 +442,14 @@ def _threads(number: int) -> str:
     return f"{number} {'thread' if number == 1 else 'threads'}"
 
 
+def _perplexity(quality: Quality) -> str:
+    return "not reported" if quality.perplexity is None else f"{quality.perplexity:.2f}"
+
+
 def _who(call: ShortCall) -> str:
-    when = "in the same instant" if call.pause is None else f"each every {call.pause:g} s"
-    return f"{call.users} {'user' if call.users == 1 else 'users'}, {when}"
+    users, each = ("1 user", "") if call.users == 1 else (f"{call.users} users", "each ")
+    when = "all at once" if call.pause is None else f"{each}calling every {call.pause:g} s"
+    return f"{users}, {when}"
 
 
 def _speed(ours: Load, theirs: Load) -> float:

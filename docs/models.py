@@ -20,17 +20,17 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     yield from ("# Which models run, and how", "", WRITTEN, "")
     yield (
         "Each model is checked before it's ready. A few prompts go through its batch together and "
-        "one by one, and through the plain model. The model then runs in the fastest way in which "
-        "all three agree. If they agree in none, the model is refused, and the error names its "
+        "one by one, and through the plain model. The model then runs in the fastest way for which "
+        "all three agree. If there is none, the model is refused, and the error names its "
         "architecture and the reason. The log says how a model runs, and why it doesn't run faster."
     )
     yield ""
     yield (
         "The table shows how tiny models with random weights ran on transformers "
-        f"{found['transformers']}, in float32. For each of them, the texts of six prompts are "
-        "those of `generate`: alone, all at once, and one after another."
+        f"{found['transformers']}, in float32. For six prompts, each of them writes the same texts "
+        "as `generate`: alone, all at once, and one after another."
     )
-    yield from ("", "| Runs | `model_type` |", "| --- | --- |")
+    yield from ("", "| How it runs | `model_type` |", "| --- | --- |")
     served = sorted((row for row in rows if not row["refused"]), key=_order)
     for how, alike in groupby(served, lambda row: row["how"]):
         yield f"| {how} | {', '.join(_named(row['model_type']) for row in alike)} |"

@@ -21,20 +21,21 @@ def notes_of(tag: str, changelog: str, version: str) -> str:
     """
     if tag != f"v{version}":
         raise ValueError(
-            f'the tag is {tag} and the template\'s version "{version}". Use the tag v{version}, or change '
-            "`_template_version` in cookiecutter.json and the version in pyproject.toml."
+            f"the tag is {tag!r}, but the template's version is {version}. Use the tag "
+            f"v{version}, or change `_template_version` in cookiecutter.json and the version in "
+            "pyproject.toml."
         )
     heading = rf"(?m)^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$"
     found = re.split(heading, changelog)
     if len(found) != 2:
         raise ValueError(
-            f"CHANGELOG.md has {len(found) - 1} headings of {version}, not one. Change the "
-            f'heading of the unreleased changes to "## {version} - YEAR-MONTH-DAY".'
+            f"CHANGELOG.md has {len(found) - 1} headings for {version}, but needs exactly one. Change "
+            f'the heading of the unreleased changes to "## {version} - YEAR-MONTH-DAY".'
         )
     changes = re.split(r"(?m)^## ", found[1])[0].strip()
     if not changes:
         raise ValueError(
-            f"CHANGELOG.md says nothing of {version}. List the changes below its heading."
+            f"CHANGELOG.md lists no changes for {version}. Add them below its heading."
         )
     return changes
 

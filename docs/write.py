@@ -14,7 +14,7 @@ WRITTEN = "<!-- Written by `nox -s docs`. Edit its source instead: {source}. -->
 SAID_BY_NAME = {
     "pyproject.toml": "the dependencies, and the settings of the tools",
     "LICENSE": "the license that you chose",
-    "README.md": "how to start, ask, change, test and deploy the project",
+    "README.md": "how to start, call, change, test and deploy the project",
     "CONTRIBUTING.md": "how to check a change, and where to find things",
     "SECURITY.md": "what the page promises, and what it doesn't",
     "__init__.pyi": "the names that you may rely on",
@@ -26,16 +26,16 @@ SAID_BY_NAME = {
     "CODEOWNERS": "who reviews a change, once you add names",
     ".pre-commit-config.yaml": "the checks that run on each commit",
     "ci.yml": "runs the checks and the tests",
-    "dependabot.yml": "updates the versions each week",
+    "dependabot.yml": "updates the dependencies each week",
     ".gitignore": "what git ignores",
     ".gitattributes": "line endings",
-    ".dockerignore": "what the image doesn't include",
+    ".dockerignore": "what the image leaves out",
 }
-ROOT = "Top folder"
+ROOT = "Top-level folder"
 SAID_OF_FOLDER = {
     "src/our_app": "Your files: the page, the models, and the application that connects them.",
-    "src/our_app/serving": "The machinery: updates of the template replace it. Its folders follow.",
-    "tests": "Your tests, to change and to copy from.",
+    "src/our_app/serving": "The machinery, which template updates replace. Its folders follow.",
+    "tests": "Your tests. Change them, or copy from them.",
     "tests/load": "The load test. Locust runs it, and pytest ignores it.",
     "tests/serving": "The machinery's tests.",
 }
@@ -58,7 +58,7 @@ def pages() -> dict[Path, str]:
 def questions() -> Iterator[str]:
     source = WRITTEN.format(source="cookiecutter.json")
     yield from ("# Questions", "", source, "")
-    yield "Cookiecutter asks these questions when you make a project. The default comes first."
+    yield "Cookiecutter asks these questions when you create a project. The default comes first."
     for name, prompt in CONTEXT["__prompts__"].items():
         default = CONTEXT[name]
         words = prompt["__prompt__"] if isinstance(prompt, dict) else prompt
@@ -70,7 +70,7 @@ def questions() -> Iterator[str]:
         elif isinstance(default, bool):
             yield f"Answer `{'yes' if default else 'no'}` (the default) or `{'no' if default else 'yes'}`."
         elif "{{" in default:
-            yield "The default is made from your previous answers."
+            yield "The default is derived from your previous answers."
         else:
             yield f"Default: `{default}`"
     yield from ("", "## Refused combinations", "")
@@ -79,7 +79,7 @@ def questions() -> Iterator[str]:
         named = " and ".join(f"`{name}={answer}`" for name, answer in each["answers"].items())
         yield f"- {named}: {each['because']}"
     if not forbidden:
-        yield "None: you can combine every answer with every other."
+        yield "None: you can combine any answers."
     yield from ("", "## Questions without effect", "")
     for each in CONTEXT["_without_effect"]:
         named = " and ".join(f"`{name}={answer}`" for name, answer in each["answers"].items())
@@ -93,9 +93,9 @@ def tree_page() -> Iterator[str]:
         default = render(Path(directory))
         source = WRITTEN.format(source="docs/write.py, or the file itself")
         yield from ("# Files of a project", "", source, "")
-        yield "With the default answers, a project has these files, folder by folder."
+        yield "With the default answers, a project has these files, listed by folder."
         yield from folders(default)
-        yield from ("## Other answers", "", "Other answers add files, or leave some out:", "")
+        yield from ("## Other answers", "", "Other answers add files or leave some out:", "")
         yield from ("| Answer | Added | Left out |", "| --- | --- | --- |")
         for question, answers in CHOICES.items():
             for answer in answers[1:]:
@@ -135,7 +135,7 @@ def folders(project: Path) -> Iterator[str]:
             yield from ("", f"## {ROOT if name == '.' else f'`{name}/`'}", "")
             if name in SAID_OF_FOLDER:
                 yield from (f"{SAID_OF_FOLDER[name]}", "")
-            yield from ("| File | What it has |", "| --- | --- |")
+            yield from ("| File | What it contains |", "| --- | --- |")
             for file, said in rows:
                 yield f"| `{file}` | {said} |"
     yield ""

@@ -117,7 +117,7 @@ def test_the_updates_page_names_files_of_a_project() -> None:
 def test_the_models_page_names_each_tested_architecture() -> None:
     page = (TEMPLATE / "docs" / "models.md").read_text("utf-8")
 
-    named = re.findall(r"`([\w-]+)`", page.partition("| Runs |")[2])
+    named = re.findall(r"`([\w-]+)`", page.partition("| How it runs |")[2])
     assert sorted(named) == sorted(["model_type", *DECODERS, *ENCODER_DECODERS]), "nox -s models"
     assert set(THIRTY) <= set(named)
     assert len(named) > 60

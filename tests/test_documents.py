@@ -110,7 +110,7 @@ def test_the_limits_page_has_all_names_and_defaults(answers: Answers, project: P
         limits |= defaults_of(serving / "pages/settings.py", "Limits")
         limits |= defaults_of(serving / "engine/settings.py", "ModelLimits")
         for name in ("cache_tokens", "prompt_tokens"):
-            assert said.pop(name) == "by memory"
+            assert said.pop(name) == "depends on memory"
             assert limits.pop(name) is None
     assert limits
     assert said == {name: str(value) for name, value in limits.items()}

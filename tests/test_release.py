@@ -48,12 +48,12 @@ def test_a_tag_that_differs_from_the_template_version_is_refused(tag: str) -> No
     ],
 )
 def test_a_version_without_exactly_one_heading_is_refused(changelog: str) -> None:
-    with pytest.raises(ValueError, match=r"headings of 0\.2\.0"):
+    with pytest.raises(ValueError, match=r"headings for 0\.2\.0"):
         notes_of("v0.2.0", changelog, "0.2.0")
 
 
 def test_a_version_without_changes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"says nothing of 0\.2\.0"):
+    with pytest.raises(ValueError, match=r"lists no changes for 0\.2\.0"):
         notes_of(
             "v0.2.0",
             CHANGELOG.replace("- A page sings.", "").replace("### What to do\n\nSing.", ""),
@@ -83,5 +83,5 @@ def test_the_command_names_versions_that_do_not_match() -> None:
 
     assert refused.returncode == 1
     assert refused.stderr.startswith(
-        f'error: the tag is v0.0.0 and the template\'s version "{version}"'
+        f"error: the tag is 'v0.0.0', but the template's version is {version}."
     )

@@ -101,7 +101,7 @@ def llama_cpp(model: Path) -> Ask:
         )
         tokens = answered["usage"]["completion_tokens"]
         if tokens != NEW_TOKENS:
-            raise ValueError(f"{tokens} tokens in place of {NEW_TOKENS}")
+            raise ValueError(f"{tokens} tokens instead of {NEW_TOKENS}")
 
     def answer_all(prompts: list[str]) -> None:
         list(pool.map(answer, prompts))

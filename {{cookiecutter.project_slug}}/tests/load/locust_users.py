@@ -1,4 +1,4 @@
-"""Locust users of a deployed application, and the steps that raise their number.
+"""Locust users of a deployed application, and the steps that increase their number.
 
 The locustfiles in this folder define what they ask.
 """

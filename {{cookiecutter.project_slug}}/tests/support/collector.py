@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector on loopback that stores spans received by OTLP."""
+"""An OpenTelemetry collector on loopback that stores spans received over OTLP."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A model without a page, whose replicas answer with their process id."""
+"""A model without a page, whose replicas answer with their process ID."""
 
 import asyncio
 import os

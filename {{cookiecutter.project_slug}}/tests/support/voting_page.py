@@ -1,4 +1,4 @@
-"""A page with votes on two stand-ins, which answer with their process id."""
+"""A page with votes on two stand-ins, which answer with their process ID."""
 
 import os
 from functools import partial

@@ -1,4 +1,4 @@
-"""A conversation stays on one replica of a model while that has capacity."""
+"""A conversation stays on one replica of a model while that replica has capacity."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The generation config of a model is followed."""
+"""A model's generation config applies."""
 
 import asyncio
 import logging

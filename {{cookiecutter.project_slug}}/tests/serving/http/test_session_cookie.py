@@ -1,4 +1,4 @@
-"""The cookie that names a page replica. `test_sessions.py` sees the router honour it."""
+"""The cookie that names a page replica. `test_sessions.py` tests that the router honors it."""
 
 import asyncio
 import pickle

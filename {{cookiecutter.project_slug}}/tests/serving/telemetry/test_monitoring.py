@@ -1,4 +1,4 @@
-"""Dashboard and alerts query metrics that Ray exports."""
+"""The dashboard and the alerts query only metrics that Ray exports."""
 
 import json
 import re

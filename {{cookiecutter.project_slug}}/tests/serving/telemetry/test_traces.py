@@ -1,4 +1,4 @@
-"""The spans of an answer, as a collector receives them."""
+"""An answer's spans, as a collector receives them."""
 
 import asyncio
 import pickle

@@ -1,4 +1,4 @@
-"""Many visitors vote at once on several replicas, while their database fails for a while."""
+"""Many visitors vote at once on several replicas, while the database fails temporarily."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Many users vote at once on several replicas, while the database fails for a while."""
+"""Many users vote at once on several replicas, while the database fails temporarily."""
 
 import asyncio
 from collections import Counter
