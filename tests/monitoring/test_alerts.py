@@ -32,7 +32,7 @@ def for_each_deployment(name: str, severity: str, *deployments: str) -> set[Aler
 
 
 MODEL = {"model": "stand-in"}
-NOTHING_IS_TOLD = {alert("NoReplicaIsHealthy", "critical"), alert("TargetIsAway", "warning")}
+NOTHING_IS_TOLD = {alert("NoReplicaIsHealthy", "critical"), alert("TargetIsDown", "warning")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ EXPECTED = {
     ),
     ("compare", "gone"): Fires(
         for_each_deployment("NoReplicaIsHealthy", "critical", "stand-in")
-        | for_each_deployment("DeploymentIsNotWhole", "warning", "stand-in"),
+        | for_each_deployment("DeploymentLacksReplicas", "warning", "stand-in"),
         set(),
     ),
     ("compare", "away"): Fires(
@@ -75,7 +75,7 @@ EXPECTED = {
     ("own", "full"): Fires(
         both("AnswersEndBadly", endpoint="obey")
         | both("AnswersBeginLate", endpoint="obey")
-        | {alert("PageRefuses", "warning", route="/gradio_api/queue/join")},
+        | {alert("PageRefusesRequests", "warning", route="/gradio_api/queue/join")},
         # Calls that were waiting kept waiting or were refused after calls became short again.
         both("AnswersEndBadly", endpoint="obey") | both("AnswersBeginLate", endpoint="obey"),
     ),
@@ -85,7 +85,7 @@ EXPECTED = {
     ),
     ("own", "gone"): Fires(
         for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer")
-        | for_each_deployment("DeploymentIsNotWhole", "warning", "GradioServer"),
+        | for_each_deployment("DeploymentLacksReplicas", "warning", "GradioServer"),
         set(),
     ),
 }
@@ -143,12 +143,12 @@ def test_refusals_by_rate_limits_do_not_count_as_a_full_page(
     limits = 'ray_rate_limit_refusals_total{caller="address",job="gradio-on-ray"}'
     of_limits = " ".join(scaled(word, part) for word in run.series[refused].split())
     end = length(run)
-    full = alert("PageRefuses", "warning", route="/gradio_api/queue/join")
+    full = alert("PageRefusesRequests", "warning", route="/gradio_api/queue/join")
 
     replay(
         rules(rendered, "own"),
         replace(run, series=run.series | {limits: of_limits}),
-        [check(fired(end, "PageRefuses"), end, {full} if fires else set())],
+        [check(fired(end, "PageRefusesRequests"), end, {full} if fires else set())],
         tmp_path,
     )
 
