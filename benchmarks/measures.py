@@ -197,7 +197,7 @@ def cost_of_users(rendered: Project, users: Iterable[int]) -> list[Cost]:
 
 @dataclass(frozen=True)
 class WayCost:
-    """CPU seconds of Serve's proxy and the page replica for an answer of 100 tokens."""
+    """CPU seconds of Serve's proxy and the page replica for a 100-token answer."""
 
     cpu_seconds: float
     """Median."""
@@ -205,7 +205,7 @@ class WayCost:
 
 
 def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
-    """Measures the page and `/v1` in turns, without their idle cost."""
+    """Measures the page and `/v1` in alternation, without their idle cost."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=100)
     with stand_ins(rendered, model) as served:
         ways = (served.call, replace(served.call, model=model.name))
@@ -230,7 +230,7 @@ def cost_of_ways(rendered: Project, rounds: int) -> tuple[WayCost, WayCost]:
 
 @dataclass(frozen=True)
 class PathCost:
-    """CPU seconds for an answer of 100 tokens, from its model to its reader."""
+    """CPU seconds for a 100-token answer, from its model to its reader."""
 
     way: str
     by_process: dict[str, float]
@@ -255,7 +255,7 @@ class PathTimes:
 
 
 def delivery(rendered: Project, rounds: int) -> tuple[list[PathCost], PathTimes]:
-    """Measures the page and `/v1` in turns, without their idle cost."""
+    """Measures the page and `/v1` in alternation, without their idle cost."""
     model = StandIn("stand-in", seconds=4, replicas=1, at_once=1000)
     times = PathTimes([], [], [])
     with stand_ins(rendered, model) as served:
@@ -339,7 +339,7 @@ def cpu_seconds(served: Served, names: tuple[str, ...] = ("",)) -> float:
 
 
 def first_text_beside_a_slow_pane(rendered: Project) -> tuple[float, float]:
-    """Returns the seconds to the fast pane's first text: alone, and beside a slow one."""
+    """Returns the seconds to the fast pane's first text: alone, and next to a slow one."""
     fast = StandIn("fast", seconds=1, replicas=1, at_once=8)
     slow = StandIn("slow", seconds=10, replicas=1, at_once=8)
     medians = []
@@ -426,7 +426,7 @@ def starts_of_an_own_page(rendered: Project, rounds: int) -> OwnStart:
 
 @dataclass(frozen=True)
 class ShortCall:
-    """Median seconds of a call of ten milliseconds."""
+    """Median seconds of a call that runs for ten milliseconds."""
 
     users: int
     pause: float | None
@@ -436,7 +436,7 @@ class ShortCall:
 
 
 def short_calls(rendered: Project, calls: int) -> list[ShortCall]:
-    """Measures one user and eight with a call per second, and eight at the same moment."""
+    """Measures one user and eight with one call per second each, and eight that call at once."""
     loads = [(1, 1.0), (8, 1.0), (8, None)]
     medians: list[list[float]] = []
     for start in (short_calls_launched, short_calls_on_two_replicas):

@@ -1,7 +1,7 @@
 """Ray's guide, "Scaling your Gradio app with Ray Serve", fixed only as far as needed to run.
 
-Fixes: the page is mounted, since GradioIngress alone answers 500; the deployments have
-names and ask for as many CPUs as two cores have; the texts are counted in new tokens.
+Fixes: the page is mounted, since GradioIngress alone responds with 500; the deployments have
+names and together request two CPUs; text lengths are counted in new tokens.
 """
 
 import asyncio
