@@ -176,7 +176,7 @@ def test_a_node_that_is_nearly_out_of_memory_fires_an_alert(
         replace(run, series=others | small),
         [
             check(FIRING, 4, set()),
-            check(FIRING, 10, {alert("MemoryIsShort", "warning")}),
+            check(FIRING, 10, {alert("MemoryIsLow", "warning")}),
         ],
         tmp_path,
     )
@@ -216,7 +216,7 @@ def test_every_alert_fires_in_a_recording(rendered: Render) -> None:
             dict(each)["alertname"] for expected in EXPECTED.values() for each in expected.fault
         }
 
-        assert named == fires | {"MemoryIsShort"}
+        assert named == fires | {"MemoryIsLow"}
 
 
 def test_every_recording_is_replayed() -> None:
