@@ -1,4 +1,4 @@
-"""`nox` checks the template, and `nox -s demo` shows a project that it makes."""
+"""`nox` checks the template, and `nox -s demo` serves a project made from it."""
 
 import os
 import shutil
@@ -23,19 +23,19 @@ CODE = ["noxfile.py", "programs.py", "benchmarks", "docs", "hooks", "tests"]
 RIVALS = ["openvino-genai>=2026.4,<2027", "xllamacpp>=2026.10,<2027"]
 GRACE_SECONDS = 90
 WORKERS = "2"
-# One of them runs all tests of a project. They mostly wait, so several run at once.
+# Each worker runs all tests of one project. The tests mostly wait, so several workers run at once.
 PROJECTS_AT_ONCE = "3"
 SLOW = ("apps", "faults", "generated", "monitoring", "update")
 WITHOUT_DEMO = "--ignore=tests/test_demo.py"
-# With this variable, every process would compile the libraries again.
+# If this variable were set, every process would compile the libraries again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# As in the project's pyproject.toml. A test compares them.
+# The same as in the project's pyproject.toml. A test compares them.
 PYTORCH_INDEX = ("pytorch-cpu", "https://download.pytorch.org/whl/cpu")
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Renders a project and serves it on port 8000 until Ctrl-C. Takes `key=value` answers."""
+    """Renders a project and serves it on port 8000 until Ctrl-C. Takes answers as `key=value`."""
     install(session, "render")
     project = make_project(session, "demo", *session.posargs)
     session.chdir(project)
@@ -51,16 +51,16 @@ def demo(session: nox.Session) -> None:
 def prepare(_: nox.Session) -> None:
     """Installs the programs that the checks need, or lists those that you have to install.
 
-    Each session installs its own. This one covers everything that `nox` runs.
+    Each session installs the programs that it needs. This one covers everything that `nox` runs.
     """
     programs.bring(*nox.options.sessions or ())
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Checks the template's own Python: style, format and types."""
+    """Checks the template's own Python code: style, formatting and types."""
     install(session, "lint", "faults")
-    # By name, because the project's directory is not valid Python until it is rendered.
+    # Listed by name, because the project's directory is not valid Python until it is rendered.
     session.run("ruff", "check", *CODE)
     session.run("ruff", "format", "--check", *CODE)
     session.run("mypy")
@@ -79,7 +79,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def generated(session: nox.Session) -> None:
-    """Renders every pair of answers; installs, checks, tests and serves each project.
+    """Renders projects that cover every pair of answers; installs, checks, tests and serves each.
 
     `nox -s generated -- --collect-only -q` lists the combinations and `-- -k NAME` runs one.
     """
@@ -97,7 +97,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Writes the pages of docs/ that have a source elsewhere."""
+    """Writes the pages of docs/ that are generated from other files."""
     install(session, "tests")
     session.run("python", "-m", "docs.write")
 
@@ -113,7 +113,7 @@ def site(session: nox.Session) -> None:
 def models(session: nox.Session) -> None:
     """Runs tiny models of every architecture in transformers, and writes docs/models.md.
 
-    Runs only some of them with `nox -s models -- bloom mamba`.
+    `nox -s models -- bloom mamba` runs only some of them.
     """
     install(session, "render")
     project = make_project(session, "models")
@@ -127,8 +127,8 @@ def models(session: nox.Session) -> None:
 
 @nox.session
 def pictures(session: nox.Session) -> None:
-    """Serves a project of each kind with its real models, and takes the pictures of the docs."""
-    # Whose matplotlib brings Pillow.
+    """Serves a project of each kind with its real models, and takes screenshots for the docs."""
+    # This group includes matplotlib, which installs Pillow.
     install(session, "benchmark")
     kinds = ("compare", "chat", "own")
     projects = [make_project(session, f"pictures-{kind}", f"page={kind}") for kind in kinds]
@@ -145,9 +145,9 @@ def dashboard(session: nox.Session) -> None:
 
 @nox.session
 def series(session: nox.Session) -> None:
-    """Records new series for the tests of the alerts, from runs that are slow, fail and stop.
+    """Records new series for the alert tests, from projects that are slow, fail and stop.
 
-    Records only some of them with `nox -s series -- compare-slow`.
+    `nox -s series -- compare-slow` records only some of them.
     """
     install(session, "tests")
     compares = make_project(session, "series", "deploy=docker")
@@ -160,7 +160,7 @@ def series(session: nox.Session) -> None:
 def apps(session: nox.Session) -> None:
     """Compares small Gradio apps of every kind, with `launch()` and served on Ray.
 
-    Runs with a project's Python. Takes pytest's options: `nox -s apps -- -k timers`.
+    Runs in a project's environment. Takes pytest's options: `nox -s apps -- -k timers`.
     """
     install(session, "render")
     project = make_project(session, "apps")
@@ -174,7 +174,7 @@ def apps(session: nox.Session) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """Does what `generated` does, with the newest releases, beyond the declared versions."""
+    """Does what `generated` does, with releases that are newer than the declared versions."""
     install(session, "tests")
     options = ("-rP", "--newest", "-n", PROJECTS_AT_ONCE)
     session.run("pytest", "tests/generated", *options, *session.posargs)
@@ -205,9 +205,9 @@ def soak(session: nox.Session) -> None:
 def benchmark(session: nox.Session) -> None:
     """Compares a rendered project with its alternatives, and writes the report.
 
-    Runs only parts of it with `nox -s benchmark -- users`, or `growth`, `footprint`, `own`, `api`,
-    `delivery`, `engines`, `quality`.
-    `nox -s benchmark -- quick` takes five minutes, and fails if a ratio is clearly worse.
+    `nox -s benchmark -- users` runs only that part. The other parts are `growth`, `footprint`,
+    `own`, `api`, `delivery`, `engines` and `quality`.
+    `nox -s benchmark -- quick` takes five minutes, and fails if a ratio clearly misses its goal.
     """
     install(session, "benchmark")
     project = make_project(session, "benchmark")
@@ -228,7 +228,7 @@ def benchmark(session: nox.Session) -> None:
 
 def make_project(session: nox.Session, name: str, *answers: str) -> Path:
     """Renders a project and installs it into its own environment."""
-    # Not create_tmp, because it sets TMPDIR, under which the paths of Ray's sockets get too long.
+    # Not create_tmp, because it sets TMPDIR, which makes the paths of Ray's sockets too long.
     output = session.cache_dir.resolve() / name
     shutil.rmtree(output, ignore_errors=True)
     session.run(
@@ -250,15 +250,16 @@ def make_project(session: nox.Session, name: str, *answers: str) -> Path:
                 raise
             session.error(
                 f"{index}, PyTorch's index for Linux, cannot be reached. Run `export "
-                "UV_NO_SOURCES=1` to use the package index, whose PyTorch brings gigabytes of CUDA."
+                "UV_NO_SOURCES=1` to use the package index, whose PyTorch includes gigabytes of "
+                "CUDA."
             )
     return project
 
 
 def install_rivals(session: nox.Session, environment: Path) -> None:
-    """Installs the engines with which the project's engine is compared."""
+    """Installs the engines that the project's engine is compared with."""
     session.run("uv", "venv", "--quiet", "--clear", str(environment), external=True)
-    # openvino-telemetry would report each import of openvino to its makers.
+    # openvino-telemetry would report each import of openvino to its developers.
     left_out = environment / "left-out.txt"
     left_out.write_text("openvino-telemetry; sys_platform == 'never'\n", "utf-8")
     options = ("--quiet", "--python", str(python_in(environment)), "--override", str(left_out))
@@ -287,20 +288,20 @@ def install(session: nox.Session, *groups: str) -> None:
 
 
 def use_pip_settings(session: nox.Session) -> None:
-    """Passes pip's PIP_FIND_LINKS to uv, which does not read it. It may have PyTorch's CPU build."""
+    """Passes pip's PIP_FIND_LINKS, where PyTorch's CPU build may be, to uv, which ignores it."""
     if "PIP_FIND_LINKS" not in os.environ:
         return
     session.env.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
     folders = [Path(place) for place in os.environ["PIP_FIND_LINKS"].split()]
     if wheels := [wheel.resolve() for each in folders for wheel in each.glob("torch-*.whl")]:
-        # Replaces PyTorch's own index, also for projects with CUDA.
+        # Replaces PyTorch's own index, even for projects with CUDA.
         name, _ = PYTORCH_INDEX
         index = write_index(session.cache_dir.resolve() / name, wheels)
         session.env["UV_INDEX"] = f"{name}={index.as_uri()} {os.environ.get('UV_INDEX', '')}"
 
 
 def write_index(folder: Path, wheels: list[Path]) -> Path:
-    """Makes a package index of the PyTorch wheels on this machine."""
+    """Creates a package index of the PyTorch wheels on this machine."""
     links = "".join(f'<a href="{wheel.as_uri()}">{wheel.name}</a>\n' for wheel in wheels)
     page = folder / "torch" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,13 @@ from pathlib import Path
 class Program:
     name: str
     commands: tuple[str, ...]
-    """Any one of them is enough. The name of a Linux library is loaded instead."""
+    """Any one of them is enough. The name of a Linux library is checked by loading it."""
     package: str
     """The Debian package."""
     sessions: tuple[str, ...]
     """The nox sessions that need it."""
     makes_networks: bool = False
-    """Whether only tests that create networks need it. They are skipped without the rights."""
+    """Whether only tests that create networks need it. Without root on Linux, they are skipped."""
 
 
 FAULTS = ("faults", "soak")
@@ -36,11 +36,11 @@ BROWSER = ("apps", "tests", "pictures", *GENERATED, *FAULTS)
 CHROMIUM = Program("Chromium", ("chromium", "google-chrome"), "chromium", BROWSER)
 PROGRAMS = (
     CHROMIUM,
-    # Playwright itself needs it, whatever the browser.
+    # Playwright itself needs it, no matter which browser it uses.
     Program("libatomic", ("libatomic.so.1",), "libatomic1", BROWSER),
     Program("HAProxy", ("haproxy",), "haproxy", FAULTS, makes_networks=True),
     Program("nginx", ("nginx",), "nginx", FAULTS, makes_networks=True),
-    # Not used by this name, but Debian puts no other command of the server into the path.
+    # Not used under this name, but it is the only server command that Debian puts on the PATH.
     Program("PostgreSQL", ("pg_ctlcluster", "pg_ctl"), "postgresql", GENERATED),
     Program("Redis", ("redis-server",), "redis-server", (*GENERATED, *FAULTS)),
     Program("iproute2", ("ip",), "iproute2", (*GENERATED, *FAULTS), makes_networks=True),
@@ -60,7 +60,7 @@ with sync_playwright() as playwright:
 
 
 def bring(*sessions: str) -> None:
-    """Installs the missing programs of these sessions, or exits with a message."""
+    """Installs the programs that these sessions lack, or exits with a message."""
     if not missing(sessions):
         return
     install_packages(missing(sessions))
@@ -96,7 +96,7 @@ def has_library(name: str) -> bool:
 
 
 def can_make_networks() -> bool:
-    """Whether this is root on Linux, who can create networks and overlay file systems."""
+    """Whether this is root on Linux, which can create networks and overlay file systems."""
     return sys.platform == "linux" and os.geteuid() == 0
 
 
@@ -105,7 +105,7 @@ def install_packages(programs: list[Program]) -> None:
     as_root = prefix_of_root()
     if as_root is None or not packages:
         return
-    say(f"Installing Debian's packages {', '.join(packages)}")
+    say(f"Installing the Debian packages {', '.join(packages)}")
     update_package_lists(as_root)
     succeeds(*as_root, *APT_GET, "install", "--no-install-recommends", *packages)
 
@@ -116,7 +116,7 @@ def update_package_lists(as_root: tuple[str, ...]) -> None:
 
 
 def prefix_of_root() -> tuple[str, ...] | None:
-    """Returns the prefix of a command that installs packages, or None without the rights."""
+    """Returns the prefix of a command that installs packages, or None if that isn't allowed."""
     if not shutil.which("apt-get"):
         return None
     if os.geteuid() == 0:
@@ -139,7 +139,7 @@ def playwright_has_chromium() -> bool:
     if succeeds(*playwright("python", "-c", OPEN_AND_CLOSE), quiet=True):
         return True
     say("Installing Playwright's Chromium")
-    # Its libraries come from Debian packages too.
+    # The libraries that it needs are Debian packages.
     libraries = [] if is_debian() or prefix_of_root() is None else ["--with-deps"]
     return succeeds(*playwright("playwright", "install", *libraries, "chromium")) and succeeds(
         *playwright("python", "-c", OPEN_AND_CLOSE), quiet=True

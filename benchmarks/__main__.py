@@ -110,7 +110,7 @@ def users(rendered: Project, model: Path) -> Users:
     for number in range(1, ROUNDS + 1):
         say(f"round {number} of {ROUNDS}")
         # Once is enough for slow runs: the rivals answer one at a time, so they
-        # behave with 32 users as with 8.
+        # behave the same with 32 users as with 8.
         at_once = [1, 8, 32] if number == 1 else [1, 8]
         parts = [
             under_load(OURS, project(rendered, "auto"), [1, 8, 32]),

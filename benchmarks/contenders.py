@@ -26,7 +26,7 @@ class Served:
     process: psutil.Process
 
     def memory(self) -> float:
-        """Returns the GB of all its processes, with shared memory counted once."""
+        """Returns the memory of all its processes in GB, with shared memory counted once."""
         processes = [self.process, *self.process.children(recursive=True)]
         return sum(process.memory_full_info().pss for process in processes) / 1e9
 

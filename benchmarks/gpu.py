@@ -4,7 +4,7 @@
 
 Needs PyTorch, transformers and a rendered project, and downloads nothing: the model is created,
 with random weights, in the shape of Qwen2.5-1.5B. Writes docs/benchmarks/gpu.md and gpu.json.
-`--small` tries it on any machine in two minutes, with a model of two layers, and writes nothing.
+`--small` tries it on any machine in two minutes, with a two-layer model, and writes nothing.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Simulated users, who speak the protocol of Gradio's page like a browser, or OpenAI's.
+"""Simulated users, who use a Gradio page as a browser does, or the OpenAI API.
 
 `python -m benchmarks.users` runs some users in one process and prints an answer for each.
 """

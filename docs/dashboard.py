@@ -1,7 +1,7 @@
-"""Draws a project's dashboard, after users have asked for a quarter of an hour: `nox -s dashboard`.
+"""Draws a project's dashboard after users have sent requests for 15 minutes: `nox -s dashboard`.
 
-Grafana asks Prometheus the queries of `deploy/monitoring/grafana-dashboard.json`. So does this, of
-a Prometheus that reads a served project's metrics, and matplotlib draws what it answers.
+Grafana sends the queries in `deploy/monitoring/grafana-dashboard.json` to Prometheus. So does this
+script, to a Prometheus that scrapes a served project, and matplotlib draws the results.
 """
 
 import json
@@ -29,17 +29,17 @@ from tests.monitoring.prometheus import Prometheus, prometheus
 PICTURES = Path(__file__).with_name("pictures")
 SCRAPE_SECONDS = 5
 BEFORE_SECONDS = 300
-"""Rates are of the last five minutes, so the picture begins after these."""
+"""Rates cover the last five minutes, so the picture begins after this time."""
 USERS = (2, 8, 24, 8)
-"""How many ask, in each of the phases; the first of them before the picture begins, too."""
+"""The number of users in each phase. The first phase starts before the picture begins."""
 PHASE_SECONDS = 150
 LIMIT = 8
-"""Requests that run in the page, and as many that wait: 24 users are too many."""
+"""How many requests may run, and how many may wait: 24 users are too many."""
 KILLED = "smollm2-lively"
 SECONDS_BEFORE_IT_IS_KILLED = 60
 BYTES_OF_A_GIGABYTE = 1e9
 UNITS = {"short": "", "s": "seconds", "reqps": "per second", "bytes": "GB"}
-"""What stands at the axis, by Grafana's name."""
+"""The label of the axis, by Grafana's name for the unit."""
 QUESTION: list[str | int | float | None] = ["Why is the sky blue?", 16, 64, "1", "0.9"]
 
 
@@ -52,7 +52,7 @@ class Colours:
     lines: tuple[str, ...]
 
 
-# Grafana's own.
+# Grafana's own colors.
 COLOURS = {
     "light": Colours(
         page="#f4f5f5",
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def let_users_ask(call: Call, server: psutil.Process, directory: Path) -> None:
-    """Few, then more, then too many; then a model's replica dies. At each end, some leave."""
+    """Few, then more, then too many; then a model's replica dies. Users leave after each phase."""
     for number, users in enumerate(USERS, 1):
         seconds = PHASE_SECONDS + (BEFORE_SECONDS if number == 1 else 0)
         print(f"Phase {number} of {len(USERS)}: {users} users, {seconds} s", flush=True)
@@ -191,7 +191,7 @@ def draw_panel(axes: Axes, panel: Panel, of_it: list[Line], colours: Colours) ->
     for spine in axes.spines.values():
         spine.set_color(colours.grid)
     if of_it:
-        # Below the panel, where no line is under it.
+        # Below the panel, where it covers no lines.
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(0, -0.22),

@@ -1,6 +1,6 @@
-"""Takes the pictures of README and docs, of served projects and their real models: `nox -s pictures`.
+"""Takes screenshots of served projects with their real models: `nox -s pictures`.
 
-Each picture carries what it was taken of, as the served page and its settings say it.
+They are for README and docs. Each records what it shows, as reported by the page and its settings.
 """
 
 import json
@@ -30,11 +30,11 @@ READ_SECONDS = 30
 COLOURS = 256
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 WINDOWS = {"wide": (1024, 400), "phone": (390, 844)}
-"""Width and height. A wide picture is as high as the page, at least as high as its window."""
+"""Width and height. A wide picture is as tall as the page, and at least as tall as its window."""
 HEIGHT_OF_A_CHAT = 900
-"""A conversation takes half of the window's height."""
+"""A conversation takes up half of the window's height."""
 SCALE = 1.5
-"""Pixels for each of the page's, so that text is sharp on most screens."""
+"""Picture pixels per page pixel, so that text is sharp on most screens."""
 PROMPT = "Give me three tips for a good night's sleep."
 POEM = """\
 Half a league, half a league,
@@ -43,7 +43,7 @@ All in the valley of Death
 Rode the six hundred.
 """
 ARGS: dict[str, Any] = {"openai_api": "without-keys", "options": {"seed": 8}}
-"""What a project is served with: its models can be listed, and the same text is taken each time."""
+"""The settings of a served project: its models can be listed, and each run shows the same text."""
 ENDPOINTS = {"generate": "compare", "chat": "chat", "number_lines": "own"}
 """The kind of page that offers a function under this name."""
 SOURCES = """
@@ -73,9 +73,9 @@ def main() -> None:
 
 @contextmanager
 def served(root: Path, **args: Any) -> Iterator[tuple[str, Provenance, Running]]:
-    """Serves a project on a free port, with these `args` in its config, and ends it.
+    """Serves a project on a free port, with these `args` in its config, and stops it.
 
-    Yields the page's address, what it is made of, and its process.
+    Yields the page's URL, its provenance and its process.
     """
     config = yaml.safe_load((root / "config" / "local.yaml").read_text("utf-8"))
     port = config["http_options"]["port"] = free_port()
@@ -91,7 +91,7 @@ def served(root: Path, **args: Any) -> Iterator[tuple[str, Provenance, Running]]
 
 
 def made_of(project: Project, url: str, args: Mapping[str, Any]) -> Provenance:
-    """Reads the kind of a page from the page, and its models from what was served."""
+    """Reads a page's kind from the page, and its models from the settings it was served with."""
     with httpx2.Client(base_url=url, timeout=READ_SECONDS) as client:
         offered = client.get("/gradio_api/info").raise_for_status().json()["named_endpoints"]
         [kind] = {ENDPOINTS[name] for each in offered if (name := each.strip("/")) in ENDPOINTS}
@@ -106,7 +106,7 @@ def made_of(project: Project, url: str, args: Mapping[str, Any]) -> Provenance:
 
 
 def sources_of(project: Project, args: Mapping[str, Any]) -> dict[str, str]:
-    """Returns where each model comes from, as the project reads the `args` of a config."""
+    """Returns each model's source, as the project reads it from the `args` of a config."""
     python = project.environment / "bin" / "python"
     script = SOURCES.format(package=project.package)
     printed = subprocess.run(
@@ -131,7 +131,7 @@ def take(browser: Browser, url: str, ask: Ask, made_of: Provenance) -> None:
 
 
 def take_while_models_start(browser: Browser, url: str, made_of: Provenance) -> None:
-    """Opens all windows before a model is asked, because none sleeps any more afterwards."""
+    """Opens all windows before asking the models, because they are no longer asleep afterward."""
     opened = list(windows(browser, url))
     for _, _, page in opened:
         page.get_by_label("Prompt").fill(PROMPT)
@@ -164,7 +164,7 @@ def ask_the_models(page: Page) -> None:
 
 
 def states(page: Page) -> list[Locator]:
-    """Returns the line of each pane that says how far its model is."""
+    """Returns the status line of each pane."""
     found = page.locator("[id^=state-] p")
     expect(found.first).to_be_visible()
     return found.all()
@@ -179,7 +179,7 @@ def number_the_lines(page: Page) -> None:
 
 
 def keep(page: Page, size: str, name: str, made_of: Provenance) -> None:
-    # Above the prompt of a chat, to which a phone has scrolled.
+    # On a phone, a chat has scrolled down to its prompt.
     page.evaluate("scrollTo(0, 0)")
     picture = page.screenshot(full_page=size == "wide", caret="hide", animations="disabled")
     page.close()
@@ -187,7 +187,7 @@ def keep(page: Page, size: str, name: str, made_of: Provenance) -> None:
 
 
 def save(picture: bytes, path: Path, made_of: Provenance) -> None:
-    """Writes a PNG that says what it is of. With a palette, it is a third as large."""
+    """Writes a PNG that records what it shows. With a palette, it is a third as large."""
     image = Image.open(BytesIO(picture)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     said = PngInfo()
     said.add_text(KEYWORD, made_of.text())

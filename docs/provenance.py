@@ -1,4 +1,4 @@
-"""What a picture was taken of, written into the picture itself."""
+"""What a picture shows, recorded in the picture itself."""
 
 import json
 import struct
@@ -11,15 +11,15 @@ TEMPLATE = Path(__file__).parents[1]
 KEYWORD = "Provenance"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_BYTES = 12
-"""What a chunk has beside its data: a length, a kind and a checksum."""
+"""What a chunk contains besides its data: a length, a kind and a checksum."""
 
 
 @dataclass(frozen=True)
 class Provenance:
     page: str
-    """The kind of page: what was answered to `page`."""
+    """The kind of page: the answer to `page`."""
     models: Mapping[str, str]
-    """Where each model that answered comes from, by its name."""
+    """The source of each model that answered, by its name."""
     code: str
     """The template's version and commit."""
 
@@ -28,7 +28,7 @@ class Provenance:
 
 
 def code() -> str:
-    """Returns the version and commit of what projects are made of."""
+    """Returns the version and commit of the files that projects are made from."""
     context = json.loads((TEMPLATE / "cookiecutter.json").read_text("utf-8"))
     made_of = (
         "--",
@@ -49,7 +49,7 @@ def git(*arguments: str) -> str:
 
 
 def provenance_of(picture: bytes) -> Provenance | None:
-    """Returns what a PNG says of itself, and None if it says nothing."""
+    """Returns what a PNG records about itself, or None if it records nothing."""
     for kind, data in chunks(picture):
         keyword, _, text = data.partition(b"\0")
         if kind == b"tEXt" and keyword == KEYWORD.encode("latin-1"):

@@ -1,8 +1,9 @@
 """Keeps the files for the chosen answers, and prints the next steps.
 
 If a file has several variants, their names contain the answers, as in `app.parallel.py`. The
-chosen variant is renamed without them. One variant may have no answer in its name, such as
-`README.md` beside `README.own.md`. Cookiecutter runs this file in the rendered project.
+answers are removed from the name of the chosen variant. One variant may have no answer in its
+name, such as `README.md` next to `README.own.md`. Cookiecutter runs this file in the rendered
+project.
 """
 
 import json
@@ -19,9 +20,9 @@ PACKAGE = "src/{{ cookiecutter.__package }}"
 OWN = ".own" if ANSWERS["page"] == "own" else ""
 NAMES = OWN or (".votes" if ANSWERS["votes"] else "")
 LAYOUT = "own" if OWN else "parallel" if ANSWERS["parallel_models"] else "wrap"
-# Few small models on the hub are trained for chats.
+# Few small models on the hub are trained for chat.
 TASK = "chat" if (ANSWERS["page"], ANSWERS["models"]) == ("chat", "hub") else ANSWERS["task"]
-# A page of your own has no models.py.
+# With page=own, there is no models.py.
 MODELS = f"{PACKAGE}/models.{ANSWERS['models']}.{TASK}.{LAYOUT}.py"
 
 CHOSEN = {
@@ -47,8 +48,11 @@ UNWANTED: dict[str, dict[object, list[str]]] = {
             *(f"{PACKAGE}/models.*.py", f"{PACKAGE}/serving/answers.py"),
             *(f"{PACKAGE}/serving/protocol.py", f"{PACKAGE}/serving/telemetry/metrics.py"),
             *(f"{PACKAGE}/serving/http/{name}.py" for name in ("api_ingress", "openai_api")),
-            *(f"{PACKAGE}/serving/{folder}" for folder in ("deployments", "engine", "pages", "votes")),
-            # The code in serving/ is the same as in other projects, where it is tested.
+            *(
+                f"{PACKAGE}/serving/{folder}"
+                for folder in ("deployments", "engine", "pages", "votes")
+            ),
+            # The code in serving/ is the same as in other projects, which test it.
             *("tests/__init__.py", "tests/serving", "tests/support", "tests/test_models.py"),
             "tests/load/locustfile_api.py",
         ],
@@ -94,10 +98,10 @@ def main() -> None:
 
 
 def is_update(project: Path) -> bool:
-    """Whether cruft renders this project for an update, and not to create a new one.
+    """Whether cruft renders this project for an update, rather than to create a new one.
 
-    Only cruft passes the commit of the template. It creates a project in the given directory, but
-    for an update it renders into two temporary directories of Python, and removes them.
+    Only cruft passes the template's commit. It creates a project in the given directory, but
+    renders an update into two of Python's temporary directories, which it removes.
     """
     output = project.resolve().parent
     return (

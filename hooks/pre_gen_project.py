@@ -1,6 +1,6 @@
-"""Refuses answers that would not give a working project.
+"""Refuses answers that would not result in a working project.
 
-Cookiecutter runs this file after the questions and before it writes any file of the project.
+Cookiecutter runs this file after it asks the questions, and before it writes any project files.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 ANSWERS: dict[str, Any] = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
-# KubeRay appends to the name of a RayService, and does not accept a longer one.
+# KubeRay appends to the name of a RayService, and does not accept longer names.
 SLUG_LENGTH = 47
 
-# Invisible letters and symbols, besides the Unicode categories of spaces and formats.
+# Invisible letters and symbols that Unicode does not categorize as spaces or formats.
 BLANK = "\u115f\u1160\u2800\u3164\uffa0"
 
 NOT_IN_A_LINE = {"Cc": "control", "Cs": "broken", "Zl": "line-breaking", "Zp": "line-breaking"}
@@ -29,7 +29,7 @@ YAML_WORDS = {"false", "n", "no", "null", "off", "on", "true", "y", "yes"}
 # Python 3.11 does not list `type` as a keyword yet.
 KEYWORDS = {*keyword.kwlist, *keyword.softkwlist, "type"}
 
-# The distributions in the project's environment, and modules with other names than these.
+# The packages in the project's environment, and their modules if those have other names.
 INSTALLED = set(
     """
     accelerate aiohappyeyeballs aiohttp aiohttp-cors aiosignal alembic annotated-doc annotated-types
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def problems(answers: dict[str, Any]) -> Iterator[str]:
-    """Yields a message for each problem, with what to do about it."""
+    """Yields a message for each problem that says what to do about it."""
     if not is_visible(answers["project_name"]):
         yield "project_name is empty. Enter a name that people can read."
     if not is_visible(answers["author"]):
@@ -101,14 +101,14 @@ def problems_of_line(question: str, text: str) -> Iterator[str]:
         if kind:
             yield (
                 f"{question} contains the {kind} character U+{ord(character):04X}. "
-                "Remove it, and use a single line."
+                "Remove it, and keep the text on one line."
             )
 
 
 def problems_of_slug(slug: str) -> Iterator[str]:
     if not SLUG.fullmatch(slug):
         yield (
-            f"project_slug {slug!r} cannot be the name of a folder and a distribution. "
+            f"project_slug {slug!r} cannot be used as a folder name and a package name. "
             "Use lower-case letters and digits, with single '-', '_' or '.' between them."
         )
     if len(slug) > SLUG_LENGTH:
@@ -117,9 +117,9 @@ def problems_of_slug(slug: str) -> Iterator[str]:
             "Kubernetes and KubeRay. Shorten it."
         )
     if DEVICE.fullmatch(slug):
-        yield f"project_slug {slug!r} is a device on Windows. Choose another name."
+        yield f"project_slug {slug!r} is a reserved device name on Windows. Choose another name."
     if slug in YAML_WORDS:
-        yield f"project_slug {slug!r} is not a string in YAML. Choose another name."
+        yield f"project_slug {slug!r} is not read as a string in YAML. Choose another name."
     yield from problems_of_package(slug)
 
 
@@ -127,24 +127,27 @@ def problems_of_package(slug: str) -> Iterator[str]:
     package = re.sub("[.-]", "_", slug)
     if not package.isidentifier():
         yield (
-            f"project_slug {slug!r} gives the Python package {package!r}, which cannot be "
-            "imported. Start it with a letter."
+            f"project_slug {slug!r} becomes the Python package {package!r}, which cannot be "
+            "imported. Start the slug with a letter."
         )
     if package in KEYWORDS:
         yield f"project_slug {slug!r} is a Python keyword. Choose another name."
     if package in sys.stdlib_module_names:
         yield (
-            f"project_slug {slug!r} gives a package that hides {package!r} in Python's standard "
-            "library. Choose another name."
+            f"project_slug {slug!r} becomes a package that shadows {package!r} in Python's "
+            "standard library. Choose another name."
         )
     if package in {"test", "tests"}:
-        yield f"project_slug {slug!r} gives a package that hides the tests. Choose another name."
+        yield f"project_slug {slug!r} becomes a package that shadows the tests. Choose another name."
     if re.sub("[._]", "-", slug) in INSTALLED:
-        yield f"project_slug {slug!r} is a library that the project needs. Choose another name."
+        yield (
+            f"project_slug {slug!r} is the name of a library that the project needs. "
+            "Choose another name."
+        )
 
 
 def problems_of_combination(answers: dict[str, Any]) -> Iterator[str]:
-    """Yields forbidden combinations. `_forbidden` in cookiecutter.json has them, with the reasons."""
+    """Yields a message for each forbidden combination: `_forbidden` in cookiecutter.json."""
     for forbidden in answers["_forbidden"]:
         combination: dict[str, Any] = forbidden["answers"]
         if all(answers[question] == answer for question, answer in combination.items()):

@@ -17,7 +17,7 @@ Answers = dict[str, str | bool]
 Pair = frozenset[tuple[str, str | bool]]
 
 GRAPH = ("page", "models", "parallel_models")
-# The fewest sets, 14, of the first 1,200 salts; any other covers every pair as well.
+# Of the first 1,200 salts, this one gives the fewest sets, 14. All of them cover every pair.
 SALT = "0"
 
 
@@ -29,7 +29,7 @@ class Matrix:
     forbidden: list[Answers]
     """The hook refuses these."""
     repeated: list[Answers]
-    """These equal other combinations, because an answer in them has no effect."""
+    """These are the same as other combinations, because one of their answers has no effect."""
 
     def rows(self) -> list[Answers]:
         """Returns a small number of sets that together contain every allowed pair of answers.

@@ -30,7 +30,7 @@ from .chromium import chromium
 # Tests share two cores with a starting Ray.
 expect.set_options(timeout=30_000)
 for library in (httpx, httpx2):
-    # The default timeout of httpx, which Gradio's client uses too, is five seconds.
+    # The default timeout of httpx, which Gradio's client also uses, is five seconds.
     bound = inspect.signature(library.get).parameters["timeout"].default
     bound.connect = bound.read = bound.write = bound.pool = 60
 
@@ -156,7 +156,7 @@ def render_into(directory: Path, answers: Answers) -> Path:
 
 
 def times_of_changes(directory: Path) -> dict[Path, int]:
-    """Adding or removing a file changes its folder."""
+    """Includes folders, because adding or removing a file changes its folder."""
     return {path: path.stat().st_mtime_ns for path in (directory, *directory.rglob("*"))}
 
 

@@ -1,7 +1,7 @@
 """Composes an overlay like `kubectl kustomize`, for the features that projects use.
 
-Unknown features are refused, so that no overlay is only half checked. Debian has no kustomize,
-and the package index none for every Python that the tests run on.
+Unknown features are refused, so that no overlay is only half checked. Debian has no kustomize, and
+the package index does not have it for every Python that the tests run on.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ KNOWN = {
     *("replacements", "resources"),
 }
 LOCAL = "config.kubernetes.io/local-config"
-"""What has it serves the composition alone, and is left out of what comes of it."""
+"""A manifest with this annotation is used only to compose the others, and is left out."""
 
 
 def compose(folder: Path) -> list[Manifest]:

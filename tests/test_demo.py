@@ -19,7 +19,7 @@ from .answers import TEMPLATE
 START_SECONDS = 900
 ANSWER_SECONDS = 60
 STOP_SECONDS = 120
-# In 300 answers of each model, the share was at least 0.23.
+# Of the words in each of 300 answers from each model, at least 0.23 were among these.
 COMMON_WORD = re.compile(
     r"\b(the|of|and|a|to|in|is|it|that|are|as|for|from|by|this|with|which|can|be)\b", re.IGNORECASE
 )

@@ -36,7 +36,7 @@ OVERLAYS = ("staging", "production")
 SLUGS = ["our_app", "our.app", "our.big_app-2", "a" * 47]
 IMAGE = f"registry.example.org/page@sha256:{64 * 'a'}"
 ANSWER_SECONDS = 600
-"""The longest that an answer may take, where a config says nothing else."""
+"""The longest that an answer may take, unless a config says otherwise."""
 
 any_cluster = pytest.mark.parametrize(
     "answers",
@@ -250,7 +250,7 @@ def test_the_runbook_lists_each_alert_by_its_name_with_its_severity_and_its_sect
     project = rendered(page=page, deploy=deploy)
     text = (project / "docs/operations.md").read_text("utf-8")
     rules = rules_of(project)
-    # An alert without a severity has those of the objectives that it looks at.
+    # An alert without a severity takes those of the objectives that it looks at.
     missed = [rule["labels"]["severity"] for rule in rules if "missed" in rule.get("record", "")]
 
     listed = {
@@ -576,7 +576,7 @@ def schemas() -> dict[tuple[str, str], dict[str, Any]]:
 
 @contextmanager
 def answering(path: str, answer: str | None) -> Iterator[int]:
-    """Yields a port at which that path has this answer, or where nothing listens."""
+    """Yields a port at which that path returns this answer, or where nothing listens."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

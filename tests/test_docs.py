@@ -11,7 +11,7 @@ from docs.write import pages
 from .answers import CHOICES, QUESTIONS, TEMPLATE
 from .models.architectures import DECODERS, ENCODER_DECODERS, THIRTY
 
-# Links of the pages that only the site has lead to other pages of it, and its build follows them.
+# The pages that only the site has link to other pages of the site, and its build checks the links.
 MARKDOWN = [
     *TEMPLATE.glob("*.md"),
     *(path for path in TEMPLATE.glob("docs/**/*.md") if "site" not in path.parts),
@@ -21,13 +21,13 @@ PICTURES = TEMPLATE / "docs" / "pictures"
 DRAWN_FROM_FIGURES = {TEMPLATE / "docs" / "benchmarks" / "tokens.png"}
 SERVED_FOR_THE_DASHBOARD = "compare"
 MODELS = "src/{{cookiecutter.__package}}/models.bundled.text-generation.parallel.py"
-"""Those of the default project, which a chat has too."""
+"""The default project's models, which a chat also has."""
 PICTURE_BYTES = 200_000
 
 
 def test_the_generated_pages_are_up_to_date() -> None:
     for path, text in pages().items():
-        assert path.read_text("utf-8") == text, "nox -s docs writes it anew"
+        assert path.read_text("utf-8") == text, "run nox -s docs to update it"
 
 
 @pytest.mark.parametrize("question", QUESTIONS)

@@ -17,7 +17,7 @@ from .answers import CONTEXT, TEMPLATE, Answers, every_pair_of_answers, in_words
 from .conftest import Render
 
 PACKAGE = "src/our_app"
-# Folders in which a reader looks for a file that is named without one.
+# Folders in which a reader looks for a file that is named without a folder.
 FOLDERS = ("", "docs/", f"{PACKAGE}/", f"{PACKAGE}/serving/", "tests/support/")
 # Created later by uv and cruft.
 NOT_YET = {"uv.lock", ".cruft.json"}
@@ -178,7 +178,7 @@ def test_the_python_in_documents_imports_only_public_names(project: Path) -> Non
     assert imports
     for node in imports:
         if node.module in ("app", "page", "my_demo"):
-            # Files of the team.
+            # The team's files.
             continue
         assert node.module == "serving"
         assert {alias.name for alias in node.names} <= offered

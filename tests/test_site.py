@@ -78,7 +78,7 @@ def site(pages: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What is said of a site in which all of `BROKEN` is, and a page in no table of contents."""
+    """The messages about a site with all of `BROKEN`, and a page in no table of contents."""
     folder = tmp_path_factory.mktemp("broken")
     pages = small(folder, "\n\n".join(BROKEN))
     (pages / "lost.md").write_text("# Lost\n", "utf-8")
@@ -250,7 +250,7 @@ def test_the_site_has_every_setting_metric_and_alert(pages: Path, rendered: Rend
 
 
 def package(folder: Path, **modules: str) -> Code:
-    """Writes modules below `serving`, and `app` beside it."""
+    """Writes modules below `serving`, and `app` next to it."""
     serving = folder / "package" / "serving"
     serving.mkdir(parents=True)
     (serving / "__init__.pyi").write_text("from .settings import Ours as Settings\n", "utf-8")

@@ -154,7 +154,7 @@ MODELS = tuple(
     tests/test_models.py
     """.split()  # noqa: SIM905 - as above
 )
-"""What has to do with text models, and the tests of what is the same in every project."""
+"""Everything about text models, and the tests of code that is the same in every project."""
 
 BROUGHT: dict[str, dict[str | bool, set[str]]] = {
     "page": {"compare": set(), "chat": set(), "own": set()},

@@ -24,7 +24,7 @@ PYTHONS = [
     for python in (f"3.{minor}" for minor in range(100))
     if SpecifierSet(REQUIRES_PYTHON).contains(python)
 ]
-"""Those that a project may run on, the lowest first."""
+"""The versions that a project may run on, the lowest first."""
 
 
 def test_the_template_and_its_projects_require_the_same_versions(rendered: Render) -> None:

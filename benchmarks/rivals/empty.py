@@ -1,4 +1,4 @@
-"""An application that imports nothing but Serve: what Ray and Serve take to start."""
+"""An application that imports only Serve, to measure how long Ray and Serve take to start."""
 
 from ray import serve
 

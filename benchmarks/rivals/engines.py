@@ -1,4 +1,4 @@
-"""Runs one engine in a separate process, with the Python that has it.
+"""Runs one engine in a separate process, with the Python of its environment.
 
 Each input line is a number of requests. The process sends them at once, and prints the seconds
 that all of them took.

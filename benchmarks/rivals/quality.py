@@ -1,4 +1,4 @@
-"""Reads a text with one engine, with the Python that has it.
+"""Reads a text with one engine, with the Python of its environment.
 
 Prints a line of JSON: after each token but the last, the most likely next token and, if the
 engine reports it, the log probability of the actual next token.

@@ -1,7 +1,7 @@
 """Builds the docs site: `nox -s site`, or `python -m docs.site.build FOLDER`.
 
-The pages are the documents of the template and of three rendered projects, with a few that only
-the site has, in `docs/site/pages`. A link that leads nowhere fails the build.
+The pages are the documents of the template and of three rendered projects, and a few that only the
+site has, in `docs/site/pages`. A broken link fails the build.
 """
 
 import os
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def build(pages: Path, site: Path) -> str:
-    """Makes a site of a folder of pages, and returns what is wrong with it."""
+    """Builds a site from a folder of pages, and returns what is wrong with it."""
     shutil.rmtree(site, ignore_errors=True)
     with tempfile.TemporaryDirectory() as state:
         options = ("-W", "-n", "-q", "-b", "html", "-c", SITE, "-d", state)
@@ -83,14 +83,14 @@ def build(pages: Path, site: Path) -> str:
 
 
 def lay_out(pages: Path) -> None:
-    """Fills a folder with the pages of the site."""
+    """Writes the site's pages to a folder."""
     with tempfile.TemporaryDirectory() as directory:
         projects = {kind: render(Path(directory), **answers) for kind, answers in PROJECTS.items()}
         documents = {**documents_of_the_template(), **documents_of(projects)}
         places = {path.resolve(): name for name, path in documents.items()}
         for kind in DOCUMENTS:
             for each in DOCUMENTS["project"]:
-                # What this project shares with the first one.
+                # This project shares the document with the first one.
                 shared = projects[kind].joinpath(f"{each}.md").resolve()
                 places.setdefault(shared, page_of("project", each))
         for name, path in documents.items():
@@ -136,13 +136,13 @@ def topics() -> Iterator[tuple[str, str]]:
     """Yields each section of the design decisions as a page."""
     for section in sections()[1:]:
         title, _, text = section.partition("\n")
-        # Its headings move up with the title.
+        # The headings move up one level, with the title.
         text = re.sub(r"(?m)^#(#+ )", r"\1", text)
         yield f"why/{re.sub(r'[^a-z]+', '-', title.lower())}.md", f"# {title}\n{text}"
 
 
 def page_of_decision(anchor: str) -> str | None:
-    """Returns the page of the topic that has a heading with this anchor, as GitHub makes it."""
+    """Returns the page of the topic with the heading that has this anchor on GitHub."""
     for page, text in topics():
         for heading in re.findall(r"(?m)^#+ (.*)$", text):
             if anchor == "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"):
@@ -155,7 +155,7 @@ def sections() -> list[str]:
 
 
 def led(text: str, document: Path, page: str, places: dict[Path, str], pages: Path) -> str:
-    """Leads a document's links to the pages of the site, and brings the files that it shows."""
+    """Points a document's links at the site's pages, and copies the files that it shows."""
     if page == "why/index.md":
         text = sections()[0]
 
@@ -168,7 +168,7 @@ def led(text: str, document: Path, page: str, places: dict[Path, str], pages: Pa
         if place:
             return before + Path(os.path.relpath(place, Path(page).parent)).as_posix() + anchor
         if link["path"] and path.is_file():
-            # Below the page's own folder, wherever the file is.
+            # Below the page's own folder, no matter where the file is.
             name = Path(*(part for part in Path(link["path"]).parts if part != "..")).as_posix()
             folders = ("", "extra") if before.endswith('"') else ("",)
             for folder in folders:
@@ -197,7 +197,7 @@ def append(path: Path, text: str) -> None:
 
 
 class Links(HTMLParser):
-    """What a page of HTML offers as anchors, and where it leads."""
+    """The anchors and the links of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Links(HTMLParser):
 
 
 def broken_links(site: Path) -> Iterator[str]:
-    """Yields the links within a site that lead nowhere, which Sphinx does not see in HTML."""
+    """Yields the broken links within a site, which Sphinx does not see in HTML."""
     pages = {path.resolve(): Links(path.read_text("utf-8")) for path in site.rglob("*.html")}
     for page, links in pages.items():
         for target in links.targets:

@@ -11,11 +11,11 @@ BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than
 
 @dataclass(frozen=True)
 class Field:
-    """A field of settings."""
+    """A field of a settings class."""
 
     name: str
     module: str
-    """In which it is declared."""
+    """The class that declares it."""
     annotation: ast.expr
     default: ast.expr | None
     bounds: dict[str, ast.expr]
@@ -28,7 +28,7 @@ class Code:
     def __init__(self, package: Path) -> None:
         self.modules: dict[str, ast.Module] = {}
         self._packages: set[str] = set()
-        # A stub comes after the module of its name, and says what is imported from where.
+        # A stub comes after the module of the same name, and says what is imported from where.
         for path in sorted([*package.rglob("*.py"), *package.rglob("*.pyi")]):
             parts = path.relative_to(package).with_suffix("").parts
             if parts[-1] == "__init__":
@@ -37,7 +37,7 @@ class Code:
             self.modules[".".join(parts)] = ast.parse(path.read_text("utf-8"))
 
     def fields(self, module: str, name: str) -> dict[str, Field]:
-        """Returns the fields of a class, with those of the classes that it extends first."""
+        """Returns the fields of a class, those of the classes that it extends first."""
         found = self.find(module, name)
         if found is None:
             return {}
@@ -49,13 +49,13 @@ class Code:
             fields |= self.fields(module, ast.unparse(base))
         for statement, said in with_docstrings(declared.body):
             name = ast.unparse(statement.target)
-            # A default that a class changes keeps the text of the class that it extends.
+            # A class that only changes a default keeps the text of the class that it extends.
             before = fields[name].said if name in fields else ""
             fields[name] = field_of(module, statement, said or before)
         return fields
 
     def find(self, module: str, name: str) -> tuple[str, ast.stmt] | None:
-        """Returns where a name that a module uses is declared, and the statement that does it."""
+        """Returns where a name that a module uses is declared, and the statement that declares it."""
         first, _, rest = name.partition(".")
         for statement in self.modules.get(module, ast.Module([], [])).body:
             if isinstance(statement, ast.ClassDef) and statement.name == name:
@@ -72,14 +72,14 @@ class Code:
         return None
 
     def calls(self, *names: str) -> Iterator[tuple[str, ast.Call]]:
-        """Yields each call of one of these functions, with the module in which it stands."""
+        """Yields each call of one of these functions, with the module that contains it."""
         for module, tree in self.modules.items():
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
                     yield module, node
 
     def value(self, module: str, node: ast.expr) -> object:
-        """Returns a literal, or that of the constant which the expression names.
+        """Returns a literal, or that of the constant that the expression names.
 
         Raises:
             ValueError: it is neither.
@@ -102,7 +102,7 @@ class Code:
 
 
 def with_docstrings(body: list[ast.stmt]) -> Iterator[tuple[ast.AnnAssign, str]]:
-    """Yields each annotated name with the text that stands below it."""
+    """Yields each annotated name with the text below it."""
     for statement, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign):
             text = after.value if isinstance(after, ast.Expr) else None

@@ -1,4 +1,4 @@
-"""Writes the pages of settings, metrics and alerts from what declares them."""
+"""Writes the pages on settings, metrics and alerts from the code that declares them."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ OF_A_HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 
 
 def pages(projects: dict[str, Path]) -> dict[str, str]:
-    """Returns the text of each page, from the projects that the site is made of."""
+    """Returns the text of each page, from the projects that the site is made from."""
     whole, own, chat = (code_of(projects[kind]) for kind in ("project", "own", "chat"))
     monitoring = projects["project"] / "deploy" / "monitoring"
     metrics = [*metrics_page(whole, own, monitoring)]
@@ -42,7 +42,7 @@ def settings_page(whole: Code, own: Code, chat: Code) -> Iterator[str]:
     )
     fields = whole.fields("app", "Settings")
     of_own, of_chat = own.fields("app", "Settings"), chat.fields("app", "Settings")
-    # What a setting at the top is made of is written there, and elsewhere there is a link to it.
+    # The fields of a class are described at a top-level setting, and other settings link there.
     places = {kind: name for name, field in fields.items() for kind in classes_in(whole, field)}
     groups = {
         "Every project": [name for name in fields if name in of_own],
@@ -57,7 +57,7 @@ def settings_page(whole: Code, own: Code, chat: Code) -> Iterator[str]:
             for each, inner in fields_below(whole, fields[name]).items():
                 note = ""
                 if name in of_own and each not in theirs:
-                    # Such as the tokens among the limits.
+                    # For example, the tokens among the limits.
                     note = "Only in projects with text models."
                 elif each in theirs and (other := default_of(own, theirs[each])) != default_of(
                     whole, inner
@@ -67,7 +67,7 @@ def settings_page(whole: Code, own: Code, chat: Code) -> Iterator[str]:
 
 
 def fields_below(code: Code, field: Field | None) -> dict[str, Field]:
-    """Returns the settings that a setting has, of whatever class it may be."""
+    """Returns the settings within a setting, no matter which of its classes it has."""
     if field is None:
         return {}
     classes = (code.fields(field.module, kind) for kind in classes_in(code, field))
@@ -117,12 +117,12 @@ def default_of(code: Code, field: Field) -> list[str]:
 
 
 def said_in_yaml(value: object) -> str:
-    """Returns a value as a config has it."""
+    """Returns a value as a config spells it."""
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def spelled(code: Code, field: Field) -> str:
-    """Returns a type with the plain one in the place of a name for its pattern."""
+    """Returns a type in which names of patterns are replaced by the plain type."""
 
     class Plain(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
@@ -138,7 +138,7 @@ def spelled(code: Code, field: Field) -> str:
 
 
 def plain(node: ast.expr) -> ast.expr:
-    """Takes the pattern off a type."""
+    """Removes the pattern from a type."""
     match node:
         case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[inner, *_])):
             return inner

@@ -1,4 +1,4 @@
-"""The apps of these tests, and the calls to them."""
+"""The apps for these tests, and the calls to them."""
 
 import os
 import pkgutil
@@ -26,7 +26,7 @@ class Ask:
     values: tuple[Any, ...]
     """A value for each input in the API."""
     refused: bool = False
-    """Whether a component refuses the value, which is 422 on Serve and 500 elsewhere."""
+    """Whether a component refuses the value, with a 422 on Serve and a 500 elsewhere."""
 
 
 def ask(endpoint: str, *values: Any) -> Ask:

@@ -27,12 +27,12 @@ OF_THE_TEMPLATE = {"footer_links", "max_file_size", "run_history", "secret", "st
 
 @dataclass(frozen=True)
 class Served:
-    """One app, on a server."""
+    """An app on a server."""
 
     url: str
     headers: Mapping[str, str]
     uploads: Path
-    """Where the server keeps files."""
+    """Where the server stores files."""
 
 
 def transcript(served: Served, asks: Iterable[Ask], files: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Plain:
     def app(self, name: str) -> Served:
         """
         Raises:
-            RuntimeError: it cannot be launched.
+            RuntimeError: the app cannot be launched.
         """
         if name not in self._urls:
             assert self._process.stdin

@@ -1,7 +1,7 @@
 """Serves all apps in one deployment, each as if it were the only one.
 
-Two replicas of each would be a hundred processes. So each replica holds a page deployment class
-for each requested app, and a header of each request selects the app.
+Two replicas of each app would take a hundred processes. So each replica holds a page deployment
+class for each requested app, and a request header selects the app.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ PageIngress = pkgutil.resolve_name(f"{http.__name__}.ingress:PageIngress")
 SessionRouter = pkgutil.resolve_name(f"{http.__name__}.sessions:SessionRouter")
 
 APP = "x-app"
-"""The header."""
+"""The header that selects the app."""
 
 
 class Settings(serving.HttpSettings):  # type: ignore[misc, name-defined]
@@ -31,7 +31,7 @@ class Settings(serving.HttpSettings):  # type: ignore[misc, name-defined]
 
 
 class Choice:
-    """The ASGI application: passes a request to the app in its header."""
+    """The ASGI application: passes a request to the app that its header selects."""
 
     def __init__(self, settings: Settings) -> None:
         self._apps = pkgutil.resolve_name(settings.apps)()

@@ -173,7 +173,7 @@ def deep_queue() -> gr.Blocks:
 
 @app(ask("/same", "whale " * 900_000), ask("/sing", 900_000))
 def large() -> gr.Blocks:
-    """More than the 4 MB that a message of gRPC holds by default, each way."""
+    """More than the 4 MB that a gRPC message can hold by default, in each direction."""
     with gr.Blocks() as page:
         text, times = gr.Textbox("whale " * 900_000), gr.Number(precision=0)
         gr.Button().click(same, text, text, api_name="same")

@@ -14,7 +14,7 @@ from .app import App
 
 
 def main() -> None:
-    # Keep the output of apps apart from the answers.
+    # Keep the output of the apps separate from the answers.
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)
         apps = pkgutil.resolve_name(sys.argv[1])()

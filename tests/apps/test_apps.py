@@ -51,7 +51,7 @@ def test_a_browser_shows_the_same_page_and_logs_no_new_errors(
 def test_flags_and_cached_examples_are_saved_where_ray_was_started(
     on_ray: OnRay,
 ) -> None:
-    """The user of a container can write there."""
+    """A container's user can write there."""
     served = on_ray.app("flagged")
     names = [f"whale {number}" for number in range(8)]
     replicas = set[str]()
@@ -78,12 +78,12 @@ def test_flags_and_cached_examples_are_saved_where_ray_was_started(
 
 
 def test_the_port_of_a_replica_requires_the_token_of_the_cluster(on_ray: OnRay) -> None:
-    """Serve's proxy bypasses the guards of the page at this port."""
+    """At this port, Serve's proxy bypasses the page's guards."""
     replicas = on_ray.replicas()
     assert len(replicas) == 2
     for replica in replicas:
         ports = [each for each in replica.net_connections("tcp") if each.status == "LISTEN"]
-        # One belongs to Ray itself, which does not have this method.
+        # One of the ports belongs to Ray itself, which does not have this method.
         assert {asked_for_a_page(each.laddr.port) for each in ports} == {
             grpc.StatusCode.UNAUTHENTICATED,
             grpc.StatusCode.UNIMPLEMENTED,

@@ -54,7 +54,7 @@ class Cluster:
         return any(application["status"] == "DEPLOY_FAILED" for application in applications)
 
     def is_whole(self) -> bool:
-        """Whether every application runs and each deployment has the replicas it should."""
+        """Whether every application runs and each deployment has as many replicas as it should."""
         applications = self.status()["applications"].values()
         return bool(applications) and all(
             application["status"] == "RUNNING"

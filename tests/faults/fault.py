@@ -24,7 +24,7 @@ LONGEST_SECONDS = 10
 class Fault:
     signalled: float
     killed: float
-    """When the last process had died."""
+    """When the last process was dead."""
     outcomes: list[Outcome]
 
     def in_flight(self) -> list[Outcome]:
@@ -47,14 +47,14 @@ def kill_under_load(
 ) -> Fault:
     """Kills the processes that `choose` returns, and waits for their replacements.
 
-    A stand-in takes two seconds. No caller may wait much longer for a dead process,
+    A stand-in takes two seconds to answer. No caller may wait much longer for a dead process,
     not even until Ray notices that it died.
     """
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     with crowd(call, USERS, directory) as users:
         outcomes = users.wait_until_all_are_answered()
         assert_none_fails(outcomes)
-        # On a busy machine all answers arrive together; the fault must hit the next calls.
+        # On a busy machine, all answers arrive together; the fault must hit the next calls.
         time.sleep(PAUSE_SECONDS + ASKED_SECONDS)
         victims = choose(outcomes)
         signalled = time.time()

@@ -1,4 +1,4 @@
-"""Hostile requests, sent byte by byte, and their answers."""
+"""Hostile requests, sent byte by byte, and the responses to them."""
 
 import asyncio
 import base64
@@ -38,13 +38,13 @@ FILE_ROUTES = (
 class Request:
     method: str
     path: str
-    """Path below that of the application."""
+    """The path below the application's."""
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     length: bool = True
     """Whether to send a Content-Length header."""
     host: str | None = None
-    """Replaces the host of the page."""
+    """Replaces the page's host."""
     foreign: bool = False
     """Whether the request must be refused with or without a login."""
 
@@ -62,7 +62,7 @@ class Request:
 class Answer:
     request: Request
     status: int
-    """0 if the connection was closed without an answer."""
+    """0 if the connection was closed without a response."""
     body: bytes = field(repr=False)
 
 
@@ -126,7 +126,7 @@ def hostile_logins(
 def hostile_files(
     files: Sequence[str], functions: Sequence[str], session: str, number: int
 ) -> list[Request]:
-    """Returns this many requests of a logged-in user of a page with uploads.
+    """Returns this many requests from a logged-in user of a page that accepts uploads.
 
     Args:
         files: absolute paths that the page must not read.

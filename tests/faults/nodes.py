@@ -87,7 +87,7 @@ def two_nodes(project: Project, directory: Path) -> Iterator[TwoNodes]:
 
 @contextmanager
 def hosts(number: int) -> Iterator[list[Host]]:
-    """Network namespaces on a bridge, which this machine reaches too."""
+    """Network namespaces on a bridge that this machine can also reach."""
     mine = os.getpid()
     network, bridge = f"10.213.{mine % 250}", f"br{mine}"
     made = [Host(f"node{mine}-{each}", f"{network}.{each + 2}") for each in range(number)]

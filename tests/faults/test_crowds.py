@@ -62,7 +62,7 @@ def test_idle_tabs_do_not_slow_down_other_users(cluster: Cluster) -> None:
 
 
 async def first_text(call: Call) -> float:
-    """Median seconds of the calls of new visitors."""
+    """The median time, in seconds, that calls by new visitors take."""
     async with httpx2.AsyncClient(timeout=60) as browser:
         function = await open_page(browser, call)
         tab = Tab(browser, call, 0, function)

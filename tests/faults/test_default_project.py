@@ -18,17 +18,17 @@ from .users import crowd
 
 READERS, RUNNING = 100, 32
 LEFT_SECONDS, LEFT_SECONDS_IN_CI = 1.0, 15.0
-"""On one slow machine it takes longer to hang up on so many; their answers would take minutes."""
+"""A slow machine takes longer to stop so many answers, which would otherwise run for minutes."""
 SAMPLE_SECONDS = 0.25
 IDLE = 0.2
-"""Of one core."""
+"""A share of one core."""
 REPLICAS = 3
 """A page and two models."""
 LONG_MINUTES, SHORT_MINUTES = 15.0, 0.5
 WARM_PART = 0.2
-"""Of the time, after which the memory should stay: three minutes of fifteen."""
+"""The share of the time after which memory should stay constant: three of fifteen minutes."""
 FEW_BYTES = 4e6
-"""Ray's smallest processes, of 20 to 30 MB, take them over the bound by settling."""
+"""Growth up to this is ignored: Ray's smallest processes, of 20 to 30 MB, settle that much."""
 
 
 @pytest.fixture(scope="module")

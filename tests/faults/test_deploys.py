@@ -54,7 +54,7 @@ def test_a_failed_deploy_keeps_old_replicas_and_redeploying_the_old_config_recov
     cluster.deploy(before)
     old = set(cluster.replicas(WORDS, PAGE))
     broken = deepcopy(before)
-    # No page replica can start with it, since the password is missing.
+    # No page replica can start with it, because the password is missing.
     broken["applications"][0]["args"]["login_user"] = "ada"
     call = Call(f"{cluster.url}/{WORDS}", "generate", ["The whale", 1, 1, "1", "1"])
     with crowd(call, USERS, tmp_path) as users:
@@ -86,7 +86,7 @@ def test_no_call_fails_when_a_new_version_is_deployed(cluster: Cluster, tmp_path
     with crowd(call, USERS, tmp_path) as users:
         began = time.monotonic()
         time.sleep(SETTLED_SECONDS)
-        # Different arguments of the application make a new version of all its deployments.
+        # Different arguments for the application create a new version of all its deployments.
         cluster.deploy(applications(cluster, pages=2, models=2, seconds=2.1))
         print(f"REPORT the new version took {time.monotonic() - began - SETTLED_SECONDS:.0f} s")
         assert not before & set(cluster.replicas(WORDS, PAGE))

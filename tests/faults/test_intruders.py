@@ -34,7 +34,7 @@ from .intruders import (
 )
 
 LOGIN, STAFF, FILES = "login", "staff", "files"
-"""Pages with a password, with a provider of OpenID Connect, and with that one and files."""
+"""Pages with a password, with an OpenID Connect provider, and with that provider and files."""
 USER, PASSWORD = "ada", "a wet whale in Whitby"
 CLIENT, CLIENT_SECRET = "the page", "that the client knows"
 KEY = "an9QwEr7ZxCv1AsDf3Gh5JkL"
@@ -42,12 +42,12 @@ LONG_NUMBER, SHORT_NUMBER = 5_000, 500
 IN_ALL, WARM = 10_000, 10_000
 GROWTH = 1.05
 FEW_BYTES = 4e6
-"""By which a process may settle."""
+"""How much a process may grow as it settles."""
 TAKE_FILES = (
     *("textbox", "file", "files", "image", "editor", "gallery", "multimodal", "dataframe", "json"),
     *("chatbot", "audio", "video"),
 )
-"""Functions of the page of files, in its order, that give back what they are given."""
+"""Functions of the file page that return what they are passed, in the page's order."""
 PROVIDER = """
 import sys
 from tests.support.oidc_provider import an_app, provider_of
@@ -74,7 +74,7 @@ class Guest:
     session: str
     """The cookie, with its name."""
     begun: Begun
-    """Another login, which nobody ends."""
+    """Another login, which nobody finishes."""
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_ten_thousand_hostile_requests_do_not_grow_memory(
         check(send_all(f"{pages}/{STAFF}", logins(pages, each)), STAFF, secrets, provider)
         check(send_all(f"{pages}/{FILES}", uploads(pages, secrets, each)), FILES, secrets)
 
-    # Before that a replica still grows: the first few thousand requests take 10 to 20 MB.
+    # At first, a replica still grows: the first few thousand requests take 10 to 20 MB.
     attack(WARM)
     before = memory(cluster)
     attack(IN_ALL)

@@ -11,19 +11,19 @@ import pytest
 from .cluster import PIECES, WORDS, Cluster, applications
 
 FIRST_SECONDS = 1.0
-"""From a question to the first piece of the stand-in."""
+"""From a question to the stand-in's first piece."""
 REST_SECONDS = 0.5
-"""To the last one, at the least: the page shows some in a second."""
+"""At least this long from there to the last piece: the page shows some in a second."""
 USER, PASSWORD, WRONG = "ada", "a wet whale", "a dry whale"
 KEY = "b31f09c2d5a84e6f97c0"
 SECONDS = 300
 MARGIN = 0.02
-"""Of two clocks."""
+"""The difference between two clocks."""
 
 
 @pytest.fixture(scope="module")
 def words(cluster: Cluster) -> str:
-    """URL of a page that requires a login, and at `/v1` a key."""
+    """URL of a page that requires a login, and a key at `/v1`."""
     config = applications(cluster, pages=1, models=1, seconds=PIECES * FIRST_SECONDS)
     [page, _] = config["applications"]
     # Each answer is read over several streams.

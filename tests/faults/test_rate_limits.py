@@ -16,15 +16,15 @@ from .cluster import MODEL, WORDS, Cluster, applications
 USERS = 50
 A_MINUTE = 10
 SECONDS = 20.0
-"""In which somebody who is over the limit asks twice as often as it allows."""
+"""During this time, a user over the limit asks twice as often as it allows."""
 CALLS_WITHIN = 4
 FIRST_TEXT_SECONDS = 1.0
 SHARED = 6
-"""Requests a minute of an address, of which each of two replicas grants a half."""
+"""Requests per minute from an address. Each of the two replicas allows half of them."""
 WITHIN = 0.05
 SLOWER = 1.2
 TLS = httpx2.create_ssl_context()
-"""Else each newcomer's client would read all certificates, for longer than its call takes."""
+"""Otherwise, each new client would load all certificates, which takes longer than its call."""
 CALL = "gradio_api/call/generate"
 QUESTION = {"data": ["The whale", 1, 9, "1", "1"]}
 
@@ -146,7 +146,7 @@ def limited_by_address(cluster: Cluster, proxies: list[str]) -> dict[str, Any]:
 
 
 def taken(url: str, forwarded: Callable[[int], str], sender: str = "127.0.0.1") -> int:
-    """Sends more calls of new visitors than the limit allows; returns how many were accepted."""
+    """Sends more calls by new visitors than the limit allows; returns how many were accepted."""
     codes = []
     for number in range(5 * SHARED):
         transport = httpx2.HTTPTransport(verify=TLS, local_address=sender)

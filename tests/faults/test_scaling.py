@@ -23,11 +23,11 @@ NAME = "loaded"
 LOAD_SECONDS = 5.0
 FROM_ZERO_SECONDS = 12
 FROM_ZERO_SECONDS_IN_CI = 30
-"""A busy machine starts a process late."""
+"""A busy machine takes longer to start a process."""
 SCALED_SECONDS = 60
 BACK_SECONDS = 120
 USERS = 6
-"""Of whom one replica could take more, by their requests alone."""
+"""By their number of requests alone, one replica could serve more users than this."""
 UPGRADE_USERS = 20
 UPGRADE_LOAD_SECONDS = 20.0
 SETTLED_SECONDS = 3
@@ -127,7 +127,7 @@ def test_a_model_scales_from_zero_grows_while_it_is_slow_and_scales_to_zero(
         out = cluster.wait_until(lambda: len(cluster.replicas(SCALED, NAME)) == 2, SCALED_SECONDS)
         outcomes = users.leave()
     back = cluster.wait_until(lambda: not cluster.replicas(SCALED, NAME), BACK_SECONDS)
-    # By then the page has told Serve many times that nobody waits.
+    # By then, the page has told Serve many times that nobody is waiting.
     _, again = asyncio.run(ask_in_a_pane(url))
 
     print(

@@ -149,7 +149,7 @@ class Tab:
     def _open_stream(self) -> asyncio.Task[bool]:
         self._received = asyncio.Queue()
         stream = asyncio.create_task(self._read(self._received))
-        # Between two calls nobody checks how the stream ended.
+        # Between two calls, nobody checks how the stream ended.
         stream.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return stream
 

@@ -29,7 +29,7 @@ OF_THIS_MACHINE = (
     "UV_FIND_LINKS",
     "UV_INDEX",
 )
-"""Beginnings of variables that say how packages are fetched here."""
+"""Prefixes of the variables that say how this machine fetches packages."""
 ENTER = """
 mount --rbind /dev "$0/root/dev" && mount --rbind /proc "$0/root/proc" &&
 mount --bind "$0/tmp" "$0/root/tmp" && exec "$@"
@@ -107,7 +107,7 @@ def overlay(folder: Path) -> Iterator[Stage]:
 
 
 def become_the_base_image(root: Path) -> None:
-    """Links `python` to this Python, and removes all users except those of the system."""
+    """Links `python` to this Python, and removes all users except system users."""
     python = root / "usr" / "local" / "bin" / "python"
     python.unlink(missing_ok=True)
     python.symlink_to("/usr/bin/python3")
@@ -121,7 +121,7 @@ def become_the_base_image(root: Path) -> None:
 
 
 def bring_local_indexes(root: Path) -> None:
-    """An overlay does not contain other file systems, such as that of the template's folder."""
+    """An overlay does not contain other file systems, such as the one with the template."""
     for index in os.environ.get("UV_INDEX", "").split():
         url = urlsplit(index.rpartition("=")[2])
         if url.scheme == "file":
@@ -167,7 +167,7 @@ def copy(value: str, stage: Stage, stages: Mapping[str, Stage], context: Path) -
         elif origin in stages:
             found = stages[origin].path(source)
         else:
-            # A program from another image, which this machine has too.
+            # A program from another image, which this machine also has.
             program = shutil.which(Path(source).name)
             assert program, source
             found = Path(program)

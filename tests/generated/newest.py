@@ -1,4 +1,4 @@
-"""A project with the newest release of each library, beyond its upper bound."""
+"""A project with the newest release of each library, even above its upper bound."""
 
 import re
 import tomllib

@@ -22,7 +22,7 @@ from filelock import FileLock
 from gradio_client import Client, handle_file
 
 COMMAND_SECONDS = 2700
-"""On a slow machine all tests of a project take more than half an hour beside another one."""
+"""On a slow machine that tests two projects at once, one takes more than half an hour."""
 START_SECONDS = 600
 ANSWER_SECONDS = 120
 STOP_SECONDS = 90
@@ -37,7 +37,7 @@ class Project:
     """The virtual environment that it is installed into."""
     variables: Mapping[str, str] = field(default_factory=dict)
     within: tuple[str, ...] = ()
-    """What runs each of its commands, as `ip netns exec NAME` does elsewhere."""
+    """What each of its commands starts with, such as `ip netns exec NAME`."""
 
     @property
     def package(self) -> str:
@@ -114,7 +114,7 @@ def run_in(
             output.seek(0)
             said = output.read()
             print(said)
-    # The failures of pytest, which are far above the end of a long output.
+    # pytest's failures, which are far above the end of a long output.
     failed = "".join(f"\n{line}" for line in said.splitlines() if FAILED_TEST.match(line))
     assert process.returncode == 0, f"in {directory}: {shlex.join(command)}{failed}"
 
@@ -168,7 +168,7 @@ class Running:
 
 @contextmanager
 def ray_directory(logs: Path) -> Iterator[str]:
-    """Separates Ray's files from those of others, and copies its logs to `logs` on a failure."""
+    """Keeps Ray's files in a separate folder, and copies its logs to `logs` after a failure."""
     # Ray's sockets are in it, and their paths may have at most 107 characters.
     directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     try:
@@ -247,7 +247,7 @@ def answers(url: str) -> bool:
 @dataclass(frozen=True)
 class Answered:
     texts: list[str]
-    """Of each model."""
+    """One for each model."""
     updates: int
 
 
@@ -255,7 +255,7 @@ class Answered:
 class Numbered:
     text: str
     texts: str
-    """How many the session has seen."""
+    """How many texts the session has seen."""
 
 
 def ask(url: str, api: str = "/generate") -> Answered:

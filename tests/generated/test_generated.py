@@ -31,7 +31,7 @@ TESTS_OF_ANSWERS = (
     *("test_app.py", "test_models.py", "test_page.py"),
     *("serving/test_config.py", "serving/test_settings.py"),
 )
-"""What reads the files that the answers choose; the others read what every project has."""
+"""Tests that read files that depend on the answers; the others read what every project has."""
 TESTS_OF_ONE_ANSWER = {
     "models": ("serving/engine/test_bundled.py", "serving/engine/test_weights.py"),
     "deploy": ("serving/telemetry/test_monitoring.py",),
@@ -40,7 +40,7 @@ TESTS_OF_ONE_ANSWER = {
         for name in ("command", "page", "rating", "replicas", "store")
     ),
 }
-"""What reads files that the answers to one question choose, once for each of its answers."""
+"""Tests that read files that depend on one question; they run once for each of its answers."""
 
 
 @pytest.mark.timeout(2 * COMMAND_SECONDS)
@@ -171,10 +171,10 @@ def build_page(settings, models):
 
 
 def which_tests(choice: Answers, tests: Path) -> list[str]:
-    """All tests once; otherwise those that an answer can change. Each project is also served.
+    """All tests for one project, and for the others those that depend on an answer.
 
-    The other tests and their files are the same text in every project with models.
-    A project with its own page has few tests.
+    Each project is also served. The other tests and the files that they read are the same in
+    every project with models. A project with its own page has few tests.
     """
     if choice["page"] == "own" or choice == compares_models()[0]:
         return []

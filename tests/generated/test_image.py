@@ -18,9 +18,9 @@ UNUSED = ("accelerate", "gguf", "nvidia", "torch", "triton")
 pytestmark = pytest.mark.makes_networks
 
 MOST_BYTES = 1_030_000_000
-"""Of an image beside its base: libraries without PyTorch, and the graph that is kept.
+"""What an image may add to its base: libraries without PyTorch, and the saved graph.
 
-It is 1.0 GB, and a library's next release may be a little larger.
+It adds 1.0 GB, and a library's next release may be a little larger.
 """
 
 

@@ -18,13 +18,13 @@ from ..redis_server import redis
 from .project import COMMAND_SECONDS, Project, ray_directory
 
 DRAWN_SECONDS = 180
-"""Ray tells of some things every ten seconds."""
+"""Ray reports some metrics only every ten seconds."""
 DEFINED = re.compile(r'\b(Counter|Gauge|Histogram)\(\s*"(\w+)"')
 PLAYED_ELSEWHERE = {
     "compare": "ray_serve_autoscaling_target_replicas{",
     "own": "ray_serve_health_check_failures_total{",
 }
-"""Recorded of a model that scales, and of a page whose only replica dies."""
+"""Recorded from a model that scales, and from a page whose only replica dies."""
 SUFFIXES = {"Counter": "_total", "Gauge": "", "Histogram": "_count"}
 
 
@@ -54,7 +54,7 @@ def test_every_metric_and_panel_has_data(
                 site.wait_for(REPLICAS[site.deployment])[0].kill()
             deadline = time.monotonic() + DRAWN_SECONDS
             while wanted and time.monotonic() < deadline:
-                # Some of these calls are over the limit.
+                # Some of these calls exceed the limit.
                 with suppress(Exception):
                     site.ask(WELL)
                 assert httpx2.get(f"{site.url}no/such/page").is_client_error

@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     # Not the start token of a decoder, since some models learn no position for padding.
     "pad_token_id": 1,
 }
-"""Fields of their configs, where they have them."""
+"""Fields for all configs that have them."""
 
 LEFT_OUT = object()
 MLA = {"head_dim": LEFT_OUT, "num_key_value_heads": 4}
@@ -72,7 +72,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "led": {"d_model": 64},
     "t5gemma": PARTS | {"tie_word_embeddings": False},
 }
-"""What an architecture needs beside them."""
+"""Other fields that an architecture needs."""
 
 DECODERS = [
     "afmoe",
@@ -247,7 +247,7 @@ THIRTY = [
     "t5",
     "bart",
 ]
-"""What the most downloaded small text models are built of."""
+"""The architectures of the most downloaded small text models."""
 
 
 def fields(model_type: str, accepted: set[str]) -> dict[str, Any]:

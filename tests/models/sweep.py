@@ -1,6 +1,6 @@
 """Runs tiny models of many architectures, and compares their texts with those of `generate`.
 
-Run by the Python of a project, in its folder: `nox -s models`, or `nox -s models -- bloom mamba`.
+Runs with a project's Python, in its folder: `nox -s models`, or `nox -s models -- bloom mamba`.
 """
 
 import asyncio
@@ -40,9 +40,9 @@ class Row:
     how: str
     """How it runs, or why it does not."""
     wrong: int = 0
-    """Texts that are not those of `generate`."""
+    """Texts that differ from those of `generate`."""
     texts: int = 0
-    """Different ones among those of `generate`."""
+    """Distinct texts among those of `generate`."""
     refused: bool = False
 
     def fault(self) -> str | None:

@@ -1,7 +1,7 @@
 """Records the series that the alerts are tested with: `nox -s series`.
 
-A real Prometheus scrapes a served project each second during load and faults. A second
-represents a minute, so that an hour of a fault takes a minute.
+A real Prometheus scrapes a served project every second during load and faults. A second
+represents a minute, so an hour-long fault takes a minute.
 """
 
 import json
@@ -22,15 +22,15 @@ from .prometheus import Prometheus, Series, prometheus
 from .served import Crowd, Served, served
 
 STANDS_FOR = {"dying": 10, "to_zero": 10}
-"""Seconds that a second stands for where it is no minute: a replica takes ten of them to start."""
+"""Scenarios in which a second represents only this many: a replica takes ten of them to start."""
 RECORDINGS = Path(__file__).parents[1] / "data" / "series"
 JOB = "gradio-on-ray"
-"""Of the project with the default answers."""
+"""The job of the project with the default answers."""
 LABELS = {
     *("job", "instance", "deployment", "replica", "model", "endpoint", "outcome", "le", "route"),
     *("error_code", "method", "application"),
 }
-"""By which rules tell series apart."""
+"""The labels that rules use to tell series apart."""
 SELECTOR = re.compile(r"(?:\bray_\w+|\bup)(?:{[^}]*})?")
 WELL = "go on"
 REPLICAS = {"stand-in": 2, "GradioServer": 1}
@@ -44,11 +44,11 @@ class Recording:
     seconds: int
     """From one sample to the next."""
     fault: int
-    """The sample at which it begins."""
+    """The sample at which the fault begins."""
     after: int
-    """The sample at which it ends."""
+    """The sample at which the fault ends."""
     series: dict[str, str]
-    """What promtool calls the values, by the series."""
+    """The values of each series, in promtool's notation."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ def dying(stage: Stage) -> None:
     stage.asks(WELL, BEFORE)
     stage.asks(WELL, 0)
     for _ in range(FAULT // RESTART_SECONDS):
-        # On a busy machine it takes a while until the previous replica is replaced.
+        # On a busy machine, it takes a while until the previous replica is replaced.
         stage.served.wait_for(REPLICAS[stage.served.deployment])[0].kill()
         time.sleep(RESTART_SECONDS)
     stage.asks(WELL, AFTER)

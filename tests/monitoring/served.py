@@ -26,10 +26,10 @@ REDIS = "MONITORED_REDIS_URL"
 @dataclass(frozen=True)
 class Application:
     build: str
-    """Of monitored_pages.py."""
+    """A function in monitored_pages.py."""
     api: str
     deployment: str
-    """Whose replicas a scenario ends."""
+    """The deployment whose replicas a scenario kills."""
 
 
 APPLICATIONS = {
@@ -47,7 +47,7 @@ class Served:
     api: str
     deployment: str
     hindrance: Path
-    """While it is there, no replica of that deployment starts."""
+    """While this file exists, no replica of the deployment starts."""
     running: Running
 
     def ask(self, prompt: str) -> None:
@@ -65,7 +65,7 @@ class Served:
             if len(found) == replicas:
                 return sorted(found, key=psutil.Process.create_time)
             time.sleep(0.2)
-        raise TimeoutError(f"{self.deployment} has not {replicas} replicas")
+        raise TimeoutError(f"{self.deployment} does not have {replicas} replicas")
 
 
 def name_of(process: psutil.Process) -> str:
@@ -126,7 +126,7 @@ def served(
 
 
 class Crowd:
-    """Users who repeat the same call, whatever the answer is; without a prompt, they rest."""
+    """Users who repeat the same call, regardless of the answer; without a prompt, they pause."""
 
     def __init__(self, served: Served) -> None:
         self.prompt = ""

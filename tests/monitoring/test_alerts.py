@@ -1,4 +1,4 @@
-"""Each alert fires only when it should, on series of real runs: see record.py."""
+"""Each alert fires only when it should, with series from real runs: see record.py."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def alert(name: str, severity: str, **labels: str) -> Alert:
 
 
 def both(name: str, **labels: str) -> set[Alert]:
-    """The alert that pages somebody, and the one that waits until the morning."""
+    """The alert that pages somebody, and the one that can wait until the morning."""
     return {alert(name, severity, **labels) for severity in ("critical", "warning")}
 
 
@@ -32,13 +32,13 @@ def for_each_deployment(name: str, severity: str, *deployments: str) -> set[Aler
 
 
 MODEL = {"model": "stand-in"}
-NOTHING_IS_TOLD = {alert("NoReplicaIsHealthy", "critical"), alert("TargetIsAway", "warning")}
+NOTHING_IS_TOLD = {alert("NoReplicaIsHealthy", "critical"), alert("TargetIsDown", "warning")}
 
 
 @dataclass(frozen=True)
 class Fires:
     fault: set[Alert]
-    """In its course."""
+    """During the fault."""
     end: set[Alert]
     """When the recording ends."""
 
@@ -57,7 +57,7 @@ EXPECTED = {
     ),
     ("compare", "gone"): Fires(
         for_each_deployment("NoReplicaIsHealthy", "critical", "stand-in")
-        | for_each_deployment("DeploymentIsNotWhole", "warning", "stand-in"),
+        | for_each_deployment("DeploymentLacksReplicas", "warning", "stand-in"),
         set(),
     ),
     ("compare", "away"): Fires(
@@ -66,7 +66,7 @@ EXPECTED = {
         | for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer", "stand-in"),
         NOTHING_IS_TOLD,
     ),
-    # Nobody is woken for a model that nobody asks.
+    # Nobody is woken up for a model that nobody uses.
     ("compare", "to_zero"): Fires(set(), set()),
     ("own", "waiting"): Fires(
         both("AnswersBeginLate", endpoint="obey"),
@@ -75,7 +75,7 @@ EXPECTED = {
     ("own", "full"): Fires(
         both("AnswersEndBadly", endpoint="obey")
         | both("AnswersBeginLate", endpoint="obey")
-        | {alert("PageRefuses", "warning", route="/gradio_api/queue/join")},
+        | {alert("PageRefusesRequests", "warning", route="/gradio_api/queue/join")},
         # Calls that were waiting kept waiting or were refused after calls became short again.
         both("AnswersEndBadly", endpoint="obey") | both("AnswersBeginLate", endpoint="obey"),
     ),
@@ -85,7 +85,7 @@ EXPECTED = {
     ),
     ("own", "gone"): Fires(
         for_each_deployment("NoReplicaIsHealthy", "critical", "GradioServer")
-        | for_each_deployment("DeploymentIsNotWhole", "warning", "GradioServer"),
+        | for_each_deployment("DeploymentLacksReplicas", "warning", "GradioServer"),
         set(),
     ),
 }
@@ -137,18 +137,18 @@ def test_one_more_failed_answer_at_night_fires_no_alert(rendered: Render, tmp_pa
 def test_refusals_by_rate_limits_do_not_count_as_a_full_page(
     part: float, fires: bool, rendered: Render, tmp_path: Path
 ) -> None:
-    # As if this part of the 429 answers came from `rate_limits`.
+    # As if this share of the 429 responses came from `rate_limits`.
     run = recordings("own")["full"]
     [refused] = [name for name in run.series if 'error_code="429"' in name]
     limits = 'ray_rate_limit_refusals_total{caller="address",job="gradio-on-ray"}'
     of_limits = " ".join(scaled(word, part) for word in run.series[refused].split())
     end = length(run)
-    full = alert("PageRefuses", "warning", route="/gradio_api/queue/join")
+    full = alert("PageRefusesRequests", "warning", route="/gradio_api/queue/join")
 
     replay(
         rules(rendered, "own"),
         replace(run, series=run.series | {limits: of_limits}),
-        [check(fired(end, "PageRefuses"), end, {full} if fires else set())],
+        [check(fired(end, "PageRefusesRequests"), end, {full} if fires else set())],
         tmp_path,
     )
 
@@ -162,7 +162,7 @@ def scaled(word: str, part: float) -> str:
 def test_a_node_that_is_nearly_out_of_memory_fires_an_alert(
     rendered: Render, tmp_path: Path
 ) -> None:
-    # As if the node were nearly full, since no run uses all memory of the test machine.
+    # As if the node were nearly full, since no run uses all of the test machine's memory.
     run = recordings("own")["waiting"]
     series = run.series
     [total] = [each for each in series if each.startswith("ray_node_mem_total")]

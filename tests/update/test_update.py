@@ -97,9 +97,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 class Update:
     project: Project
     conflicts: set[str]
-    """What git left to the team."""
+    """The files whose conflicts git left to the team."""
     set_aside: str
-    """What the history shows of the edits."""
+    """The team's edits, as the history shows them."""
 
 
 @pytest.fixture(scope="module")

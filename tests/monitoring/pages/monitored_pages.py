@@ -21,7 +21,7 @@ from ray.serve import Application
 PACKAGE = os.environ["MONITORED_PACKAGE"]
 MODEL = "stand-in"
 AT_ONCE = 4
-"""Calls of one's own page that run at the same time; twice as many may wait."""
+"""Calls to the custom page that run at the same time; twice as many may wait."""
 
 
 TO_ZERO = {

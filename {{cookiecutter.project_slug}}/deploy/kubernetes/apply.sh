@@ -13,6 +13,6 @@ kubectl apply --kustomize .
 service() { kubectl --namespace "$namespace" "$@"; }
 generation=$(service get rayservice "$name" --output 'jsonpath={.metadata.generation}')
 service wait rayservice "$name" --timeout 5m --for "jsonpath={.status.observedGeneration}=$generation"
-# Waits for an upgrade to finish, and for the service to be ready.
+# If this starts an upgrade, wait until it has finished. Then wait until the service is ready.
 service wait rayservice "$name" --timeout 30m --for condition=UpgradeInProgress=false
 service wait rayservice "$name" --timeout 30m --for condition=Ready
