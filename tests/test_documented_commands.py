@@ -316,17 +316,7 @@ def check_answers(words: list[str]) -> None:
 
 def check_arguments(words: list[str], world: World) -> None:
     """Checks those of the project's own command."""
-    declared = [
-        constant.value
-        for path in sorted((world.project / "src").rglob("*.py"))
-        for call in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-        if call.func.attr in ("add_argument", "add_parser")
-        for constant in call.args
-        if isinstance(constant, ast.Constant)
-    ]
-    # `votes` adds its files in a loop.
-    declared += re.findall(r'"(--[a-z-]+)"', text_below(world.project / "src"))
+    declared = arguments_of(world.project / "src")
     for position, word in enumerate(words):
         if word.startswith("--") and word not in declared:
             raise UnresolvedError(f"no option {word}")
@@ -334,6 +324,14 @@ def check_arguments(words: list[str], world: World) -> None:
             raise UnresolvedError(f"no command {word}")
         if word.endswith(".yaml"):
             world.check_path(word)
+
+
+@cache
+def arguments_of(source: Path) -> set[str]:
+    """Returns the commands and options that the code below a folder declares to argparse."""
+    commands = re.findall(r'add_parser\(\s*"(\w+)"', text_below(source))
+    # Options may be declared in a loop, so each string of their form counts.
+    return {*commands, *re.findall(r'"(--[a-z-]+)"', text_below(source))}
 
 
 def check_pytest(words: list[str], world: World) -> None:
