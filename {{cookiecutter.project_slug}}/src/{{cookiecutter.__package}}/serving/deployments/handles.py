@@ -71,7 +71,7 @@ class RemoteModel:
         Raises:
             PromptError, BusyError: as the model's engine does.
             InterruptionError: a replica was lost after its first text, or two were lost. Also if
-                no replica can start; then the message is the engine's.
+                no replica can start. Then the message is the engine's.
         """
         for retries_left in (1, 0):
             shown = False

@@ -37,7 +37,8 @@ FORM_BYTES = 10_000
 USER = "page.user"
 """The key in the ASGI scope for the user who sent a request. No header can set it."""
 BY_KEY = "page.by_key"
-"""The key in the ASGI scope that tells whether the request has an API key, whose name is `USER`."""
+"""The key in the ASGI scope that tells whether the request has an API key. Then `USER` is the
+key's name."""
 KEYS_VARIABLE = "API_KEYS"
 KEYS_FILE_VARIABLE = "API_KEYS_FILE"
 KEY = re.compile(r"([^:]*[^:\s])\s*:\s*([!-~]+)")

@@ -43,7 +43,7 @@ class LostError(RuntimeError):
 
 
 class RepeatedError(ValueError):
-    """There already is a vote on these answers."""
+    """There is already a vote on these answers."""
 
 
 class Store:
@@ -62,10 +62,10 @@ class Store:
         """Stores a vote with its answers, in one transaction.
 
         Args:
-            again: replace the vote if an earlier attempt with unknown outcome stored it.
+            again: replace the vote if an earlier attempt with an unknown outcome stored it.
 
         Raises:
-            RepeatedError: there already is a vote on these answers.
+            RepeatedError: there is already a vote on these answers.
             LostError: the outcome is unknown.
         """
         with _reported():
