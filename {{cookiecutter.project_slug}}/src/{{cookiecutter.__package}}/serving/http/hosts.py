@@ -1,7 +1,8 @@
 """Checks a request's host name, and the site that sends it.
 
 If a site's name is changed to this machine's address (DNS rebinding), the Host header reveals it.
-If another site sends a form, the Origin header reveals it. No site can set these headers.
+If another site sends a form, the Origin header reveals it. Browsers do not let a site set these
+headers.
 """
 
 import os

@@ -41,7 +41,9 @@ REFUSED: Mapping[str, str] = {
     "ssl_verify": "nothing here calls the page over HTTPS",
     "path": "set it in the Serve config, as route_prefix",
     "root_path": "set route_prefix in the Serve config, and public_url under args if a proxy changes it",
-    "strict_cors": "in the Serve config, list sites that may call the page as origins under args",
+    "strict_cors": (
+        "in the Serve config, list the sites that may call the page, as origins under args"
+    ),
     "ssr_mode": NO_NODE,
     "node_server_name": NO_NODE,
     "node_port": NO_NODE,

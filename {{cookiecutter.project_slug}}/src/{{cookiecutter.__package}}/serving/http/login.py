@@ -498,7 +498,7 @@ def share_logins(app: Any, name: str) -> None:
     secret = read_secret()
     if secret is None:
         raise LoginError(
-            f"auth of Launch signs its logins, but {SECRET_VARIABLE} is not set. Set it to a "
+            f"auth in Launch needs {SECRET_VARIABLE} to sign logins, but it is not set. Set it to a "
             "long random string in the environment that starts Ray, the same on each node. Or "
             "use login_user instead of auth."
         )
@@ -550,8 +550,8 @@ def share_browser_states(
 ) -> None:
     """Gives each gr.BrowserState, and a saved history, the same key on each replica.
 
-    Gradio encrypts what it stores in a browser. By default, each process makes its own random
-    secret. Everybody who may load the page gets the secret, so it protects only from others.
+    Gradio encrypts what it stores in a browser. By default, each process generates its own
+    random secret. Everybody who may load the page gets the secret, so it only protects from others.
     """
     states = [block for block in page.blocks.values() if isinstance(block, BrowserState)]
     secret = read_secret()
