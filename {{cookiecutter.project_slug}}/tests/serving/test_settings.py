@@ -87,7 +87,7 @@ def test_an_option_out_of_range_is_refused_with_its_range(
 @pytest.mark.parametrize(
     ("role", "content", "reason"),
     [
-        ("tool", "Hi", "roles system, user, assistant, not 'tool'"),
+        ("tool", "Hi", "'tool' is not a message role. Use one of: system, user, assistant"),
         ("user", [{"type": "image_url"}], "may contain only text. Leave out images"),
         ("user", None, "may contain only text"),
         ("user", "half \ud83d", "an incomplete character. Remove it"),

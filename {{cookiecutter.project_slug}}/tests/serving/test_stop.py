@@ -106,6 +106,6 @@ def test_the_wait_for_answers_is_limited_by_the_config(stopping: Served) -> None
 def test_a_second_signal_ends_the_wait(stopping: Served) -> None:
     begun(stopping, ENDLESS_SECONDS)
     stopping.process.send_signal(signal.SIGTERM)
-    wait_for_output(stopping, "Waiting up to {ENDLESS_SECONDS} s")
+    wait_for_output(stopping, f"Waiting up to {ENDLESS_SECONDS} s")
     stopping.process.send_signal(signal.SIGTERM)
     assert stopping.process.wait(SOON_SECONDS) == 128 + signal.SIGTERM

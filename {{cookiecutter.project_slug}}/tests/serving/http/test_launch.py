@@ -378,7 +378,8 @@ async def test_expired_changed_and_foreign_tokens_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(None, "PAGE_SECRET is not set"), ("short", "fewer than 32 characters")]
+    ("value", "reason"),
+    [(None, "needs PAGE_SECRET to sign logins"), ("short", "fewer than 32 characters")],
 )
 def test_a_login_without_a_secret_is_refused_with_instructions(
     value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
