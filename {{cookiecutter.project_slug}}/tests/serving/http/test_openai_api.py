@@ -241,7 +241,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
         ({"top_p": -1}, "top_p", "greater than or equal to 0"),
         ({"stop": ["a"] * 5}, "stop", "more than 4"),
-        ({"stop": ""}, "stop", "none empty"),
+        ({"stop": ""}, "stop", "none of them empty"),
         ({"stop": [4]}, "stop[0]", "valid string"),
         ({"seed": 2**63}, "seed", "less than"),
         ({"stream": "yes"}, "stream", "valid boolean"),
