@@ -35,7 +35,7 @@ def test_a_lost_model_replica_fails_only_answers_that_had_started(
     assert_none_fails(fault.after())
     failed = [each for each in fault.in_flight() if each.failure]
     assert failed
-    assert all("interrupted. Run again" in str(each.failure) for each in failed)
+    assert all("interrupted. Try again" in str(each.failure) for each in failed)
 
 
 @pytest.mark.long

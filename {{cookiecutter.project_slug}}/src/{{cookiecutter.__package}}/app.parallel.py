@@ -31,7 +31,7 @@ def build(settings: Settings) -> Application:
 
 
 def api(settings: Settings) -> Application:
-    """Returns an application with only the OpenAI-compatible API, for a Serve config of its own."""
+    """Returns an application with only the OpenAI-compatible API, for a separate Serve config."""
     return ApiServer.bind(PageOfModels(settings, Settings.api_of), *deployments_of(settings))
 
 

@@ -10,7 +10,7 @@ MODELS = (
     ),
     ModelSettings(
         name="qwen",
-        about="Qwen2.5 with 494M parameters, which knows more and is slower",
+        about="Qwen2.5 with 494M parameters, slower but more knowledgeable",
         source="Qwen/Qwen2.5-0.5B-Instruct",
     ),
 )

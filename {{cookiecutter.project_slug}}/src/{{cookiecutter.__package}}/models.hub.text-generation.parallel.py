@@ -10,7 +10,7 @@ MODELS = (
     ),
     ModelSettings(
         name="distilgpt2",
-        about="GPT-2 distilled to 82M parameters, which is faster",
+        about="A faster GPT-2, distilled to 82M parameters",
         source="distilgpt2",
     ),
 )

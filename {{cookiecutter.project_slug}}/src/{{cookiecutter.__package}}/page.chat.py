@@ -1,5 +1,5 @@
 {% from "text.jinja" import python %}
-"""The page: its texts, theme and controls."""
+"""The page: its text, theme and controls."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from .serving import (
 TITLE = {{ python(cookiecutter.project_name) }}
 DESCRIPTION = {{ python(cookiecutter.description) }}
 PROMPT_LABEL = "Your message"
-PROMPT_PLACEHOLDER = "Ask something"
+PROMPT_PLACEHOLDER = "Ask a question"
 BUTTON = "Send"
 EXAMPLES = [
     "Why is the sky blue?",
@@ -47,7 +47,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
             prompt = gr.Textbox(
                 label=PROMPT_LABEL,
                 placeholder=PROMPT_PLACEHOLDER,
-                info="Enter sends it; Shift+Enter starts a new line.",
+                info="Press Enter to send, Shift+Enter for a new line.",
                 max_lines=12,
                 autofocus=True,
                 elem_classes="prompt",

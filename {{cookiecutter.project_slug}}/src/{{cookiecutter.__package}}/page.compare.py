@@ -1,5 +1,5 @@
 {% from "text.jinja" import python %}
-"""The page: its texts, theme and controls."""
+"""The page: its text, theme and controls."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ TITLE = {{ python(cookiecutter.project_name) }}
 DESCRIPTION = {{ python(cookiecutter.description) }}
 {% if cookiecutter.task == "text-generation" %}
 PROMPT_LABEL = "Prompt"
-PROMPT_PLACEHOLDER = "Ask something, or start a text"
+PROMPT_PLACEHOLDER = "Ask a question, or write the start of a text"
 BUTTON = "Generate"
 EXAMPLES = [
     "Why is the sky blue?",
@@ -31,7 +31,7 @@ EXAMPLES = [
 ]
 {% else %}
 PROMPT_LABEL = "Text to summarize"
-PROMPT_PLACEHOLDER = "Paste a text"
+PROMPT_PLACEHOLDER = "Paste some text"
 BUTTON = "Summarize"
 EXAMPLES = [
     "HOUSTON -- Men have landed and walked on the moon. Two Americans, astronauts of Apollo 11, "
@@ -65,7 +65,7 @@ def build_page(settings: PageSettings, models: Sequence[Model]) -> gr.Blocks:
             prompt = gr.Textbox(
                 label=PROMPT_LABEL,
                 placeholder=PROMPT_PLACEHOLDER,
-                info="Enter runs it; Shift+Enter starts a new line.",
+                info="Press Enter to run, Shift+Enter for a new line.",
                 max_lines=12,
                 autofocus=True,
                 elem_classes="prompt",

@@ -6,14 +6,14 @@ import gradio as gr
 
 from .serving import Launch
 
-# The arguments that you would pass to `launch()`, under the same names.
+# The arguments that you would pass to `launch()`, with the same names.
 LAUNCH = Launch(theme=gr.themes.Soft())
 
 
 def number_lines(
     text: str, texts: int, progress: gr.Progress = gr.Progress()
 ) -> tuple[str, int, str]:
-    """Numbers the lines of a text, and counts the texts of this session."""
+    """Numbers the lines of a text, and counts the texts in this session."""
     lines = Path(text).read_text("utf-8").splitlines()
     numbered = [f"{number} {line}\n" for number, line in enumerate(progress.tqdm(lines), 1)]
     # Next to the upload, which has its own directory.

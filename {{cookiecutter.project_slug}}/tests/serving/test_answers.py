@@ -83,7 +83,7 @@ async def test_a_model_that_does_not_start_in_time_is_reported() -> None:
     *_, [answer] = [update async for update in answers_of(asleep, answer_seconds=0.5)]
     assert answer.state is State.FAILED
     assert not answer.starting
-    assert answer.failure == "asleep is still starting. Run again in a moment."
+    assert answer.failure == "asleep is still starting. Try again in a moment."
 
 
 async def test_a_complete_answer_is_shown_without_delay() -> None:

@@ -195,13 +195,15 @@ def test_required_cpus_are_counted_as_serve_counts_them(
     check_resources([application], Path("config/ours.yaml"))
 
 
+@pytest.mark.parametrize(("gpus", "needed"), [(2, "2 GPUs"), (1, "1 GPU")])
 def test_missing_gpus_are_reported(
-    planned: Callable[..., Planned], on: Callable[[int, int], None]
+    gpus: int, needed: str, planned: Callable[..., Planned], on: Callable[[int, int], None]
 ) -> None:
-    page = {"name": "GradioServer", "ray_actor_options": {"num_cpus": 0, "num_gpus": 2}}
+    page = {"name": "GradioServer", "ray_actor_options": {"num_cpus": 0, "num_gpus": gpus}}
     application = planned(deployments=[page])
-    on(99, 1)
-    with pytest.raises(StartError, match=r"2 GPUs \(GradioServer 2.*but this machine has 1\."):
+    on(99, gpus - 1)
+    reason = rf"need {needed} \(GradioServer {gpus}.*but this machine has {gpus - 1}\."
+    with pytest.raises(StartError, match=reason):
         check_resources([application], Path("config/ours.yaml"))
 
 

@@ -58,7 +58,7 @@ TERMINAL = re.compile(
 )*The page is up: \S+
 The page is up: \S+
 Press Ctrl-C to stop\.
-(Waiting for running answers, at most \d+ s\. Ctrl-C stops at once\.
+(Waiting up to \d+ s for running answers to finish\. Press Ctrl-C to stop at once\.
 )?Stopped\.
 """
 )

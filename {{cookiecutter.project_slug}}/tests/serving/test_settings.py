@@ -63,7 +63,7 @@ def test_options_omitted_in_a_config_keep_the_defaults_of_the_settings() -> None
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ValidationError, match="contradict each other"):
+    with pytest.raises(ValidationError, match="is above the maximum"):
         GenerationOptions(min_new_tokens=50, max_new_tokens=40)
 
 
@@ -87,10 +87,10 @@ def test_an_option_out_of_range_is_refused_with_its_range(
 @pytest.mark.parametrize(
     ("role", "content", "reason"),
     [
-        ("tool", "Hi", "roles system, user, assistant, not 'tool'"),
+        ("tool", "Hi", "'tool' is not a message role. Use one of: system, user, assistant"),
         ("user", [{"type": "image_url"}], "may contain only text. Leave out images"),
         ("user", None, "may contain only text"),
-        ("user", "half \ud83d", "half of a character. Remove it"),
+        ("user", "half \ud83d", "an incomplete character. Remove it"),
     ],
 )
 def test_a_message_that_is_not_text_is_refused_in_one_line(

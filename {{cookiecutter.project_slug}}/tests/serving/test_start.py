@@ -132,7 +132,7 @@ def test_a_misspelt_option_of_serve_is_reported(start: Start, tmp_path: Path) ->
     config = config_of(tmp_path, free_port())
     config["applications"][0]["deployments"][0]["num_replica"] = 2
     line = start(written(tmp_path, config))
-    assert "applications.0.deployments.0.num_replica: there is no such name" in line
+    assert "applications.0.deployments.0.num_replica: there is no such setting" in line
 
 
 def test_an_option_of_serve_out_of_range_is_reported(start: Start, tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_a_port_can_be_set_if_the_config_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"modles": []}, "args.modles: there is no such name. Check its spelling"),
+        ({"modles": []}, "args.modles: there is no such setting. Check the spelling"),
         (
             {"models": [{"name": "a", "source": "b", "topp": 1}]},
-            "args.models.0.topp: there is no such name. Check its spelling",
+            "args.models.0.topp: there is no such setting. Check the spelling",
         ),
         ({"limits": {"new_tokens": 0}}, "args.limits.new_tokens: Input should be greater than"),
         (
@@ -475,7 +475,7 @@ def test_a_slow_start_of_ray_is_waited_for(wait: int) -> None:
         rf"^\d+ s: waiting for Ray, whose logs are in \S+_{process.pid}/logs$", said, re.MULTILINE
     )
     if wait == 5:
-        assert "StartError: Ray does not start. See its logs in" in failed
+        assert "StartError: Ray did not start. See its logs in" in failed
     else:
         [logs] = re.findall(r"^logs: (.+)$", said, re.MULTILINE)
         assert (Path(logs) / "raylet.out").is_file()

@@ -84,7 +84,9 @@ def test_a_running_answer_is_completed_and_new_calls_are_refused(stopping: Serve
     [url] = stopping.addresses
     job = begun(stopping, LONG_ANSWER_SECONDS)
     stopping.process.send_signal(signal.SIGTERM)
-    wait_for_output(stopping, "Waiting for running answers, at most 120 s. Ctrl-C stops at once.")
+    wait_for_output(
+        stopping, "Waiting up to 120 s for running answers to finish. Press Ctrl-C to stop at once."
+    )
     refused = httpx2.post(f"{url}gradio_api/call/count", json={"data": [1]})
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("The page is shutting down.")
@@ -104,6 +106,6 @@ def test_the_wait_for_answers_is_limited_by_the_config(stopping: Served) -> None
 def test_a_second_signal_ends_the_wait(stopping: Served) -> None:
     begun(stopping, ENDLESS_SECONDS)
     stopping.process.send_signal(signal.SIGTERM)
-    wait_for_output(stopping, "Waiting for running answers")
+    wait_for_output(stopping, f"Waiting up to {ENDLESS_SECONDS} s")
     stopping.process.send_signal(signal.SIGTERM)
     assert stopping.process.wait(SOON_SECONDS) == 128 + signal.SIGTERM

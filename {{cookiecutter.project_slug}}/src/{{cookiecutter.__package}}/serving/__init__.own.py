@@ -4,7 +4,7 @@ The names in `__init__.pyi` are public. The template's changelog lists changes t
 
 - `GradioServer` serves the page that your function builds. It takes `Launch` options, your
   middleware and your routes. Add your own fields to `HttpSettings`.
-- `main` starts the application. Your own checks before the start raise a `StartError`.
+- `main` starts the application. Your own startup checks raise a `StartError`.
 """
 
 import lazy_loader

@@ -37,11 +37,11 @@ class Answer:
 
     text: str = ""
     thoughts: str = ""
-    """The reasoning of a model before its answer."""
+    """The model's reasoning before its answer."""
     tokens: int = 0
     state: State = State.WAITING
     starting: bool = False
-    """Whether the answer waits for its model to start."""
+    """Whether the answer is waiting for its model to start."""
     failure: str = ""
     """Why it failed, as a message for the visitor."""
     end: End | None = None
@@ -73,7 +73,7 @@ class Answer:
 
     @property
     def whole(self) -> str:
-        """The text, and the failure in a paragraph of its own."""
+        """The text, and the failure in a separate paragraph."""
         return f"{self.text}\n\n⚠ {self.failure}".lstrip() if self.failure else self.text
 
     def add(self, piece: Piece | End) -> None:
@@ -106,7 +106,7 @@ def fan_out(
     """Asks all models at once, and yields all answers so far whenever one of them changes.
 
     After each update, it pauses and collects further changes, because nobody can read faster. If a
-    model fails, its answer has the reason. Closing the iterator stops all models.
+    model fails, its answer gives the reason. Closing the iterator stops all models.
     """
     return fan_out_each(models, [messages] * len(models), options, pause, answer_seconds)
 
@@ -176,8 +176,8 @@ def explain(model: Model, error: Exception, *, starting: bool = False) -> str:
         return str(error)
     if isinstance(error, TimeoutError):
         if starting:
-            return f"{model.name} is still starting. Run again in a moment."
+            return f"{model.name} is still starting. Try again in a moment."
         return f"{model.name} was stopped because it took too long. Ask for fewer tokens."
     facts = {"request": request_id.get(), "model": model.name}
     logger.error("%s failed", model.name, exc_info=error, extra=facts)
-    return f"{model.name} failed to answer. Run again. If it keeps failing, see the server's log."
+    return f"{model.name} failed to answer. Try again. If it keeps failing, see the server's log."

@@ -1,4 +1,4 @@
-"""The basis of all other modules: strict settings, and errors with readable messages.
+"""The base of all other modules: strict settings, and errors with readable messages.
 
 It imports neither Ray nor Gradio.
 """
@@ -34,7 +34,7 @@ class Allowance(Protocol):
     """The rate limits of callers. `user` is the name from Gradio's own login."""
 
     async def take(self, scope: MutableMapping[str, Any], user: str | None = None) -> None:
-        """Counts a request of its caller.
+        """Counts a request by its caller.
 
         Raises:
             HTTPException: it is over a limit. The message says which one, and when to try again.
@@ -116,7 +116,7 @@ def refuse_launch_on_import(package: str) -> None:
 def skip_stubs_of_gradio() -> None:
     """Stops Gradio from writing type stubs for components, its own and yours, at each import.
 
-    This takes a third of the import, and Gradio's package already contains its stubs.
+    This takes a third of the import time, and Gradio's package already contains its stubs.
     """
 
     def skip(component_meta: ModuleType) -> None:

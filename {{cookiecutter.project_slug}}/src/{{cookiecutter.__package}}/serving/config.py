@@ -105,7 +105,7 @@ def read_config(path: Path) -> ServeDeploySchema:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = ServeDeploySchema.model_validate(written)
     except OSError as error:
-        raise StartError(f"{path}: {error.strerror}. Pass the path of a Serve config.") from error
+        raise StartError(f"{path}: {error.strerror}. Pass the path to a Serve config.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise StartError(f"{path} is not valid YAML: line {line}: {error.problem}") from error
@@ -115,7 +115,7 @@ def read_config(path: Path) -> ServeDeploySchema:
         raise StartError(f"{path}: {_reasons(error, ())}") from error
     # Serve silently drops unknown names, including misspelled ones.
     for name in _dropped(written, config.model_dump(exclude_unset=True)):
-        raise StartError(f"{path}: {name}: there is no such name. Check its spelling")
+        raise StartError(f"{path}: {name}: there is no such setting. Check the spelling")
     return config
 
 
@@ -218,7 +218,7 @@ def _reasons(error: ValidationError, inside: tuple[str, ...]) -> str:
 
 def _reason(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
-        return "there is no such name. Check its spelling"
+        return "there is no such setting. Check the spelling"
     return detail["msg"].removeprefix("Value error, ")
 
 
@@ -282,7 +282,7 @@ def _in_a_process_of_their_own(checks: Sequence[Callable[[], object]]) -> None:
         check=False,
     )
     if result.returncode:
-        raise StartError(result.stdout.decode() or "a check before the start failed. See above")
+        raise StartError(result.stdout.decode() or "a startup check failed. See the output above")
 
 
 @contextmanager
@@ -307,9 +307,14 @@ def check_resources(planned: Sequence[Planned], path: Path) -> None:
         total = sum(amounts[option] for _, amounts in asked)
         if total > there[option] + 1e-6:
             parts = ", ".join(f"{name} {amounts[option]:g}" for name, amounts in asked)
-            lacking.append(f"{total:g} {kind}s ({parts}), but this machine has {there[option]:g}")
+            unit = kind if total == 1 else f"{kind}s"
+            lacking.append(f"{total:g} {unit} ({parts}), but this machine has {there[option]:g}")
     if lacking:
-        said = {f"{place}, and of others " for each in planned if (place := each.resources_setting)}
+        said = {
+            f"{place}, or for other deployments "
+            for each in planned
+            if (place := each.resources_setting)
+        }
         raise StartError(
             f"{path}: the deployments need {', and '.join(lacking)}. Lower num_cpus, num_gpus "
             f"or the number of replicas {''.join(said)}under deployments:. Or set RAY_ADDRESS to use "

@@ -1,4 +1,4 @@
-"""Shows the page without Ray, and reloads it when a file of the package changes.
+"""Shows the page without Ray, and reloads it when a file in the package changes.
 
 One process watches the files, and another one loads the page and serves it. If there is no page to
 serve, the first process shows the reason, so that a browser always gets an answer.
@@ -72,7 +72,7 @@ NOTICE = Template("""<!doctype html>
 <h1>$title</h1>
 <pre class="cause">$cause</pre>
 <pre class="traceback">$traceback</pre>
-<p>The page reloads when you change a file of its package.</p>
+<p>The page reloads when you change a file in its package.</p>
 $reload_script
 """)
 
@@ -314,7 +314,7 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     bound = application._bound_deployment
     if not (inspect.isclass(bound.func_or_class) and issubclass(bound.func_or_class, PageIngress)):
         raise StartError(
-            f"the preview needs a page of GradioServer, but {build} returns {bound.name}. "
+            f"the preview needs a GradioServer application, but {build} returns {bound.name}. "
             "Return GradioServer.bind(…)."
         )
     given = inspect.signature(PageIngress).bind(*bound.init_args, **bound.init_kwargs)
@@ -323,7 +323,7 @@ def load_page(build: str, *, engine: bool, version: str) -> "FastAPI":
     launch, builder = arguments["launch"], arguments["builder"]
     make = update_wrapper(partial(_built, builder, arguments["models"], engine=engine), builder)
     page = built(make)
-    # Without a head in Launch, the one of gr.Blocks applies.
+    # Without a head in Launch, the one from gr.Blocks applies.
     head = getattr(page, "_deprecated_head", None) if launch.head is None else launch.head
     web = mount(
         page,

@@ -37,7 +37,7 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             roles = ", ".join(get_args(Role))
-            raise PromptError(f"A message has one of the roles {roles}, not {self.role!r}.")
+            raise PromptError(f"{self.role!r} is not a message role. Use one of: {roles}.")
         if not isinstance(self.content, str):
             raise PromptError(
                 "A message may contain only text. Leave out images, files and the like."
@@ -45,7 +45,7 @@ class Message:
         try:
             self.content.encode()
         except UnicodeEncodeError:
-            raise PromptError("A message has half of a character. Remove it.") from None
+            raise PromptError("A message contains an incomplete character. Remove it.") from None
 
 
 class Piece(NamedTuple):
@@ -96,14 +96,14 @@ class GenerationOptions(Strict):
     def _check(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"at least {self.min_new_tokens} tokens and at most {self.max_new_tokens} "
-                "contradict each other. Raise the maximum or lower the minimum"
+                f"the minimum of {self.min_new_tokens} tokens is above the maximum of "
+                f"{self.max_new_tokens}. Raise the maximum, or lower the minimum"
             )
         return self
 
 
 class Model(Protocol):
-    """A model: an engine in this process, a deployment, another server, or a class of yours.
+    """A model: an engine in this process, a deployment, another server, or your own class.
 
     `stream` yields pieces, and one `End` at the end. Closing it stops the generation. If the last
     message is the assistant's, the model continues that message.

@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 if sys.platform == "win32":
-    sys.exit("error: Ray Serve is not meant for Windows: start this in WSL, Windows' own Linux.")
+    sys.exit(
+        "error: Ray Serve is not meant for Windows. Start this in WSL, the Windows Subsystem for "
+        "Linux."
+    )
 
 import psutil
 import ray
@@ -140,7 +143,7 @@ def _arguments(package: str) -> argparse.Namespace:
         description="Runs the application until Ctrl-C. Without a command, it runs `serve`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serving = commands.add_parser("serve", help="serves the application of a config on Ray")
+    serving = commands.add_parser("serve", help="serves the application in a Serve config on Ray")
     serving.add_argument(
         "config",
         nargs="?",
@@ -164,8 +167,8 @@ def _arguments(package: str) -> argparse.Namespace:
         type=float,
         default=300,
         metavar="SECONDS",
-        help="how long to wait for each of Ray's processes, which take minutes on a busy machine "
-        "(default: 300)",
+        help="how long to wait for each of Ray's processes, which can take minutes on a busy "
+        "machine (default: 300)",
     )
     preview = commands.add_parser(
         "preview", help="shows the page without Ray, and reloads it when you change a file"
@@ -173,7 +176,7 @@ def _arguments(package: str) -> argparse.Namespace:
     preview.set_defaults(engine=False)
     if find_spec(".engine", __package__):
         preview.add_argument(
-            "--engine", action="store_true", help="runs the real models, not a stand-in for them"
+            "--engine", action="store_true", help="runs the real models instead of stand-ins"
         )
     preview.add_argument("--port", type=int, default=7860, help="the page's port (default: 7860)")
     if find_spec(".votes", __package__):
@@ -210,7 +213,7 @@ def run(
     if metrics_port is not None:
         if not alone:
             raise StartError(
-                "the metrics of a cluster already have a port. Remove --metrics-port, or set the "
+                "a cluster's metrics already have a port. Remove --metrics-port, or set the "
                 "port when you start the cluster: ray start --metrics-export-port."
             )
         check_port("0.0.0.0", metrics_port, "--metrics-port")  # noqa: S104
@@ -241,7 +244,7 @@ def run(
     print("Starting Ray", flush=True)
     with quiet(AUTHENTICATION, logging.ERROR):
         cluster = start_ray(alone, metrics_port, bounds.ray)
-    # Ray has set a handler of its own, with another exit status.
+    # Ray has set its own handler, with another exit status.
     end_on_sigterm()
     print(f"Ray's logs are in {cluster.logs}, its metrics at {cluster.metrics}", flush=True)
     try:
@@ -317,7 +320,7 @@ def start_ray(alone: bool, metrics_port: int | None = None, seconds: float = 300
         if alone:
             remedy = f"See its logs in {own_logs()}, and raise --ray-wait if it is slow"
         reason = " ".join(str(error).split())
-        raise StartError(f"Ray does not start. {remedy}: {reason}") from error
+        raise StartError(f"Ray did not start. {remedy}. The reason: {reason}") from error
     info = context.address_info
     return Cluster(
         f"{info['session_dir']}/logs",
@@ -457,7 +460,7 @@ def served(config: ServeDeploySchema, logs: str, proxy_seconds: float = 60) -> I
             except Exception as error:
                 reason = " ".join(str(error).split())
                 raise StartError(
-                    f"Serve does not start. See the logs in {logs}/serve: {reason}"
+                    f"Serve did not start. See the logs in {logs}/serve. The reason: {reason}"
                 ) from error
         yield
     finally:
@@ -495,8 +498,8 @@ def let_answers_end(*, alone: bool) -> None:
                 if not said:
                     longest = max(seconds for _, seconds in pages)
                     print(
-                        f"Waiting for running answers, at most {longest:.0f} s. "
-                        "Ctrl-C stops at once.",
+                        f"Waiting up to {longest:.0f} s for running answers to finish. "
+                        "Press Ctrl-C to stop at once.",
                         flush=True,
                     )
                     said = True
@@ -512,7 +515,7 @@ def let_answers_end(*, alone: bool) -> None:
 
 
 def answers_run(page: DeploymentHandle) -> bool:
-    """Makes the page's replicas refuse new calls. Returns whether answers still run in any."""
+    """Makes the page's replicas refuse new calls. Returns whether any answers are running."""
     try:
         replicas = page.broadcast("close").results(timeout_s=LOOK_SECONDS, return_exceptions=True)
     except TimeoutError:

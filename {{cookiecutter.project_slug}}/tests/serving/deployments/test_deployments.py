@@ -111,7 +111,7 @@ async def test_a_call_is_retried_once_if_its_replica_dies_before_the_first_piece
     once = flaky(failures=1, pieces=0)
     pieces = await pieces_of(once.stream(user(""), GenerationOptions()))
     assert "".join(piece.text for piece in pieces) == "0 1 2 "
-    with pytest.raises(InterruptionError, match="Run again"):
+    with pytest.raises(InterruptionError, match="Try again"):
         await anext(flaky(failures=2, pieces=0).stream(user(""), GenerationOptions()))
 
 

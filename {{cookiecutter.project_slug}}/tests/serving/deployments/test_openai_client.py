@@ -302,7 +302,7 @@ async def test_an_invalid_line_ends_the_answer(
     loopback.events = [loopback.chunk("secret "), f"data: {line}\n\n", loopback.chunk("three")]
     stream = model.stream(user("Hello"), OPTIONS)
     assert await anext(stream) == Piece("secret ", 1)
-    with pytest.raises(InterruptionError, match=r"sent an invalid answer\. Run again"):
+    with pytest.raises(InterruptionError, match=r"sent an invalid answer\. Try again"):
         await anext(stream)
     assert "sent an invalid chunk" in caplog.text
     assert "secret" not in caplog.text
@@ -380,10 +380,10 @@ async def test_closing_the_stream_closes_the_connection(
     ("status", "kind", "reason"),
     [
         (400, PromptError, "rejected this text"),
-        (403, InterruptionError, "Set WHALE_KEY correctly where Ray starts"),
-        (404, InterruptionError, "The server of whale has no model whale-7b. Correct its source"),
+        (403, InterruptionError, "Set WHALE_KEY correctly in the environment that starts Ray"),
+        (404, InterruptionError, "whale's server has no model whale-7b. Correct its source"),
         (429, BusyError, "Try again in a moment"),
-        (500, InterruptionError, "The server of whale ended the answer. Run again"),
+        (500, InterruptionError, "whale's server ended the answer early. Try again"),
     ],
 )
 async def test_a_server_error_is_shown_in_the_pane(

@@ -183,7 +183,7 @@ def test_a_model_that_cannot_be_batched_is_refused_with_its_architecture_and_a_r
         engine_of(tmp_path)
     line = str(error.value)
     assert "is a BertLMHeadModel, which cannot be served" in line
-    assert "served: its scores are not those of the plain model." in line
+    assert "served: its scores differ from those of the plain model." in line
     assert "\n" not in line
 
 

@@ -498,7 +498,7 @@ async def test_requests_that_outgrow_the_cache_wait_and_resume_where_they_stoppe
 async def test_a_prompt_longer_than_the_context_is_refused(
     tiny_decoder: Path, engine_of: EngineOf
 ) -> None:
-    with pytest.raises(PromptError, match=r"too long for tiny: .* context has room for 244\. "):
+    with pytest.raises(PromptError, match=r"too long for tiny: .* has room for only 244\. "):
         await answer(engine_of(tiny_decoder), "whale " * 300)
 
 

@@ -159,7 +159,7 @@ def test_a_hub_model_with_only_gguf_files_is_refused_with_one_as_an_example(
     ("name", "reason"),
     [
         ("other.gguf", "there is no file"),
-        ("small-00001-of-00003.gguf", "is only a part of a model. Merge the parts"),
+        ("small-00001-of-00003.gguf", "is only part of a model. Merge the parts"),
     ],
 )
 def test_an_unreadable_file_is_refused(name: str, reason: str, tmp_path: Path) -> None:

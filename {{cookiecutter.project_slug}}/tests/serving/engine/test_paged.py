@@ -325,7 +325,7 @@ async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model_type = "llama"
-    reason = "its scores are not those of the plain model"
+    reason = "its scores differ from those of the plain model"
     if why == "its architecture":
         model_type, reason = "phi", "phi is not one of llama, mistral, qwen2, qwen3"
     elif why == "its scores":
@@ -362,7 +362,7 @@ async def test_auto_chooses_the_plain_model_if_int8_is_not_possible(
 @pytest.mark.parametrize(
     ("together", "reason"),
     [
-        (False, "its scores are not those of the plain model"),
+        (False, "its scores differ from those of the plain model"),
         (True, "depend on which other requests run"),
     ],
 )

@@ -253,7 +253,7 @@ async def test_a_damaged_graph_is_rebuilt(
         file.write_bytes(content if damage == "changed" else content[: len(content) // 2])
     second, said = start()
     assert any(
-        line.startswith(f"tiny: the graph in {graph} cannot be used and is made") for line in said
+        line.startswith(f"tiny: the graph in {graph} cannot be used and will be") for line in said
     )
     assert await texts(second) == await texts(first)
     assert graphs(above) == [graph]
@@ -392,9 +392,7 @@ def test_waiting_for_another_process_is_logged_and_bounded(
     monkeypatch.setattr(saved_graphs, "LOCK_SECONDS", 0.2)
     with FileLock(above / f"{graph.name.split('.')[0]}.lock"):
         _, said = start()
-    assert (
-        "tiny: another process is making its graph. Waiting for it, for up to 0.2 seconds" in said
-    )
+    assert "tiny: another process is building its graph. Waiting up to 0.2 seconds for it" in said
     assert any(line.startswith(f"tiny: its graph cannot be saved in {above} (") for line in said)
     assert not graph.exists()
 
@@ -423,7 +421,7 @@ async def test_without_a_writable_directory_each_start_builds_the_graph_in_memor
     engine, said = start()
     unkept = [line for line in said if "its graph cannot be saved in" in line]
     assert len(unkept) == 1
-    assert re.search(r"\(.+\), so every start makes it again\. Make that", unkept[0])
+    assert re.search(r"\(.+\), so it is rebuilt at every start\. Make that", unkept[0])
     assert await texts(engine) == await texts(usual)
     assert not graphs(above)
 
@@ -433,7 +431,7 @@ def test_a_graph_that_fails_its_check_is_not_kept(
 ) -> None:
     usual = Decoder.scores
     monkeypatch.setattr(Decoder, "scores", lambda *given: np.flip(usual(*given), 1).copy())
-    with pytest.raises(ModelError, match="its scores are not those of the plain model"):
+    with pytest.raises(ModelError, match="its scores differ from those of the plain model"):
         start()
     assert not graphs(above)
 

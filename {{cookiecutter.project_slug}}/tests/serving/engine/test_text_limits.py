@@ -152,34 +152,34 @@ def test_a_model_without_attention_gets_room_too(memory: Callable[[float], None]
     [
         (
             TextLimit(256),
-            "The text is too long for tiny: 300 tokens, and with 100 new tokens, its context has "
-            "room for 156. Shorten the text or ask for fewer new tokens.",
+            "The text is too long for tiny: 300 tokens, but with 100 new tokens, its context has "
+            "room for only 156. Shorten the text or ask for fewer new tokens.",
         ),
         (
             TextLimit(256, "cache_tokens"),
-            "The text is too long for tiny: 300 tokens, and with 100 new tokens, its cache has room "
-            "for 156. Shorten the text, ask for fewer new tokens or raise cache_tokens under "
-            "limits.",
+            "The text is too long for tiny: 300 tokens, but with 100 new tokens, its cache has "
+            "room for only 156. Shorten the text, ask for fewer new tokens or raise cache_tokens "
+            "under limits.",
         ),
         (
             TextLimit(26, "cache_tokens"),
-            "The text is too long for tiny: 300 tokens, and 100 new tokens leave no room in its "
+            "The text is too long for tiny: 300 tokens, but 100 new tokens leave no room in its "
             "cache of 26. Ask for fewer new tokens or raise cache_tokens under limits.",
         ),
         (
             TextLimit(90),
-            "The text is too long for tiny: 300 tokens, and 100 new tokens leave no room in its "
+            "The text is too long for tiny: 300 tokens, but 100 new tokens leave no room in its "
             "context of 90. Ask for fewer new tokens.",
         ),
         (
             TextLimit(256, writes_into_it=False),
-            "The text is too long for tiny: 300 tokens, and it can read at most 256. Shorten the "
-            "text.",
+            "The text is too long for tiny: 300 tokens, but the model can read at most 256. "
+            "Shorten the text.",
         ),
         (
             TextLimit(256, "prompt_tokens", writes_into_it=False),
-            "The text is too long for tiny: 300 tokens, and it can read at most 256. Shorten the text "
-            "or raise prompt_tokens under limits.",
+            "The text is too long for tiny: 300 tokens, but the model can read at most 256. "
+            "Shorten the text or raise prompt_tokens under limits.",
         ),
     ],
 )

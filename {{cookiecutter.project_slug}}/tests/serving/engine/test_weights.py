@@ -163,9 +163,9 @@ def test_a_pinned_commit_stays_when_the_branch_moves(tmp_path: Path) -> None:
     ("status", "reason"),
     [
         (401, "the hub requires a valid HF_TOKEN (401)"),
-        (403, "the hub denies access (403). Check the rights of HF_TOKEN"),
-        (429, "the hub limits requests (429)"),
-        (503, "the hub returned 503. Start later"),
+        (403, "the hub denies access (403). Check the permissions of HF_TOKEN"),
+        (429, "the hub is limiting requests (429)"),
+        (503, "the hub returned 503. Try again later"),
     ],
 )
 def test_a_refusal_by_the_hub_is_reported_in_one_line(
@@ -232,7 +232,7 @@ def test_all_shards_of_split_weights_are_downloaded(tmp_path: Path) -> None:
         ("not/a/model", "", "'not/a/model' is neither a path nor a model id"),
         ("not a model", "", "'not a model' is neither a path nor a model id"),
         ("org/model/b.gguf", "", "is not in the repository. To use a GGUF file, set source: "),
-        ("org/model/c-00001-of-00002.gguf", "", "is only a part of a model. Merge the parts"),
+        ("org/model/c-00001-of-00002.gguf", "", "is only part of a model. Merge the parts"),
     ],
 )
 def test_a_model_missing_on_the_hub_is_refused_in_one_line(

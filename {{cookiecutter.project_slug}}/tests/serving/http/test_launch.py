@@ -75,7 +75,7 @@ def test_launch_has_no_parameter_that_gradio_lacks() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_parameters_that_serve_replaces_are_refused_with_the_alternative(name: str) -> None:
     given: dict[str, Any] = {name: None}
-    with pytest.raises(StartError, match=f"Launch does not take {name}: [^\n]+[.]$"):
+    with pytest.raises(StartError, match=f"Launch does not accept {name}: [^\n]+[.]$"):
         Launch(**given)
 
 
@@ -378,7 +378,8 @@ async def test_expired_changed_and_foreign_tokens_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(None, "PAGE_SECRET is not set"), ("short", "fewer than 32 characters")]
+    ("value", "reason"),
+    [(None, "needs PAGE_SECRET to sign logins"), ("short", "fewer than 32 characters")],
 )
 def test_a_login_without_a_secret_is_refused_with_instructions(
     value: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
@@ -498,7 +499,7 @@ def test_a_builder_that_returns_no_page_gets_instructions(
 
 def test_a_failing_builder_is_reported_with_its_line() -> None:
     with pytest.raises(
-        StartError, match=r"failing fails with KeyError: .*, at .*test_launch"
+        StartError, match=r"failing failed with KeyError: .*, at .*test_launch"
     ) as caught:
         ingress._built(failing)
     assert "\n" not in str(caught.value)
@@ -563,7 +564,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         ({"page": "demo().launch()"}, "build_page calls launch"),
         ({"page": "demo()"}, "build_page returns nothing"),
         ({"top": "demo().launch()"}, ":build calls launch"),
-        ({"bound": ", launch=Launch(share=True)"}, "Launch does not take share: Serve listens"),
+        ({"bound": ", launch=Launch(share=True)"}, "Launch does not accept share: Serve listens"),
         ({"top": "LAUNCH = Launch(css_paths='a.css')"}, "'a.css' is not absolute"),
     ],
 )

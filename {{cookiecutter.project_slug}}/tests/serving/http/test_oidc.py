@@ -264,7 +264,7 @@ def test_an_unknown_code_is_refused_without_an_error_in_the_log(
     [state] = parse_qs(urlsplit(sent_to(browser)).query)["state"]
     answer = browser.get(f"/oidc/callback?state={state}&code=whale")
     assert answer.status_code == 403
-    assert "does not know this login" in answer.text
+    assert "does not recognize this login" in answer.text
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(provider.asked) == 1
 

@@ -226,11 +226,11 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"messages": "Hello"}, "messages", "valid list"),
         ({"messages": None}, "messages", "valid list"),
         ({"messages": [{"content": "Hello"}]}, "messages[0].role", "required"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "not 'tool'"),
+        ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "'tool' is not a message role"),
         ({"messages": [{"role": "user"}]}, "messages", "may contain only text"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages", "Leave out images"),
         ({"messages": [{"role": "user", "content": 4}]}, "messages[0].content", "valid list"),
-        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages", "half of a character"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages", "incomplete character"),
         ({"messages": [{"role": "user", "content": "a" * 1001}]}, "messages", "at most 1,000"),
         ({"model": None}, "model", "valid string"),
         ({"max_tokens": 65}, "max_tokens", "at most 64 tokens. Ask for fewer"),
@@ -241,7 +241,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
         ({"top_p": -1}, "top_p", "greater than or equal to 0"),
         ({"stop": ["a"] * 5}, "stop", "more than 4"),
-        ({"stop": ""}, "stop", "none empty"),
+        ({"stop": ""}, "stop", "none of them empty"),
         ({"stop": [4]}, "stop[0]", "valid string"),
         ({"seed": 2**63}, "seed", "less than"),
         ({"stream": "yes"}, "stream", "valid boolean"),
@@ -275,7 +275,7 @@ def test_a_body_that_is_not_an_object_is_refused(body: bytes) -> None:
 def test_a_body_that_is_too_large_is_refused_with_the_same_error_format() -> None:
     answer = complete(asked(fast()), messages=[{"role": "user", "content": "a"}] * 40_000)
     assert answer.status_code == 413
-    assert "Send less" in error_of(answer)["message"]
+    assert "Send a smaller one" in error_of(answer)["message"]
 
 
 def test_two_thousand_turns_are_accepted_and_ten_thousand_are_refused() -> None:
@@ -341,11 +341,11 @@ def test_the_official_client_raises_the_matching_errors() -> None:
 
 
 def test_a_stream_that_fails_midway_reports_the_error() -> None:
-    half = StandIn("fast", ["half "], failure=InterruptionError("It was lost. Run again."))
+    half = StandIn("fast", ["half "], failure=InterruptionError("It was lost. Try again."))
     with client_of(half) as client:
         stream = client.chat.completions.create(model="fast", messages=HELLO, stream=True)
         said = [next(stream).choices[0].delta.content for _ in range(2)]
-        with pytest.raises(openai.APIError, match=r"It was lost\. Run again"):
+        with pytest.raises(openai.APIError, match=r"It was lost\. Try again"):
             next(stream)
     assert said == ["", "half "]
 
@@ -371,7 +371,7 @@ def test_a_starting_model_is_waited_for_and_then_answers_503_with_retry_after(
     limits = LIMITS.model_copy(update={"answer_seconds": 0.2})
     late = complete(asked(asleep, limits=limits), stream=stream)
     assert (late.status_code, late.headers["retry-after"]) == (503, "5")
-    assert error_of(late)["message"] == "fast is still starting. Run again in a moment."
+    assert error_of(late)["message"] == "fast is still starting. Try again in a moment."
 
 
 class Silent:

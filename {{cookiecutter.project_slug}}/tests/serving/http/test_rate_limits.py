@@ -121,7 +121,7 @@ async def test_a_key_with_the_name_of_a_user_counts_as_another_caller(somebody: 
     assert await refusal_of(limiter, Caller("key", somebody.name)) is None
     refused = await refusal_of(limiter, Caller("key", somebody.name))
     assert refused is not None
-    assert refused.detail == "The limit of your key is 1 request a day. Try again in 24 hours."
+    assert refused.detail == "The limit for your key is 1 request a day. Try again in 24 hours."
 
 
 async def test_a_window_expires(
@@ -186,7 +186,7 @@ async def test_while_redis_is_down_each_replica_counts_alone(
     stoppable.stop()
     assert [await refusal_of(limiter, ADA) for _ in range(2)] == [None, None]
     assert await refusal_of(limiter, ADA)
-    said = [record for record in caplog.records if "Redis does not answer" in record.message]
+    said = [record for record in caplog.records if "Redis did not answer" in record.message]
     assert 1 <= len(said) <= 2
     assert str(stoppable.port) not in caplog.text
     stoppable.start()
@@ -285,7 +285,7 @@ def test_limits_that_cannot_be_enforced_are_refused(monkeypatch: pytest.MonkeyPa
     settings = HttpSettings.model_validate({**by_address, "proxies": ["10.0.0.5"]})
     check_rate_limits(settings)
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
-    with pytest.raises(StartError, match="FORWARDED_ALLOW_IPS must be set, and empty"):
+    with pytest.raises(StartError, match="FORWARDED_ALLOW_IPS must be set to an empty value"):
         mount(words(), settings)
 
 
@@ -293,7 +293,7 @@ def test_limits_that_cannot_be_enforced_are_refused(monkeypatch: pytest.MonkeyPa
     ("url", "reason"),
     [
         (None, f"{VARIABLE} is not set"),
-        ("http://secret@localhost", "is not an address of Redis"),
+        ("http://secret@localhost", "is not a Redis address"),
         ("redis://:secret@127.0.0.1:no/0", "is not valid"),
         ("redis://:secret@127.0.0.1:1/0", "does not answer"),
     ],
@@ -351,7 +351,7 @@ def test_a_custom_page_refuses_calls_over_the_limit(path: str) -> None:
         answers = [browser.post(path, json={"data": ["a"]}) for _ in range(3)]
     assert [each.status_code for each in answers] == [200, 200, 429]
     assert 0 < int(answers[2].headers["retry-after"]) <= 60
-    assert "The limit of your address is 2 requests a minute." in answers[2].json()["detail"]
+    assert "The limit for your address is 2 requests a minute." in answers[2].json()["detail"]
 
 
 def test_a_call_over_the_limit_counts_as_limited_and_not_as_refused(
@@ -445,7 +445,7 @@ async def test_a_tool_names_the_limit_that_its_caller_exceeded(
         async with Client(streamable_http_client(f"{url}/mcp", http_client=http)) as client:
             results = [await client.call_tool("double", {"word": "a"}) for _ in range(3)]
     assert [each.is_error for each in results] == [False, False, True]
-    assert "The limit of your key is 2 requests a minute. Try again in" in str(results[2].content)
+    assert "The limit for your key is 2 requests a minute. Try again in" in str(results[2].content)
 
 
 def text_page(model: StandIn, **limits: int) -> FastAPI:
@@ -515,7 +515,7 @@ def test_the_openai_api_refuses_a_key_over_the_limit_in_its_own_error_format(
     error = answers[2].json()["error"]
     assert error["type"] == "rate_limit_error"
     assert error["code"] == "rate_limit_exceeded"
-    assert error["message"].startswith("The limit of your key is 2 requests a minute.")
+    assert error["message"].startswith("The limit for your key is 2 requests a minute.")
     assert 5 < int(answers[2].headers["retry-after"]) <= 60
 
 

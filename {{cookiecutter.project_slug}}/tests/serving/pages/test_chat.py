@@ -74,7 +74,7 @@ def test_the_api_continues_the_given_history() -> None:
     [
         (" ", [], "Enter some text first"),
         ("a" * 1001, [], "Shorten it to 1,000"),
-        ("Hi", [{"role": "wizard", "content": "a"}], "not 'wizard'"),
+        ("Hi", [{"role": "wizard", "content": "a"}], "'wizard' is not a message role"),
         ("Hi", [{"role": "user"}], "The history must be a list of messages"),
         ("Hi", [{"role": "user", "content": "a", "name": "b"}], "The history must be a list"),
         ("Hi", {"role": "user"}, "The history must be a list of messages"),

@@ -119,7 +119,7 @@ def test_waiting_callers_get_regular_updates_of_their_queue_position() -> None:
         ("a" * 1001, {}, "has 1,001 characters. Shorten it to 1,000"),
         ("a\x00b", {}, r"Character 2 is the control character U\+0000"),
         ("\x1b[2J", {}, r"Character 1 is the control character U\+001B"),
-        ("Hi", {"min_new_tokens": 50, "max_new_tokens": 40}, "contradict each other"),
+        ("Hi", {"min_new_tokens": 50, "max_new_tokens": 40}, "is above the maximum of 40"),
         ("Hi", {"max_new_tokens": 513}, "greater than maximum value 512"),
         ("Hi", {"temperature": "-1"}, "temperature: .* greater than or equal to 0"),
         ("Hi", {"top_p": "0"}, "top_p: .* greater than 0"),
@@ -263,7 +263,7 @@ def test_in_the_browser_a_failing_model_shows_an_error_and_the_prompt_is_kept(
     with page_of(broken()) as url, browser.new_page() as page:
         page.goto(url)
         ask(page)
-        expect(state(page, "broken")).to_have_text(re.compile("Failed · .*Run again"))
+        expect(state(page, "broken")).to_have_text(re.compile("Failed · .*Try again"))
         expect(page.get_by_label(PROMPT_LABEL)).to_have_value("Hello")
 
 

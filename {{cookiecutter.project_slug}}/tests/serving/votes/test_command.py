@@ -95,7 +95,7 @@ def test_an_empty_export_has_only_the_header(tmp_path: Path) -> None:
     [
         (
             {"database_url": "postgresql://ada:secret@127.0.0.1:1/votes"},
-            "does not respond: .*port 1",
+            "is not responding: .*port 1",
         ),
         ({"database_url": "mysql://db"}, "only PostgreSQL and SQLite"),
     ],

@@ -336,21 +336,21 @@ def test_in_the_browser_answers_work_while_the_database_is_down(
 @pytest.mark.parametrize(
     ("changes", "terms"),
     [
-        ({}, "Your vote is stored with the texts above, without a time limit."),
-        ({"keep_days": 1}, "Your vote is stored with the texts above, for 1 day."),
-        ({"keep_days": 90.0}, "Your vote is stored with the texts above, for 90 days."),
-        ({"keep_days": 0.5}, "Your vote is stored with the texts above, for 0.5 days."),
+        ({}, "Your vote is stored with the text above, without a time limit."),
+        ({"keep_days": 1}, "Your vote is stored with the text above, for 1 day."),
+        ({"keep_days": 90.0}, "Your vote is stored with the text above, for 90 days."),
+        ({"keep_days": 0.5}, "Your vote is stored with the text above, for 0.5 days."),
         (
             {"keep_texts": False, "keep_days": 30},
-            "Your vote is stored without the texts above, for 30 days.",
+            "Your vote is stored without the text above, for 30 days.",
         ),
         (
             {"login_user": "ada"},
-            "Your vote is stored with the texts above and your name, without a time limit.",
+            "Your vote is stored with the text above and your name, without a time limit.",
         ),
         (
             {"login_user": "ada", "keep_texts": False},
-            "Your vote is stored without the texts above but with your name, without a time limit.",
+            "Your vote is stored without the text above but with your name, without a time limit.",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_in_the_browser_visitors_see_what_is_stored_before_voting(
         page.goto(url)
         put(page, "Why?")
         expect(page.get_by_role("button", name="Tie")).to_be_visible()
-        terms = page.get_by_text("Your vote is stored without the texts above, for 30 days.")
+        terms = page.get_by_text("Your vote is stored without the text above, for 30 days.")
         expect(terms).to_be_visible()
         page.get_by_role("button", name="Tie").click()
         expect(page.get_by_text("Your vote was saved.")).to_be_visible()

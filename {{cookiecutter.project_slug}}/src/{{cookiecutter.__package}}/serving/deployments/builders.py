@@ -84,7 +84,7 @@ class PageOfModels(Generic[S, P]):
         return self._built([Echo(name) for name in names])
 
     def middleware(self) -> Sequence[Middleware]:
-        """Returns middleware that serves the same models at routes beside the page."""
+        """Returns middleware that serves the same models at routes next to the page's."""
         return self.settings.middleware_of(self._models)
 
     def check_health(self) -> None:

@@ -19,7 +19,7 @@ from .settings import ModelsSettings
 
 
 class ModelReplica:
-    """One model in a process of its own."""
+    """One model in its own process."""
 
     def __init__(
         self,

@@ -36,14 +36,14 @@ from ..telemetry.traces import step, with_traceparent
 FIRST_CHECK_SECONDS = 1
 """How long to wait for the first text before asking Serve for replicas. Doubles each time."""
 STATUS_SECONDS = 1
-"""How long a status from Serve is reused, by all requests that wait."""
+"""How long a status from Serve is reused, for all waiting requests."""
 REFUSAL = "ModelError: "
 FOLDERS = re.compile(r"(?<![\w.:/~-])(?:~|\.{1,2})?/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
 
 
 @dataclass
 class CachedStatus:
-    """The last status of a deployment that Serve returned, and when."""
+    """The last status that Serve returned for a deployment, and when."""
 
     status: DeploymentStatusOverview | None = None
     at: float = float("-inf")
@@ -71,7 +71,7 @@ class RemoteModel:
         Raises:
             PromptError, BusyError: as the model's engine does.
             InterruptionError: a replica was lost after its first text, or two were lost. Also if
-                no replica can start; then the message is the engine's.
+                no replica can start. Then the message is the engine's.
         """
         for retries_left in (1, 0):
             shown = False
@@ -84,7 +84,7 @@ class RemoteModel:
             except (RayActorError, ReplicaUnavailableError, GenerationError) as error:
                 if shown or not retries_left:
                     raise InterruptionError(
-                        f"{self.name} was interrupted. Run again for the whole answer."
+                        f"{self.name} was interrupted. Try again to get the whole answer."
                     ) from error
 
     async def _ask(
@@ -153,7 +153,7 @@ class RemoteModel:
             patience *= 2
 
     async def _cached_status(self) -> DeploymentStatusOverview | None:
-        """Asks Serve once for all waiting requests, so as not to load its controller."""
+        """Asks Serve once for all waiting requests, to spare its controller."""
         async with self.seen.asking:
             if time.monotonic() - self.seen.at > STATUS_SECONDS:
                 self.seen.status = await asyncio.to_thread(self._status)

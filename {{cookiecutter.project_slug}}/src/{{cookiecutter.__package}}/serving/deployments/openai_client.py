@@ -1,4 +1,4 @@
-"""A model on a server that speaks OpenAI's protocol: ray.serve.llm, vLLM, a provider."""
+"""A model on a server with an OpenAI-compatible API: ray.serve.llm, vLLM, a provider."""
 
 import os
 import re
@@ -32,7 +32,7 @@ OPTIONAL_FIELDS = (*MAX_TOKENS_FIELDS, "temperature", "top_p", "stream_options")
 THOUGHTS = ("reasoning_content", "reasoning")
 """The fields in which servers return the thoughts of a reasoning model."""
 END_REASONS: dict[str, EndReason] = {"length": "length", "content_filter": "filtered"}
-"""The protocol's finish reasons that mean more than "stop"; all others mean "stop"."""
+"""The API's finish reasons that mean more than "stop"; all others mean "stop"."""
 
 
 class OpenAIClient:
@@ -93,7 +93,7 @@ class OpenAIClient:
             raise self._error_for_visitor(error) from None
         except (ValueError, TypeError, AttributeError) as error:
             logger.warning("%s: its server sent an invalid chunk: %s", self.name, where(error))
-            reason = f"The server of {self.name} sent an invalid answer. Run again."
+            reason = f"{self.name}'s server sent an invalid answer. Try again."
             raise InterruptionError(reason) from None
         if usage and usage.completion_tokens and usage.completion_tokens != counted:
             # A chunk may contain more than one token.
@@ -176,18 +176,20 @@ class OpenAIClient:
             case openai.AuthenticationError() | openai.PermissionDeniedError():
                 remedy = "Set api_key_variable to the name of the variable that contains a key."
                 if own.api_key_variable:
-                    remedy = f"Set {own.api_key_variable} correctly where Ray starts."
-                return InterruptionError(f"The server of {name} rejected the API key. {remedy}")
+                    remedy = (
+                        f"Set {own.api_key_variable} correctly in the environment that starts Ray."
+                    )
+                return InterruptionError(f"{name}'s server rejected the API key. {remedy}")
             case openai.NotFoundError():
-                reason = f"The server of {name} has no model {own.source}. Correct its source."
+                reason = f"{name}'s server has no model {own.source}. Correct its source."
                 return InterruptionError(reason)
             case openai.APITimeoutError():
-                return InterruptionError(f"{name} did not answer in time. Run again.")
+                return InterruptionError(f"{name} did not answer in time. Try again.")
             case openai.APIConnectionError():
                 reason = f"{name} cannot be reached. Check that its server is running."
                 return InterruptionError(reason)
             case _:
-                return InterruptionError(f"The server of {name} ended the answer. Run again.")
+                return InterruptionError(f"{name}'s server ended the answer early. Try again.")
 
 
 def _variable(name: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Routes the next turn of a conversation to the replica that computed the turns before it.
+"""Routes the next turn of a conversation to the replica that computed the earlier turns.
 
 Each replica of a model has its own cache of computed prompts.
 """

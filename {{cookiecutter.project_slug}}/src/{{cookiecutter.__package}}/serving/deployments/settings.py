@@ -1,4 +1,4 @@
-"""The settings of the models: which there are, and where each runs."""
+"""The settings of the models: which ones there are, and where each runs."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ FIRST_TEXT_POLICY = f"{__package__}.scaling:FirstTextPolicy"
 UPSCALE_DELAY_SECONDS = 10
 """How long first texts must be late before a replica is added. Each report is an average."""
 REPORT_SECONDS = 1
-"""How often Serve hears about requests for a model at zero. Its own default is 10 seconds."""
+"""How often Serve hears about requests for a model at zero. Serve's default is 10 seconds."""
 
 
 class DeploymentSettings(Strict):
@@ -40,10 +40,10 @@ class DeploymentSettings(Strict):
     max_surge_percent: int = Field(default=0, ge=0, le=100)
     """How many replicas a new version may start before old ones stop, in percent."""
     num_cpus: float = Field(default=0.5, ge=0)
-    """A replica computes with one thread for each whole CPU, and with at least one."""
+    """A replica uses one thread per whole CPU, and at least one."""
     num_gpus: float = Field(default=0, ge=0)
     graceful_shutdown_timeout_s: float = Field(default=20, ge=0)
-    """How long a replica that stops may take to finish the answers it has started."""
+    """How long a stopping replica may take to finish the answers that it has started."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> Self:
@@ -72,8 +72,8 @@ class DeploymentSettings(Strict):
             return {**options, "num_replicas": self.num_replicas}
         scaling = self.model_dump(include=SERVES_SCALING)
         if self.min_replicas == 0:
-            # What a handle reports at once, for a request that finds no replica, are the numbers
-            # that it wrote down before. Those of the request itself come with the next report.
+            # For a request that finds no replica, a handle immediately reports the numbers that it
+            # recorded earlier. The request itself only counts in the next report.
             scaling |= {"metrics_interval_s": REPORT_SECONDS}
         if self.target_first_text_seconds is not None:
             kwargs = {"target_seconds": self.target_first_text_seconds}
@@ -101,7 +101,7 @@ class ModelSettings(EngineSettings):
     def _check_name(self) -> Self:
         if self.name == PAGE_DEPLOYMENT:
             raise ValueError(
-                f"{PAGE_DEPLOYMENT} is the name of the page. Give the model another name"
+                f"{PAGE_DEPLOYMENT} is the page's name. Give the model a different name"
             )
         return self
 
@@ -129,7 +129,7 @@ class ModelsSettings(TracedSettings):
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"two models have the same name: {', '.join(names)}. Give each its own"
+                f"two models have the same name: {', '.join(names)}. Give each a different name"
             )
         return self
 
@@ -140,12 +140,13 @@ class ModelsSettings(TracedSettings):
             most, least = deployment.max_replicas, deployment.min_replicas
             if most is None and SCALING & deployment.model_fields_set:
                 raise ValueError(
-                    f"the deployment of {model.name} sets autoscaling without max_replicas. Set it"
+                    f"{model.name}'s deployment sets autoscaling without max_replicas. Set "
+                    "max_replicas"
                 )
             if most is not None and most < least:
                 raise ValueError(
                     f"max_replicas ({most}) is below min_replicas ({least}) in the deployment of "
-                    f"{model.name}. Correct one"
+                    f"{model.name}. Correct one of them"
                 )
         return self
 
@@ -160,7 +161,7 @@ class ModelsSettings(TracedSettings):
         return {model.name: model.about for model in self.models}
 
     def middleware_of(self, models: Sequence[Model]) -> Sequence[Middleware]:  # noqa: ARG002
-        """Returns middleware that serves these models at routes beside the page."""
+        """Returns middleware that serves these models at routes next to the page's."""
         return ()
 
     def on_page(self, models: Sequence[Model]) -> Sequence[Model]:
@@ -169,7 +170,7 @@ class ModelsSettings(TracedSettings):
 
     @property
     def resources_setting(self) -> str:
-        return "of all models under args: deployment:, of one in its settings"
+        return "for all models under args: deployment:, or for one model in its own settings"
 
     def check_deployments(self, there: Collection[str]) -> None:
         """Checks that each model with deployment settings has a deployment.
@@ -181,8 +182,9 @@ class ModelsSettings(TracedSettings):
             given = model.deployment is not None or self.deployment.model_fields_set
             if given and model.base_url is None and model.name not in there:
                 raise StartError(
-                    f"deployment is set, but {model.name} runs in the page's process. Remove it, "
-                    f"and set the resources of {PAGE_DEPLOYMENT} under deployments: instead."
+                    f"deployment is set, but {model.name} runs in the page's process. Remove "
+                    f"deployment, and set the resources of {PAGE_DEPLOYMENT} under deployments: "
+                    "instead."
                 )
 
     def start_checks(self) -> list[Callable[[], object]]:

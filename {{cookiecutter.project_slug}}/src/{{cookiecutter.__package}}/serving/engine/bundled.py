@@ -24,11 +24,11 @@ def bundled_weights() -> Path:
     """Returns a directory with the model as safetensors, which loads in a second.
 
     The package contains the weights as GGUF, which takes about twenty seconds to read, so
-    they are converted once (517 MB in float32) and stored beside the hub's cache. If several
+    they are converted once (517 MB in float32) and stored next to the hub's cache. If several
     replicas ask at the same time, one converts and the others wait.
 
     An image has neither the package nor the weights. There, the directory has the model's other
-    files, which identify the graph that was made of the weights.
+    files, which identify the graph that was made from the weights.
 
     Raises:
         ModelError: neither the package nor the directory exists.
@@ -78,7 +78,8 @@ def _convert(gguf: Path, converted: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(
-        f"Converting the bundled model to {converted}, once (20 seconds on an idle machine)",
+        f"Converting the bundled model into {converted}, only this once "
+        "(20 seconds on an idle machine)",
         flush=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf, gguf_file=GGUF_FILE)

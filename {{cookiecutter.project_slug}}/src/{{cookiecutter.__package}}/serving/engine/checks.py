@@ -115,7 +115,7 @@ def difference(
         if not torch.stack(plain).isfinite().any(-1).all():
             return f"its scores are not finite in {_name(dtype)}"
         if not agree(one, plain, one.text, dtype):
-            return "its scores are not those of the plain model"
+            return "its scores differ from those of the plain model"
     for beside in together:
         plain = known.get((*beside.prompt, *beside.text)) or scores_of(model, beside, attention)
         if not agree(beside, plain, beside.text, dtype):

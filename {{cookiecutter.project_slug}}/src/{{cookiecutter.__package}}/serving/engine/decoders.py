@@ -110,7 +110,7 @@ class DecoderBatch:
         while self._manager.batch_processor is None:
             reason = self._manager.background_thread_status.fatal_error
             if reason is not None or time.monotonic() > deadline:
-                raise GenerationError(f"continuous batching does not start: {reason}")
+                raise GenerationError(f"continuous batching did not start: {reason}")
             time.sleep(0.01)
 
     def _deliver(self, output: GenerationOutput) -> None:

@@ -124,7 +124,9 @@ class Engine:
             count=lambda text: len(self._prompts.vocabulary.encode(text)),
         )
         if not tokens:
-            raise PromptError(f"{self.name} finds no tokens in this text. Enter another text.")
+            raise PromptError(
+                f"{self.name} cannot find any tokens in this text. Enter a different text."
+            )
         self._text_limit.check(self.name, len(tokens), options.max_new_tokens)
         if self._longest_answer is not None and options.max_new_tokens > self._longest_answer:
             raise PromptError(

@@ -23,7 +23,7 @@ def refusal(config: PreTrainedConfig) -> str | None:
     if rope.get("rope_type", "default") not in ROPE_TYPES:
         return f"its rotary embeddings are of type {rope['rope_type']}"
     if rope.get("partial_rotary_factor", 1) != 1:
-        return "its rotary embeddings cover only a part of each head"
+        return "its rotary embeddings cover only part of each head"
     if activation != "silu":
         return f"its activation is {activation}"
     return None

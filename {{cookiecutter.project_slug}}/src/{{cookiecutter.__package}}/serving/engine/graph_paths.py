@@ -26,7 +26,7 @@ GRAPH_DTYPES = {"auto", "int8"}
 FACTS = "facts.json"
 TOKENIZER = "tokenizer"
 SOURCES = [f"{name}.py" for name in ("checks", "facts", "graphs", "paged", "runtime")]
-"""The modules that make, run and check a graph. If one changes, the graph is made again."""
+"""The modules that make, run and check a graph. If one changes, the graph is rebuilt."""
 # Not PyTorch, which only reads the weights. No part of it is in a graph, and it may not be installed.
 PACKAGES = ["openvino", "transformers"]
 

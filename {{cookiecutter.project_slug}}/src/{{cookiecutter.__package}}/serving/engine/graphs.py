@@ -1,4 +1,4 @@
-"""Builds a decoder's graph for OpenVINO, with 8-bit weights, or 4-bit ones if a file has these."""
+"""Builds a decoder's graph for OpenVINO, with 8-bit weights, or 4-bit ones if the file has them."""
 
 import math
 from collections.abc import Sequence

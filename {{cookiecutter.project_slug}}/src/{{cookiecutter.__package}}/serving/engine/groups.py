@@ -33,7 +33,7 @@ class Joining(Enum):
 
     ANY = "in groups that requests join at any time"
     ALIGNED = "in groups of requests of the same length"
-    NONE = "one request at a time, in turns"
+    NONE = "one request at a time, taking turns"
 
 
 class GroupedBatch:

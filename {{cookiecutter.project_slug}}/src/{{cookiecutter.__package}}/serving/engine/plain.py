@@ -1,4 +1,4 @@
-"""Loads a model with PyTorch, and finds the fastest batch with the scores of the plain model."""
+"""Loads a model with PyTorch, and finds the fastest batch with the plain model's scores."""
 
 import math
 import os
@@ -69,7 +69,7 @@ def load_with_pytorch(settings: EngineSettings, limits: ModelLimits, weights: We
         logger.info("%s cannot run in int8: %s", settings.name, made)
     plain = PlainModel.load(settings, weights, _dtype(asked))
     loaded = _checked(plain, limits)
-    logger.info("%s: in %s", settings.name, plain.model.dtype)
+    logger.info("%s runs in %s", settings.name, plain.model.dtype)
     return loaded
 
 
@@ -171,7 +171,7 @@ class PlainModel:
 def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) -> Loaded | str:
     """Returns the model with 8-bit weights, or the reason why that is not possible."""
     if torch.cuda.is_available():
-        return "int8 is for CPUs, and this machine has a GPU"
+        return "int8 is for CPUs, but this machine has a GPU"
     config = AutoConfig.from_pretrained(weights.directory, **_options(weights))
     refused = refusal(config)
     if refused is not None:
@@ -200,7 +200,7 @@ def _in_8_bits(settings: EngineSettings, limits: ModelLimits, weights: Weights) 
 def _newly_made(
     settings: EngineSettings, limits: ModelLimits, weights: Weights, saved: "SavedGraph"
 ) -> Loaded | str:
-    """Makes the graph, and saves it if its scores are those of the plain model."""
+    """Makes the graph, and saves it if its scores match the plain model's."""
     from .graphs import graph_of
 
     # In the format in which the weights were saved, so that they are not rounded twice.
@@ -228,10 +228,10 @@ def _newly_made(
 
 
 def _checked(plain: PlainModel, limits: ModelLimits) -> Loaded:
-    """Returns the first kind of batch whose scores are those of the plain model.
+    """Returns the first kind of batch whose scores match the plain model's.
 
     Raises:
-        ModelError: no kind of batch has these scores.
+        ModelError: no kind of batch does.
     """
     model = plain.model
     attention: str = model.config._attn_implementation

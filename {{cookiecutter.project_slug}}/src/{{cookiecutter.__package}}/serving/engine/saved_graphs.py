@@ -22,7 +22,7 @@ from .runtime import Decoder, read_graph, release_file
 from .weights import in_one_line
 
 LOCK_SECONDS = 300
-"""How long a process waits for another one that makes the graph of the same model."""
+"""How long a process waits for another one that is building the graph of the same model."""
 GRAPH = "graph.xml"
 NUMBERS = "graph.bin"
 GENERATION = "generation.json"
@@ -38,7 +38,7 @@ class _File(BaseModel):
 
 
 class _Contents(BaseModel):
-    """The list of files beside a graph, to check that it is complete and whose model it is of."""
+    """A saved graph's model and files, to check whether it is complete and still needed."""
 
     model: Path
     """The path of the model. The graph is removed when the model is gone."""
@@ -84,7 +84,7 @@ class SavedGraph:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for other processes that make this graph. Removes an unsaved graph at the end."""
+        """Waits for other processes that build this graph. Removes an unsaved graph at the end."""
         lock = FileLock(self._paths.above / f"{self._paths.prefix}.lock")
         try:
             self._paths.above.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class SavedGraph:
         """Compiles a new graph, from files if possible, so that it is in memory only once."""
         if self.damage:
             logger.warning(
-                "%s: the graph in %s cannot be used and is made again: %s",
+                "%s: the graph in %s cannot be used and will be rebuilt: %s",
                 self._name,
                 self.directory,
                 self.damage,
@@ -178,7 +178,7 @@ class SavedGraph:
             lock.acquire(timeout=0)
         except TimeoutError:
             logger.info(
-                "%s: another process is making its graph. Waiting for it, for up to %s seconds",
+                "%s: another process is building its graph. Waiting up to %s seconds for it",
                 self._name,
                 LOCK_SECONDS,
             )
@@ -200,8 +200,8 @@ class SavedGraph:
 
     def _warn_unsaved(self, error: Exception) -> None:
         logger.warning(
-            "%s: its graph cannot be saved in %s (%s), so every start makes it again. Make that "
-            "directory writable, or set HF_HOME to another one.",
+            "%s: its graph cannot be saved in %s (%s), so it is rebuilt at every start. Make that "
+            "directory writable, or set HF_HOME to a different one.",
             self._name,
             self._paths.above,
             in_one_line(error),
@@ -228,7 +228,7 @@ def _nature(tokenizer: PreTrainedTokenizerFast) -> tuple[object, ...]:
 
 
 def _check_owner(directory: Path) -> None:
-    """Refuses files of another user, because the runtime would run their content."""
+    """Refuses files that belong to another user, because the runtime would run their content."""
     if directory.stat().st_uid not in {0, os.geteuid()}:
         raise PermissionError("it belongs to another user")
 

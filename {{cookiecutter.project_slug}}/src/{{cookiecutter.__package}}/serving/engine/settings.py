@@ -34,7 +34,7 @@ class EngineSettings(Strict):
     prompt: str = "{prompt}"
     """Template for the user's last message, which replaces `{prompt}`."""
     template_options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for the model's chat template, such as `enable_thinking`."""
+    """Extra arguments for the model's chat template, such as `enable_thinking`."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     """0 always picks the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -70,18 +70,18 @@ class ModelLimits(Strict):
     new_tokens: int = Field(default=512, ge=1)
     """The maximum number of new tokens that a request may ask for."""
     running_requests: int = Field(default=32, ge=1)
-    """How many requests the page, and each model, handle at the same time."""
+    """How many requests the page and each model handle at the same time."""
     waiting_requests: int = Field(default=200, ge=1)
-    """How many requests may wait, on the page and at each model. Further ones are refused."""
+    """How many requests may wait at the page and at each model. Any more are refused."""
     cache_tokens: int | None = Field(default=None, ge=64)
     """Size of a decoder's cache of keys and values, in tokens of all running requests.
 
-    None means a size from the model and the free memory.
+    With None, the size depends on the model and the free memory.
     """
     prompt_tokens: int | None = Field(default=None, ge=64)
-    """The longest text, in tokens, for an encoder without a limit of its own (T5).
+    """The longest text, in tokens, for an encoder without its own limit (T5).
 
-    None means what the free memory allows. Memory grows with the square of the length.
+    With None, the limit depends on the free memory. Memory use grows with the square of the length.
     """
     update_seconds: float = Field(default=0.1, ge=0, le=5)
     """Pause between two updates of an answer, while few answers are running."""

@@ -58,9 +58,9 @@ class TextLimit:
         place = "cache" if self.setting == CACHE else "context"
         ways = ["Shorten the text"]
         if not self.writes_into_it:
-            reason = f"it can read at most {prompt_limit}"
+            reason = f"the model can read at most {prompt_limit}"
         elif prompt_limit > 0:
-            reason = f"with {new_tokens} new tokens, its {place} has room for {prompt_limit}"
+            reason = f"with {new_tokens} new tokens, its {place} has room for only {prompt_limit}"
             ways.append("ask for fewer new tokens")
         else:
             reason = f"{new_tokens} new tokens leave no room in its {place} of {self.tokens}"
@@ -68,7 +68,7 @@ class TextLimit:
         if self.setting:
             ways.append(f"raise {self.setting} under limits")
         raise PromptError(
-            f"The text is too long for {name}: {prompt_tokens} tokens, and {reason}. "
+            f"The text is too long for {name}: {prompt_tokens} tokens, but {reason}. "
             f"{' or '.join([', '.join(ways[:-1]), ways[-1]] if ways[1:] else ways)}."
         )
 
@@ -107,7 +107,7 @@ def decoder_limit(
     if cache < min(own, MIN_TOKENS):
         raise ModelError(
             f"Model {name!r}: there is not enough memory for its cache: "
-            f"{free_memory(size.on_gpu) >> 20} MB are free, and a token takes "
+            f"{free_memory(size.on_gpu) >> 20} MB is free, and a token takes "
             f"{size.token_bytes >> 10} KB. Free some memory, or choose a smaller model."
         )
     return (TextLimit(cache, CACHE) if cache < own else TextLimit(own)), cache

@@ -37,7 +37,7 @@ class Vocabulary:
 def load_tokenizer(
     model: EngineSettings, directory: Path, gguf_file: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer beside a model's weights, or from its GGUF file.
+    """Loads the tokenizer next to a model's weights, or from its GGUF file.
 
     Raises:
         ModelError: a package is missing, or there is no tokenizer that transformers can load.
@@ -126,7 +126,7 @@ def _refusal(model: EngineSettings, directory: Path, error: Exception) -> ModelE
         )
     return ModelError(
         f"{named} has no tokenizer that transformers can load ({in_one_line(error)}). "
-        "Put the tokenizer's files beside the weights, as written by its save_pretrained."
+        "Put the tokenizer's files next to the weights, as written by its save_pretrained."
     )
 
 

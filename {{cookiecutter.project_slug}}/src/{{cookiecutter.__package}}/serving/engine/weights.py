@@ -39,9 +39,9 @@ from .machine import SYNC_PYTORCH
 from .settings import EngineSettings
 
 HUB_SECONDS = 10
-"""How long to wait for a response of the hub."""
+"""How long to wait for a response from the hub."""
 SILENT_SECONDS = 60
-"""How long a process does not ask the hub again after it did not respond."""
+"""How long a process waits to ask the hub again after it did not respond."""
 # All files that transformers needs besides the weights. Never pickles, because loading one runs
 # the code inside it.
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.spm", "*.txt", "*.tiktoken"]
@@ -146,7 +146,9 @@ def _newest(model: EngineSettings, repository: str, revision: str) -> Weights:
             raise _refusal(model, _reason(error)) from error
         if not isinstance(error, OfflineModeIsEnabled):
             said = in_one_line(error)[:LONGEST_REASON]
-            logger.warning("%s: using the cached version, because of: %s", model.name, said)
+            logger.warning(
+                "%s: using the cached version, because the hub failed: %s", model.name, said
+            )
         return weights
 
 
@@ -276,8 +278,8 @@ def _lacking(names: Sequence[str]) -> str:
         )
     if not any(name == WEIGHTS or fnmatchcase(name, SHARDS) for name in names):
         return (
-            f"has no {WEIGHTS}, also not in parts. Convert its weights with save_pretrained, or "
-            "choose another model."
+            f"has no {WEIGHTS}, whole or in parts. Convert its weights with save_pretrained, or "
+            "choose a different model."
         )
     return ""
 
@@ -302,7 +304,7 @@ def _check_gguf(model: EngineSettings) -> None:
     if GGUF_PART.search(model.source):
         raise _refusal(
             model,
-            "is only a part of a model. Merge the parts with llama.cpp's `llama-gguf-split "
+            "is only part of a model. Merge the parts with llama.cpp's `llama-gguf-split "
             "--merge`, and set `source` to the resulting file.",
         )
 
@@ -319,7 +321,7 @@ def _reason(error: Exception) -> str:
         case HFValidationError():
             return NO_SOURCE
         case GatedRepoError():
-            return "requires consent. Give it on the model's page on the hub, and set HF_TOKEN."
+            return "is gated. Request access on the model's page on the hub, and set HF_TOKEN."
         case RevisionNotFoundError():
             return "has no such revision. Correct `revision`."
         case RepositoryNotFoundError():
@@ -370,10 +372,15 @@ def _untrusted(error: BaseException | None) -> str:
 def _status(status: int) -> str:
     match status:
         case 401:
-            return "the hub requires a valid HF_TOKEN (401). Set it, or unset an invalid one."
+            return "the hub requires a valid HF_TOKEN (401). Set a valid one, or unset it."
         case 403:
-            return "the hub denies access (403). Check the rights of HF_TOKEN, and HF_ENDPOINT."
+            return (
+                "the hub denies access (403). Check the permissions of HF_TOKEN, and check "
+                "HF_ENDPOINT."
+            )
         case 429:
-            return "the hub limits requests (429). Start later, or set HF_TOKEN."
+            return "the hub is limiting requests (429). Try again later, or set HF_TOKEN."
         case _:
-            return f"the hub returned {status}. Start later, or set `source` to a local directory."
+            return (
+                f"the hub returned {status}. Try again later, or set `source` to a local directory."
+            )

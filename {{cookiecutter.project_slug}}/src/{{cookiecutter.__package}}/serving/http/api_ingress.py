@@ -1,4 +1,4 @@
-"""Serves the OpenAI API as an application of its own, without a page."""
+"""Serves the OpenAI-compatible API as a separate application, without a page."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ class ApiIngress(ASGIAppReplicaWrapper):
         super().__init__(self._closing)
 
     async def close(self) -> bool:
-        """Refuses new calls from now on. Returns whether answers still run."""
+        """Refuses new calls from now on. Returns whether answers are still running."""
         return self._closing.close()
 
 

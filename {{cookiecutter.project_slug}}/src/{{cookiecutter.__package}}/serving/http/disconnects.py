@@ -407,7 +407,7 @@ class ClosingMiddleware:
         self._last_call = -QUIET_SECONDS
 
     def close(self) -> bool:
-        """Refuses new calls from now on. Returns whether answers still run."""
+        """Refuses new calls from now on. Returns whether answers are still running."""
         self._closed = True
         return self._running > 0 or time.monotonic() - self._last_call < QUIET_SECONDS
 

@@ -1,4 +1,4 @@
-"""Keeps callers from reading files of the server, and removes old files. See `SECURITY.md`."""
+"""Keeps callers from reading the server's files, and removes old files. See `SECURITY.md`."""
 
 import asyncio
 import os
@@ -46,9 +46,9 @@ MAX_LAYERS = 100
 MAX_EDITS = 100
 """How many edited pictures an ImageEditor keeps until the calls that use them arrive."""
 MAX_EDITED_BYTES = 2**28
-"""How many bytes these pictures may take together."""
+"""How many bytes these pictures may take up together."""
 MAX_FIELD_BYTES = 2**20
-"""The largest text field beside a file. It is kept in memory."""
+"""The largest text field that may come with a file. It is kept in memory."""
 
 UPLOADED = re.compile("[0-9a-f]{32}")
 CACHED = re.compile("[0-9a-f]{64}")
@@ -230,7 +230,7 @@ def on_part_data(parser: GradioMultiPartParser, data: bytes, start: int, end: in
     part = parser._current_part
     if part.file is None:
         if len(part.data) + end - start > MAX_FIELD_BYTES:
-            # Gradio answers 413 if it finds "exceeded maximum allowed size" in the message.
+            # Gradio responds with 413 if it finds "exceeded maximum allowed size" in the message.
             reason = f"A text field exceeded maximum allowed size of {MAX_FIELD_BYTES:,} bytes."
             raise MultiPartException(reason)
         # With an `upload_id`, Gradio would look for a file name, which a text field does not have.
@@ -297,7 +297,9 @@ def accept_blobs(editor: gr.ImageEditor, data: Any) -> None:
         del sizes[oldest]
         kept.pop(oldest, None)
     if edit not in sizes:
-        reason = f"An edited picture may have at most {MAX_EDITED_BYTES:,} bytes. Send less."
+        reason = (
+            f"An edited picture may have at most {MAX_EDITED_BYTES:,} bytes. Send a smaller one."
+        )
         raise HTTPException(413, reason)
 
 
@@ -328,7 +330,7 @@ def is_allowed_file(
 
 
 def ray_folder() -> str:
-    """Returns the folder of this node's Ray, with its logs and the code that it received."""
+    """Returns the folder of Ray on this node, with its logs and the code that it received."""
     node = worker._global_node
     return str(node.get_temp_dir_path() if node else get_default_ray_temp_dir())
 

@@ -100,14 +100,14 @@ def explain_refusals(web: FastAPI) -> None:
 
 
 def refuse_files(web: FastAPI, *, takes_files: bool) -> None:
-    """Answers 404 to recordings, and to uploads if nothing in the page takes a file.
+    """Responds with 404 to recordings, and to uploads if nothing in the page takes a file.
 
     Otherwise, Gradio would keep everything that anybody sends until the process ends. If the server
     saves no screen recording, the browser saves its own.
     """
-    refused = {f"{API_PREFIX}/process_recording": "This page takes no recordings."}
+    refused = {f"{API_PREFIX}/process_recording": "This page does not accept recordings."}
     if not takes_files:
-        refused[f"{API_PREFIX}/upload"] = "This page takes no files."
+        refused[f"{API_PREFIX}/upload"] = "This page does not accept files."
     for path, detail in refused.items():
         web.router.routes.append(Route(path, JSONResponse({"detail": detail}, 404)))
 
@@ -145,13 +145,13 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         limit = self._limits.request_bytes
-        refusal = f"A request may have at most {limit:,} bytes. Send less."
+        refusal = f"A request may have at most {limit:,} bytes. Send a smaller one."
         found = FILE_PATHS.search(scope["path"]) if self._takes_files else None
         if found and Headers(scope=scope).get("content-type", "").startswith(MULTIPART):
             files = FILES_AT_ONCE if found[1] == "upload" else 1
             limit += files * self._limits.file_bytes
             refusal = f"A file may have at most {self._limits.file_bytes:,} bytes, and one request "
-            refusal += f"at most {limit:,}. Send less."
+            refusal += f"at most {limit:,}. Send smaller or fewer files."
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             await JSONResponse({"detail": refusal}, 413)(scope, receive, send)
@@ -181,7 +181,7 @@ class BodyLimitMiddleware:
 
 
 class QueueFullMiddleware:
-    """Answers 429 with a retry time when Gradio's queue is full."""
+    """Responds with 429 and a retry time when Gradio's queue is full."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -191,7 +191,7 @@ class QueueFullMiddleware:
 
         async def send_or_refuse(message: Message) -> None:
             nonlocal refused
-            # Gradio answers 503 only if its queue is full.
+            # Gradio responds with 503 only if its queue is full.
             if message["type"] == "http.response.start" and message["status"] == 503:
                 refused = True
                 headers = {"retry-after": str(RETRY_SECONDS)}
@@ -204,7 +204,7 @@ class QueueFullMiddleware:
 
 
 class UnprocessableMiddleware:
-    """Answers 422 to an invalid request, for which Gradio would fail with 500.
+    """Responds with 422 to an invalid request, on which Gradio would fail with 500.
 
     Gradio's routes look up names from a request without checking that they exist. If a function of
     the page fails, or its result cannot be shown, the status stays 500.
@@ -238,7 +238,7 @@ class UnprocessableMiddleware:
                 raise
             # Without the path and the error's text, which may repeat what was sent.
             logger.warning("A request is not valid: %s", where(error))
-            detail = "The request is not valid. Check the name that it calls, and its data."
+            detail = "The request is not valid. Check the name of the function, and the data."
             await JSONResponse({"detail": detail}, 422)(scope, receive, send)
         except Exception:
             for message in failure:

@@ -1,8 +1,8 @@
 """Checks a request's host name, and the site that sends it.
 
 If a site's name is changed to this machine's address (DNS rebinding), the Host header reveals it.
-If
-another site sends a form, the Origin header reveals it. Browsers let no site set these headers.
+If another site sends a form, the Origin header reveals it. Browsers do not let a site set these
+headers.
 """
 
 import os
@@ -67,14 +67,16 @@ class HostAndOriginMiddleware:
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             return None
         # Over plain HTTP, browsers send Sec-Fetch-Site only to localhost. And if `hosts` has
-        # another
-        # name of the same site, only Origin tells them apart.
+        # another name of the same site, only Origin tells them apart.
         if origin := headers.get("origin"):
             foreign = origin not in self._origins and not self._is_own(origin, asked)
         else:
             foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if foreign:
-            detail = f"Another site sent this request. {ADD_TO_HOSTS} To allow that site, add it to `origins`."
+            detail = (
+                "Another site sent this request. If that site is this page under another name, add "
+                "the name to `hosts` in the settings. To allow other sites, add them to `origins`."
+            )
             return JSONResponse({"detail": detail}, 403)
         return None
 

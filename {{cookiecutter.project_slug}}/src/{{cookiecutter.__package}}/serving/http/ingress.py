@@ -35,7 +35,7 @@ class HasMiddleware(Protocol):
     """A builder that adds middleware once its page is built."""
 
     def middleware(self) -> Sequence[Middleware]:
-        """Returns middleware that runs before all else and needs no session."""
+        """Returns middleware that runs before everything else and needs no session."""
 
 
 Builder = Callable[..., gr.Blocks | gr.Server]
@@ -85,7 +85,7 @@ class PageIngress(GradioIngress):
         super(GradioIngress, self).__init__(self._closing)
 
     async def close(self) -> bool:
-        """Refuses new calls from now on. Returns whether answers still run."""
+        """Refuses new calls from now on. Returns whether answers are still running."""
         return self._closing.close()
 
     def check_health(self) -> None:
@@ -95,7 +95,7 @@ class PageIngress(GradioIngress):
 
 
 def add_outer_middleware(web: FastAPI, builder: object, settings: HttpSettings) -> None:
-    """Puts the builder's middleware outside of the rest, and tracing outside of that."""
+    """Puts the builder's middleware around the rest, and tracing around that."""
     for each in builder.middleware() if isinstance(builder, HasMiddleware) else ():
         web.add_middleware(each.cls, *each.args, **each.kwargs)
     if settings.traces is not None:
@@ -111,8 +111,8 @@ def _built(builder: Builder, *models: DeploymentHandle) -> gr.Blocks | gr.Server
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise StartError(
-            f"{name_of(builder)} fails with {reason}, {where(error).partition(' ')[2]}. Fix it. The "
-            "preview shows the whole traceback."
+            f"{name_of(builder)} failed with {reason}, {where(error).partition(' ')[2]}. Fix the "
+            "error. The preview shows the whole traceback."
         ) from error
 
 

@@ -17,9 +17,7 @@ Login = tuple[str, str]
 PathOrPaths = str | Path | Sequence[str | Path]
 
 NO_NOTEBOOK = "the page is not shown in a notebook. Open the address that the start command prints"
-NO_TUNNEL = (
-    "Serve listens on an address of its own. To publish the page, put a proxy in front of it"
-)
+NO_TUNNEL = "Serve listens on its own address. To publish the page, put a proxy in front of it"
 NO_NODE = "the page is rendered in the browser. For more visitors, raise num_replicas"
 IN_CONFIG = "set it in the Serve config, under http_options"
 
@@ -33,7 +31,7 @@ REFUSED: Mapping[str, str] = {
     "share_server_protocol": NO_TUNNEL,
     "share_server_tls_certificate": NO_TUNNEL,
     "debug": "Serve writes tracebacks to its logs",
-    "quiet": "set what is logged in the Serve config, under logging_config",
+    "quiet": "configure logging in the Serve config, under logging_config",
     "prevent_thread_lock": "Serve keeps the page running",
     "server_name": f"{IN_CONFIG}, as host",
     "server_port": f"{IN_CONFIG}, as port",
@@ -43,7 +41,9 @@ REFUSED: Mapping[str, str] = {
     "ssl_verify": "nothing here calls the page over HTTPS",
     "path": "set it in the Serve config, as route_prefix",
     "root_path": "set route_prefix in the Serve config, and public_url under args if a proxy changes it",
-    "strict_cors": "set the sites that may call the page in the Serve config, as origins under args",
+    "strict_cors": (
+        "in the Serve config, list the sites that may call the page, as origins under args"
+    ),
     "ssr_mode": NO_NODE,
     "node_server_name": NO_NODE,
     "node_port": NO_NODE,
@@ -72,7 +72,7 @@ class Launch:
     blocked_paths: Sequence[str | Path] = ()
     """Files and directories that no visitor may read, even inside an allowed path."""
     max_file_size: str | int | None = None
-    """The size of one upload, such as `"20mb"`. If None, the settings decide."""
+    """The maximum size of one upload, such as `"20mb"`. If None, the settings decide."""
     footer_links: Sequence[FooterLink | Mapping[str, str]] | None = None
     i18n: gr.I18n | None = None
     pwa: bool | None = None
@@ -90,14 +90,14 @@ class Launch:
     enable_monitoring: bool | None = None
     """Whether a replica shows statistics of its own calls at `/monitoring`."""
     max_threads: int = 40
-    """A page of models raises this by itself to what its limits need."""
+    """A page of models raises this itself to what its limits need."""
     state_session_capacity: int = 10_000
     app_kwargs: Mapping[str, Any] | None = None
 
     def __new__(cls, **options: object) -> Self:
         for name in options:
             if name in REFUSED:
-                raise StartError(f"Launch does not take {name}: {REFUSED[name]}.")
+                raise StartError(f"Launch does not accept {name}: {REFUSED[name]}.")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class Launch:
             for path in listed(getattr(self, name)):
                 if not Path(path).is_absolute():
                     raise StartError(
-                        f"{name} of Launch: the path {str(path)!r} is not absolute. Start it with "
+                        f"{name} in Launch: the path {str(path)!r} is not absolute. Start it with "
                         f"/, or write it as Path(__file__).parent / {str(path)!r}"
                     )
         if self.auth is not None and self.auth_dependency is not None:

@@ -37,7 +37,8 @@ FORM_BYTES = 10_000
 USER = "page.user"
 """The key in the ASGI scope for the user who sent a request. No header can set it."""
 BY_KEY = "page.by_key"
-"""The key in the ASGI scope that tells whether the request has an API key, whose name is `USER`."""
+"""The key in the ASGI scope that tells whether the request has an API key. Then `USER` is the
+key's name."""
 KEYS_VARIABLE = "API_KEYS"
 KEYS_FILE_VARIABLE = "API_KEYS_FILE"
 KEY = re.compile(r"([^:]*[^:\s])\s*:\s*([!-~]+)")
@@ -91,7 +92,7 @@ def read_credentials(user: str) -> Credentials:
     if not password:
         raise LoginError(
             f"login_user is {user!r}, but {PASSWORD_VARIABLE} is not set. Set it to the password "
-            "in the environment in which Ray starts, or remove login_user."
+            "in the environment that starts Ray, or remove login_user."
         )
     return Credentials(user, password)
 
@@ -135,7 +136,7 @@ class ApiKeys:
         except LoginError as error:
             # The file may be half written. Until it is complete, the old keys stay valid.
             logger.warning(
-                "The API keys were not read again, and the old ones stay valid: %s", error
+                "The API keys could not be reloaded, so the old ones stay valid: %s", error
             )
 
 
@@ -163,7 +164,7 @@ def read_keys(reason: str) -> ApiKeys:
         keys = ApiKeys(names)
     if not names:
         raise LoginError(
-            f"{reason}, but there are none. In the environment in which Ray starts, set "
+            f"{reason}, but there are none. In the environment that starts Ray, set "
             f"{KEYS_VARIABLE} to comma-separated entries of the form name:key, or set "
             f"{KEYS_FILE_VARIABLE} to the path of a file with such entries."
         )
@@ -245,7 +246,7 @@ class Login:
         raise NotImplementedError
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request of somebody who is not logged in."""
+        """Answers a request from somebody who is not logged in."""
         await PlainTextResponse("Log in first.", 401)(scope, receive, send)
 
 
@@ -278,7 +279,7 @@ class PasswordLogin(Login):
             async for part in request.stream():
                 form += part
                 if len(form) > FORM_BYTES:
-                    return PlainTextResponse("The login form is too long. Send less.", 413)
+                    return PlainTextResponse("The login form is too long. Send a shorter one.", 413)
         except HTTPException as refused:
             # From `BodyLimitMiddleware`. The handler that would turn it into an answer is further inside.
             return PlainTextResponse(refused.detail, refused.status_code)
@@ -359,13 +360,13 @@ def login_middleware(settings: HttpSettings, keys: ApiKeys | None) -> Middleware
     if behind_haproxy():
         raise LoginError(
             f"with login_header, {HAPROXY} cannot be set, because every request would come from "
-            "Serve's HAProxy. Unset it in the environment in which Ray starts, on each node."
+            "Serve's HAProxy. Unset it in the environment that starts Ray, on each node."
         )
     if os.environ.get(FORWARDED_VARIABLE) != "":
         raise LoginError(
-            f"with login_header, {FORWARDED_VARIABLE} must be set, and empty. Otherwise, visitors who "
-            "come through a proxy on this machine can forge their address. Set it in the "
-            f"environment in which Ray starts, on each node: export {FORWARDED_VARIABLE}="
+            f"with login_header, {FORWARDED_VARIABLE} must be set to an empty value. Otherwise, "
+            "visitors who come through a proxy on this machine can forge their address. Set it in "
+            f"the environment that starts Ray, on each node: export {FORWARDED_VARIABLE}="
         )
     header, proxies = settings.login_header, settings.proxies
     return Middleware(HeaderLogin, keys=keys, header=header, proxies=proxies)
@@ -390,7 +391,7 @@ def _secret_for(setting: str) -> str:
     if secret is None:
         raise LoginError(
             f"{setting} needs {SECRET_VARIABLE}, which is not set. Set it to a long random string in "
-            "the environment in which Ray starts, the same on each node."
+            "the environment that starts Ray, the same on each node."
         )
     return secret
 
@@ -400,8 +401,8 @@ def _client_secret(settings: Oidc) -> str:
     if not secret:
         raise LoginError(
             f"oidc needs the secret of the client {settings.client_id!r}, but "
-            f"{settings.client_secret_variable} is not set. Set it in the environment in which Ray "
-            "starts, on each node."
+            f"{settings.client_secret_variable} is not set. Set it in the environment that starts "
+            "Ray, on each node."
         )
     return secret
 
@@ -432,7 +433,7 @@ def read_secret() -> str | None:
     if secret is not None and len(secret) < SECRET_CHARACTERS:
         raise LoginError(
             f"{SECRET_VARIABLE} has fewer than {SECRET_CHARACTERS} characters. Set it to a long "
-            "random string in the environment in which Ray starts, the same on each node."
+            "random string in the environment that starts Ray, the same on each node."
         )
     return secret
 
@@ -442,7 +443,7 @@ def derive_key(secret: str, *purpose: str) -> str:
 
 
 class SignedLogins(dict[str, str]):
-    """Signed tokens for Gradio's login, which hold the user's name and the time of expiry.
+    """Signed tokens for Gradio's login, which hold the user's name and the expiry time.
 
     No replica stores them. So a login outlives its replica, and logging out only removes the token
     from the browser.
@@ -497,8 +498,8 @@ def share_logins(app: Any, name: str) -> None:
     secret = read_secret()
     if secret is None:
         raise LoginError(
-            f"auth of Launch signs its logins, but {SECRET_VARIABLE} is not set. Set it to a "
-            "long random string in the environment in which Ray starts, the same on each node. Or "
+            f"auth in Launch needs {SECRET_VARIABLE} to sign logins, but it is not set. Set it to a "
+            "long random string in the environment that starts Ray, the same on each node. Or "
             "use login_user instead of auth."
         )
     key = derive_key(secret, "login", name)
@@ -549,8 +550,8 @@ def share_browser_states(
 ) -> None:
     """Gives each gr.BrowserState, and a saved history, the same key on each replica.
 
-    Gradio encrypts what it stores in a browser. By default, each process draws its own random
-    secret. Everybody who may load the page gets the secret, so it protects only from others.
+    Gradio encrypts what it stores in a browser. By default, each process generates its own
+    random secret. Everybody who may load the page gets the secret, so it only protects from others.
     """
     states = [block for block in page.blocks.values() if isinstance(block, BrowserState)]
     secret = read_secret()
@@ -559,7 +560,7 @@ def share_browser_states(
     if secret is None and launch.auth_dependency is not None and states:
         logger.warning(
             "Data that the page stores in a browser can be read there without a login. Set %s to a "
-            "long random string in the environment in which Ray starts.",
+            "long random string in the environment that starts Ray.",
             SECRET_VARIABLE,
         )
     for number, state in enumerate(states):

@@ -1,4 +1,4 @@
-"""Login by OpenID Connect: the authorization code flow with PKCE, without a store on the server.
+"""Login with OpenID Connect: the authorization code flow with PKCE, without a store on the server.
 
 All state is in encrypted cookies: for a few minutes the state of a login in progress, then the
 user's name. Every replica derives the key from the variable `PAGE_SECRET`. The provider's tokens
@@ -67,7 +67,7 @@ class ProviderError(Exception):
 
 
 class RefusedUserError(Exception):
-    """A user may not log in. The message is for that user."""
+    """A user was refused. The message is for that user."""
 
 
 class Flow(TypedDict):
@@ -214,7 +214,7 @@ class OidcLogin(Login):
 
 
 class CookieCipher:
-    """Encrypts the content of a cookie, with a time of expiry."""
+    """Encrypts the content of a cookie, with an expiry time."""
 
     def __init__(self, key: str) -> None:
         self._key = OctKey.import_key(bytes.fromhex(key))
@@ -305,7 +305,9 @@ class Provider:
         except OAuthError as error:
             if error.error == "invalid_grant":
                 # The code is old, used or forged, so the error is the sender's.
-                raise RefusedUserError("The login service does not know this login.") from error
+                raise RefusedUserError(
+                    "The login service does not recognize this login."
+                ) from error
             raise ProviderError(f"it returned no token: {error.error}") from error
         except (HTTPError, InvalidURL, LookupError, TypeError, ValueError) as error:
             raise ProviderError(f"it returned no token: {type(error).__name__}") from error
@@ -319,9 +321,9 @@ class Provider:
             said = claims.get(name)
             if str(value) not in map(str, said if isinstance(said, list) else [said]):
                 logger.warning(
-                    "A user may not log in, because the claim %s does not have the value that "
+                    "A user was refused, because the claim %s does not have the value that "
                     "required_claims sets. If the user should have it, check the provider, and the "
-                    "scope of oidc.",
+                    "scope setting under oidc.",
                     name,
                 )
                 raise RefusedUserError("You are logged in, but you may not use this page.")
@@ -329,7 +331,7 @@ class Provider:
         if not (isinstance(user, str) and user.isprintable() and 0 < len(user) <= MAX_USER_LENGTH):
             logger.warning(
                 "The OIDC provider sends no valid claim %s for a user. In oidc, set username_claim to "
-                "a claim that it sends, or add the scope that includes this one to scope.",
+                "a claim that it sends, or add the scope that includes this claim to scope.",
                 self._settings.username_claim,
             )
             raise RefusedUserError("You are logged in, but the login service sent no user name.")

@@ -1,4 +1,4 @@
-"""The OpenAI API, at `/v1/models` and `/v1/chat/completions`, for any `Model`."""
+"""The OpenAI-compatible API, at `/v1/models` and `/v1/chat/completions`, for any `Model`."""
 
 import asyncio
 import json
@@ -150,7 +150,9 @@ class ChatRequest(Asked):
         named = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            reason = "max_tokens and max_completion_tokens mean the same. Send only one of them."
+            reason = (
+                "max_tokens and max_completion_tokens mean the same thing. Send only one of them."
+            )
             raise ApiError(400, reason, "max_tokens")
         if most is not None and most > limits.new_tokens:
             reason = (
@@ -159,7 +161,10 @@ class ChatRequest(Asked):
             raise ApiError(400, f"{reason} Ask for fewer.", named)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > MAX_STOPS or "" in stop:
-            reason = f"stop has an empty string, or more than {MAX_STOPS}. Send fewer, none empty."
+            reason = (
+                f"stop contains an empty string, or more than {MAX_STOPS} strings. Send at most "
+                f"{MAX_STOPS}, none of them empty."
+            )
             raise ApiError(400, reason, "stop")
         return GenerationOptions(
             max_new_tokens=limits.new_tokens if most is None else most,
@@ -216,7 +221,8 @@ class ApiKeyMiddleware:
             await self._app(scope, receive, send)
         elif self._keys is None:
             reason = (
-                "This API has no keys, so it answers only its own machine. Ask its admin for keys."
+                "This API has no keys, so it only answers requests from its own machine. "
+                "Ask its admin to set up keys."
             )
             here = _is_from_here(scope)
             await (self._app if here else ApiError(403, reason).response())(scope, receive, send)

@@ -125,7 +125,7 @@ def check_haproxy() -> None:
     except FileNotFoundError as error:
         raise StartError(
             f"{HAPROXY} is 1, but HAProxy is not installed. Install version 2.8 or later, set "
-            f"RAY_SERVE_HAPROXY_BINARY_PATH to its path, or unset {HAPROXY}: {error}"
+            f"RAY_SERVE_HAPROXY_BINARY_PATH to its path, or unset {HAPROXY}. The error: {error}"
         ) from error
 
 

@@ -58,7 +58,7 @@ UNKNOWN_PROXY = (
     "This page limits requests by address, but the request came through an unknown proxy. If you run "
     "this page, add the proxy's address to `proxies` in the settings."
 )
-WHOSE = {"user": "Your limit is", "key": "The limit of your key is"}
+WHOSE = {"user": "Your limit is", "key": "The limit for your key is"}
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Refusal:
     seconds: int
 
     def error_for(self, caller: Caller) -> HTTPException:
-        whose = WHOSE.get(caller.kind, "The limit of your address is")
+        whose = WHOSE.get(caller.kind, "The limit for your address is")
         unit = self.limit.unit if self.amount > 1 else self.limit.unit[:-1]
         said = f"{whose} {self.amount:,} {unit} a {self.limit.window}."
         said += f" Try again in {_in_words(self.seconds)}."
@@ -111,7 +111,7 @@ class Store:
 class Limiter:
     """Counts requests of callers, and refuses those over a limit.
 
-    While Redis does not answer, each replica counts by itself.
+    While Redis does not answer, each replica counts on its own.
     """
 
     def __init__(self, settings: RateLimits) -> None:
@@ -128,7 +128,7 @@ class Limiter:
         self._refused = Counter(
             "rate_limit_refusals", "Requests over a limit.", ("limit", "caller")
         )
-        self._lost = Counter("rate_limit_redis_failures", "Times that Redis did not answer.")
+        self._lost = Counter("rate_limit_redis_failures", "How often Redis did not answer.")
 
     async def take(self, caller: Caller) -> None:
         """Counts a request.
@@ -184,8 +184,8 @@ class Limiter:
                 # Without the error's text, which may contain the address of Redis.
                 reason = type(error.__cause__ or error).__name__
                 logger.warning(
-                    "Redis does not answer (%s). This replica counts by itself for %d seconds, then "
-                    "tries Redis again.",
+                    "Redis did not answer (%s). This replica counts on its own for %d seconds, and "
+                    "then tries Redis again.",
                     reason,
                     REDIS_RETRY_SECONDS,
                 )
@@ -214,10 +214,10 @@ def _each_limit(settings: RateLimits) -> Iterator[Limit]:
 def _url_in(variable: str) -> str:
     url = os.environ.get(variable, "")
     if not url.startswith(REDIS_SCHEMES):
-        state = "is not an address of Redis" if url else "is not set"
+        state = "is not a Redis address" if url else "is not set"
         raise StartError(
-            f"rate_limits need Redis, but {variable} {state}. Set it to redis://HOST:PORT/0, or with "
-            "rediss:// for TLS, in the environment in which Ray starts, on each node."
+            f"rate_limits need Redis, but {variable} {state}. Set it to redis://HOST:PORT/0, or to "
+            "rediss://HOST:PORT/0 for TLS, in the environment that starts Ray, on each node."
         )
     return url
 
@@ -257,9 +257,9 @@ def check_addresses(settings: HttpSettings) -> None:
         return
     if os.environ.get(FORWARDED_VARIABLE) != "":
         raise StartError(
-            f"with rate_limits by address and proxies, {FORWARDED_VARIABLE} must be set, and empty. "
-            "Otherwise, visitors who come through a proxy on this machine can forge their address. "
-            "Set it in the environment in which Ray starts, on each node: export "
+            f"with rate_limits by address and proxies, {FORWARDED_VARIABLE} must be set to an "
+            "empty value. Otherwise, visitors who come through a proxy on this machine can forge "
+            "their address. Set it in the environment that starts Ray, on each node: export "
             f"{FORWARDED_VARIABLE}="
         )
 

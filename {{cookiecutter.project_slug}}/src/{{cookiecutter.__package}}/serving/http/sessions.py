@@ -97,8 +97,7 @@ class SessionRouter(RequestRouter):
     ) -> list[list[RunningReplica]]:
         if pending_request is not None:
             # Without a backoff, Serve retries in a busy loop when there is no replica to choose,
-            # and
-            # its proxy does nothing else.
+            # and its proxy does nothing else.
             pending_request.routing_context.should_backoff = True
         request = _http_request(pending_request)
         cookie = None if request is None else session_cookie(request, self.app_name)
@@ -162,8 +161,7 @@ def _hashed(cookie: str, replicas: list[RunningReplica]) -> RunningReplica:
 
 
 def cookie_name(application: str) -> str:
-    """Returns the name of the application's cookie. Applications on one host each need their
-    own."""
+    """Returns the name of the application's cookie. Each application on a host needs its own."""
     return f"replica-{re.sub('[^A-Za-z0-9]', '-', application)}"
 
 

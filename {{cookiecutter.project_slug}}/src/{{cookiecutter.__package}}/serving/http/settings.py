@@ -51,7 +51,7 @@ class RateLimits(Strict):
     requests_per_day: int | None = Field(default=None, ge=1)
     redis_url_variable: EnvironmentName | None = None
     """The environment variable with the address of a Redis server, in which all replicas count
-    together. Without it, each replica counts by itself, and the limit is divided by their
+    together. Without it, each replica counts on its own, and the limit is divided by their
     number."""
 
     @model_validator(mode="after")
@@ -66,15 +66,16 @@ class Oidc(Strict):
     """The OpenID Connect provider where users log in."""
 
     issuer: Issuer
-    """The provider's address, exactly as it spells it: `https://login.example.org/realms/staff`."""
+    """The provider's address, exactly as the provider spells it:
+    `https://login.example.org/realms/staff`."""
     client_id: str = Field(min_length=1)
     client_secret_variable: EnvironmentName = "OIDC_CLIENT_SECRET"  # noqa: S105
     """The environment variable with the client's secret."""
     username_claim: str = Field(default="preferred_username", min_length=1)
     """The claim that becomes `request.username`. Choose one that users cannot set themselves."""
     required_claims: dict[str, str] = Field(default_factory=dict)
-    """Claims that a user must have to get in: `{hd: example.org}`. In a list, one entry must
-    match."""
+    """Claims that a user must have to get in: `{hd: example.org}`. If a claim is a list,
+    one entry must match."""
     scope: str = Field(default="openid profile", pattern=r"^(.* )?openid( .*)?$")
     """The requested scopes. Some claims need more of them: `openid email`."""
 
@@ -89,12 +90,13 @@ class HttpSettings(TracedSettings):
     """The name that everybody logs in with. The password is in the variable `PAGE_PASSWORD`.
     Programs use API keys."""
     oidc: Oidc | None = None
-    """Has everybody log in at an OpenID Connect provider. Programs use API keys."""
+    """Requires everyone to log in with an OpenID Connect provider. Programs use API keys."""
     login_header: HeaderName | None = None
     """The header in which a proxy, one of `proxies`, sends the name of the logged-in user. The page
     refuses requests without it, and requests from elsewhere. Programs use API keys."""
     proxies: tuple[IPvAnyNetwork, ...] = ()
-    """Addresses of the proxies in front of the page, as it sees them: `10.0.3.7`, `10.0.4.0/24`."""
+    """Addresses of the proxies in front of the page, as the page sees them: `10.0.3.7`,
+    `10.0.4.0/24`."""
     mcp: bool = False
     """Whether to offer the page's functions to MCP clients, at `/mcp`."""
     hosts: tuple[Host, ...] = ()
@@ -103,7 +105,7 @@ class HttpSettings(TracedSettings):
     the variable `PAGE_HOSTS` are added."""
     public_url: PublicUrl | None = None
     """The page's address for visitors, if a proxy strips a part of the path or does not forward the
-    host: `https://page.example.org/chat`. If the page has several host names, only the path:
+    host: `https://page.example.org/chat`. If the page has several host names, set only the path:
     `/chat`."""
     embedded_in: tuple[FrameOrigin, ...] = ()
     """Sites that may show the page in a frame, over HTTPS: `https://wiki.example.org`."""
@@ -116,7 +118,7 @@ class HttpSettings(TracedSettings):
     """How long to keep files that visitors upload and functions return."""
     stream_seconds: float | None = Field(default=None, gt=0)
     """How long a stream may stay open before the page requests the rest of it. Set it on platforms
-    that end long requests: to 25, if they end after 30 seconds."""
+    that end long requests: to 25, for example, if they end after 30 seconds."""
 
     @model_validator(mode="after")
     def _check_login(self) -> Self:
@@ -126,8 +128,8 @@ class HttpSettings(TracedSettings):
             raise ValueError(f"{' and '.join(given)} cannot be used together. Keep one of them")
         if self.login_header is not None and not self.proxies:
             raise ValueError(
-                "login_header needs proxies, because anybody can send a header. Set proxies to the "
-                "addresses of the proxy that sets the header"
+                "login_header needs proxies, because anybody can send that header. Set proxies to "
+                "the addresses of the proxy that sets the header"
             )
         return self
 
@@ -136,8 +138,9 @@ class HttpSettings(TracedSettings):
         behind = self.public_url is not None and not self.proxies
         if self.rate_limits is not None and behind and not self.knows_users:
             raise ValueError(
-                "rate_limits by address need proxies, because with public_url there is a proxy, and "
-                "the page would count its address for everybody. Set proxies to its addresses"
+                "rate_limits by address need proxies. public_url means that the page is behind a "
+                "proxy, so it would count every visitor under the proxy's address. Set proxies to "
+                "the proxy's addresses"
             )
         return self
 

@@ -15,7 +15,7 @@ from .settings import PageSettings
 # Extra Gradio workers, so that other clicks do not wait for answers.
 OTHER_WORKERS = 8
 QUEUE_UPDATE_SECONDS = 1.0
-"""How often Gradio updates the position of those who wait in the queue, after the first time."""
+"""How often Gradio updates the position of those waiting in the queue, after the first time."""
 
 Ask = Callable[
     [Sequence[Model], Sequence[Sequence[Message]], GenerationOptions, gr.Request | None],

@@ -1,4 +1,4 @@
-"""JavaScript of the page: saves texts and conversations, makes links, and marks stopped answers."""
+"""The page's JavaScript: saves texts and conversations, makes links, and marks stopped answers."""
 
 import json
 from collections.abc import Mapping, Sequence

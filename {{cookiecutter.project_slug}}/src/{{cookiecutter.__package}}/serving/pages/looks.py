@@ -43,7 +43,7 @@ PANE_STYLES = """
     content: " (" attr(href) ")"; color: var(--body-text-color-subdued);
     font-size: 0.85em; overflow-wrap: anywhere;
 }
-/* Gradio's texts and colors of code are too pale to read. */
+/* Gradio's text and code colors are too pale to read. */
 .talk .prose, .talk .message-content { opacity: 1 !important }
 :root { --code-word: #0a6594; --code-value: #476f0c; --code-aside: #5b6675 }
 .dark { --code-word: #7cc7f2; --code-value: #b5d97a; --code-aside: #a9b4c2 }

@@ -45,7 +45,7 @@ def option_controls(settings: PageSettings) -> OptionControls:
             value=defaults.max_new_tokens,
             step=1,
             label="Maximum tokens",
-            info="A longer answer is cut off.",
+            info="Longer answers are cut off.",
         ),
         temperature=gr.Dropdown(
             [OWN, "0", "0.3", "0.7", "1", "1.5"],

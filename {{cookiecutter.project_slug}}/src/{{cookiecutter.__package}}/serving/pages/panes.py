@@ -78,7 +78,7 @@ def _remarks(answer: Answer) -> Iterator[str]:
         yield "the server filtered the rest"
     if answer.end is not None and answer.end.dropped_messages:
         messages = _counted(answer.end.dropped_messages, "message")
-        yield f"without the oldest {messages}, which did not fit the model's context"
+        yield f"without the oldest {messages}, which did not fit in the model's context"
 
 
 def _counted(number: int, what: str) -> str:

@@ -27,4 +27,4 @@ def check_prompt(prompt: str, most_characters: int) -> None:
 
 
 def refusal(reason: str) -> gr.Error:
-    return gr.Error(reason, title="Please change this", print_exception=False)
+    return gr.Error(reason, title="Not sent", print_exception=False)

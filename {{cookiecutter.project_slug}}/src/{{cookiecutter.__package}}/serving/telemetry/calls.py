@@ -132,13 +132,13 @@ class Calls:
         self._page = page
         self._waiting: dict[str, Event] = {}
         self._calls = Counter(
-            "page_calls", "Calls of a page's functions that ended.", ("endpoint", "outcome")
+            "page_calls", "Finished calls to a page's functions.", ("endpoint", "outcome")
         )
         self._seconds = Histogram(
-            "page_call_seconds", "Seconds that a call ran.", SECONDS, ENDPOINT
+            "page_call_seconds", "How long a call ran, in seconds.", SECONDS, ENDPOINT
         )
         self._waited = Histogram(
-            "page_call_waiting_seconds", "Seconds that a call waited.", SECONDS, ENDPOINT
+            "page_call_waiting_seconds", "How long a call waited, in seconds.", SECONDS, ENDPOINT
         )
 
     def wrap_process_api(self, process_api: Method) -> Method:

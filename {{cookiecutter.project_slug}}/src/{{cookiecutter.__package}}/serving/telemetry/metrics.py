@@ -25,7 +25,7 @@ MAX_RECENT = 1000
 
 
 def answers_counter() -> Counter:
-    return Counter("model_answers", "Answers that ended.", ("model", "outcome"))
+    return Counter("model_answers", "Finished answers.", ("model", "outcome"))
 
 
 class MeteredModel:
@@ -48,15 +48,17 @@ class MeteredModel:
         self._recent = deque[tuple[float, float]](maxlen=MAX_RECENT)
         """When each recent wait for a first text ended, and how long it took."""
         self._answers = answers_counter()
-        self._tokens = Counter("model_tokens", "Tokens that were generated.", MODEL)
+        self._tokens = Counter("model_tokens", "Generated tokens.", MODEL)
         self._first_text = Histogram(
             "model_first_text_seconds", "Seconds to the first text of an answer.", SECONDS, MODEL
         )
         self._speed = Histogram(
             "model_tokens_per_second", "Tokens per second of an answer.", RATES, MODEL
         )
-        self._waiting = Gauge("model_requests_waiting", "Requests without text yet.", MODEL)
-        self._running = Gauge("model_requests_running", "Requests that are being written.", MODEL)
+        self._waiting = Gauge("model_requests_waiting", "Requests that have no text yet.", MODEL)
+        self._running = Gauge(
+            "model_requests_running", "Requests whose answers are being written.", MODEL
+        )
         for metric in (self._tokens, self._first_text, self._speed, self._waiting, self._running):
             metric.set_default_tags({"model": self.name})
 

@@ -127,11 +127,11 @@ class ReportingExporter(SpanExporter):
         if self._arrives and not arrives:
             logger.warning(
                 "Traces cannot be sent to %s and are dropped. Answers are not affected. Check that the "
-                "collector runs and accepts OTLP over HTTP at this path.",
+                "collector is running and accepts OTLP over HTTP at this path.",
                 self._endpoint,
             )
         elif arrives and not self._arrives:
-            logger.info("Traces are sent to %s again.", self._endpoint)
+            logger.info("Traces are being sent to %s again.", self._endpoint)
         self._arrives = arrives
         return result
 

@@ -24,10 +24,10 @@ def offer(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         nargs="?",
         type=Path,
         default=Path("config/local.yaml"),
-        help="the Serve config with the database_url to read (config/local.yaml)",
+        help="the Serve config with the database_url to read (default: config/local.yaml)",
     )
     for name, kind in (("--csv", "CSV"), ("--parquet", "Parquet")):
-        votes.add_argument(name, type=Path, metavar="FILE", help=f"also write the votes as {kind}")
+        votes.add_argument(name, type=Path, metavar="FILE", help=f"also writes the votes as {kind}")
     votes.set_defaults(run=run)
 
 
@@ -59,11 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
                 export(store, arguments.csv, arguments.parquet)
             except LostError as error:
                 raise StartError(
-                    "the database of votes does not respond. See the error above."
+                    "the vote database is not responding. See the error above."
                 ) from error
             except SQLAlchemyError as error:
                 raise StartError(
-                    f"the database of votes does not respond: {reason_of(error)}. Start it, or "
+                    f"the vote database is not responding: {reason_of(error)}. Start it, or "
                     "correct database_url."
                 ) from error
             except OSError as error:

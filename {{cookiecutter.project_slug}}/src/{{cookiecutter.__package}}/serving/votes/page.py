@@ -25,8 +25,8 @@ VOTE_SECONDS = 15
 
 KEPT = "Your vote was saved."
 LOST = (
-    "Your vote was not saved, because the database does not respond. Vote again in a moment; the "
-    "answers stay."
+    "Your vote was not saved, because the vote database is not responding. Vote again in a moment; "
+    "the answers will still be here."
 )
 
 PANE_STYLES = (
@@ -137,7 +137,7 @@ def add_votes(states: Sequence[gr.HTML], settings: PageSettings, rounds: Rounds)
 
 def terms_of(settings: PageSettings) -> str:
     """Returns a sentence about what is stored with a vote, and for how long."""
-    kept = "with the texts above" if settings.keep_texts else "without the texts above"
+    kept = "with the text above" if settings.keep_texts else "without the text above"
     if settings.asks_login:
         kept += " and your name" if settings.keep_texts else " but with your name"
     days = settings.keep_days

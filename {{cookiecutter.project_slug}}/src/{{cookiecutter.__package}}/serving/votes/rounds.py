@@ -99,7 +99,7 @@ class Rounds:
         """Returns the session's answers as a ballot, and prevents a second vote on them.
 
         Raises:
-            PromptError: there are no answers, or there already is a vote on them.
+            PromptError: there are no answers, or there is already a vote on them.
         """
         now = self._rounds.get(session or "")
         if now is None or any(each.answer is None for each in self._in_order(now)):

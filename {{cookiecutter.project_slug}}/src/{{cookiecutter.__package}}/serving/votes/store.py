@@ -43,7 +43,7 @@ class LostError(RuntimeError):
 
 
 class RepeatedError(ValueError):
-    """There already is a vote on these answers."""
+    """There is already a vote on these answers."""
 
 
 class Store:
@@ -62,10 +62,10 @@ class Store:
         """Stores a vote with its answers, in one transaction.
 
         Args:
-            again: replace the vote if an earlier attempt with unknown outcome stored it.
+            again: replace the vote if an earlier attempt with an unknown outcome stored it.
 
         Raises:
-            RepeatedError: there already is a vote on these answers.
+            RepeatedError: there is already a vote on these answers.
             LostError: the outcome is unknown.
         """
         with _reported():
@@ -201,7 +201,7 @@ def engine_of(url: URL) -> Engine:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    # Otherwise Python starts transactions by itself, and none for changes of tables.
+    # Otherwise Python starts transactions itself, but none for changes to tables.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys=ON")
     connection.execute("PRAGMA journal_mode=WAL")
@@ -219,7 +219,7 @@ def _reported() -> Iterator[None]:
     except IntegrityError as error:
         raise RepeatedError from error
     except (SQLAlchemyError, OSError) as error:
-        logger.error("The database of votes failed: %s", reason_of(error))
+        logger.error("The vote database failed: %s", reason_of(error))
         raise LostError from error
 
 
@@ -248,7 +248,7 @@ def check_database(url: str) -> None:
                 "directory."
             ) from error
         print(
-            f"The database of votes does not respond, and votes are lost until it does: "
+            f"The vote database is not responding, and votes are lost until it does: "
             f"{reason_of(error)}",
             file=sys.stderr,
             flush=True,
