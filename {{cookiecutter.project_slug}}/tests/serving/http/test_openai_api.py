@@ -226,7 +226,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"messages": "Hello"}, "messages", "valid list"),
         ({"messages": None}, "messages", "valid list"),
         ({"messages": [{"content": "Hello"}]}, "messages[0].role", "required"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "'tool' is not a message role"),
+        ({"messages": [{"role": "tool", "content": "4"}]}, "messages", "not a message role"),
         ({"messages": [{"role": "user"}]}, "messages", "may contain only text"),
         ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages", "Leave out images"),
         ({"messages": [{"role": "user", "content": 4}]}, "messages[0].content", "valid list"),
