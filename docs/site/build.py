@@ -23,7 +23,7 @@ SITE = Path(__file__).parent
 CONTENTS = SITE / "contents.md"
 DECISIONS = TEMPLATE / "docs" / "design-decisions.md"
 
-# The first has all documents; links of the others lead there where they have none of their own.
+# The first has all documents. The others link to it for the documents that they don't have.
 PROJECTS: dict[str, dict[str, str | bool]] = {
     "project": {
         "project_name": "Compare models",
@@ -76,7 +76,7 @@ def build(pages: Path, site: Path) -> str:
             env={**os.environ, "PYTHONUTF8": "1", "NO_COLOR": "1"},
             check=False,
         )
-    # What a document shows in HTML, which Sphinx passes on as it is.
+    # Files that a document's HTML shows, because Sphinx passes HTML on unchanged.
     if (pages / "extra").exists():
         shutil.copytree(pages / "extra", site, dirs_exist_ok=True)
     return "\n".join([*([result.stderr] if result.returncode else []), *broken_links(site)])
@@ -113,7 +113,7 @@ def documents_of_the_template() -> dict[str, Path]:
         documents[path.name] = path
     for path in (TEMPLATE / "docs" / "benchmarks").glob("*.md"):
         documents[page_of("benchmarks", path.stem)] = path
-    # Its sections are pages of their own.
+    # Its sections are separate pages.
     del documents[DECISIONS.name]
     return {**documents, "why/index.md": DECISIONS}
 

@@ -55,7 +55,7 @@ class Code:
         return fields
 
     def find(self, module: str, name: str) -> tuple[str, ast.stmt] | None:
-        """Returns where a name that a module uses is declared, and the statement that declares it."""
+        """Returns the module and the statement that declare a name, as this module uses it."""
         first, _, rest = name.partition(".")
         for statement in self.modules.get(module, ast.Module([], [])).body:
             if isinstance(statement, ast.ClassDef) and statement.name == name:
