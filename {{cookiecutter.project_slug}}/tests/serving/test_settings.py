@@ -33,7 +33,7 @@ def test_by_default_answers_have_up_to_100_sampled_tokens_and_no_minimum() -> No
         ({"models": [{"name": "a", "source": "gpt2", "temprature": 1}]}, "temprature"),
         ({"models": [{"name": "a", "source": "gpt2", "temperature": 3}]}, "less than or equal"),
         ({"models": [{"name": "a b", "source": "gpt2"}]}, "match pattern"),
-        ({"models": [{"name": "GradioServer", "source": "gpt2"}]}, "the name of the page"),
+        ({"models": [{"name": "GradioServer", "source": "gpt2"}]}, "the page's name"),
         ({"models": [{"name": "a", "source": "gpt2"}] * 2}, "two models have the same name"),
         ({"models": [{"name": "a", "source": "gpt2", "prompt": "Say"}]}, "must contain {prompt}"),
         ({"options": {"max_new_tokens": 600}}, "over limits.new_tokens"),
