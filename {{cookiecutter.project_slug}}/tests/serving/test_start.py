@@ -295,7 +295,7 @@ def test_a_failed_start_of_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ray, "init", time_out)
     before = dict(os.environ)
-    with pytest.raises(StartError, match=r"--ray-wait if it is slow: The node timed out during st"):
+    with pytest.raises(StartError, match="if it is slow. The reason: The node timed out during st"):
         start_ray(alone=True)
     assert dict(os.environ) == before
 
@@ -339,7 +339,7 @@ def test_proxies_that_fail_to_start_are_reported(
         raise ray.exceptions.GetTimeoutError
 
     monkeypatch.setattr(ray, "get", time_out)
-    said = "See the logs in here/serve: its HTTP proxies are not up after 7 s"
+    said = "See the logs in here/serve. The reason: its HTTP proxies are not up after 7 s"
     config = ServeDeploySchema(applications=[])
     with pytest.raises(StartError, match=said), served(config, "here", 7):
         pass

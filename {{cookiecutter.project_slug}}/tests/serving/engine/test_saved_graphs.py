@@ -363,7 +363,7 @@ def test_a_graph_written_by_another_user_is_not_read(
         os.chown(graph, 4242, -1)
     monkeypatch.setattr(os, "geteuid", lambda: 2424)
     _, said = start()
-    assert any("made again: it belongs to another user" in line for line in said)
+    assert any("rebuilt: it belongs to another user" in line for line in said)
 
 
 def test_parallel_processes_build_one_graph(model: Path, above: Path, hf_home: Path) -> None:
