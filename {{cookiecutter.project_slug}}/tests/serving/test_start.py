@@ -295,7 +295,7 @@ def test_a_failed_start_of_ray_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ray, "init", time_out)
     before = dict(os.environ)
-    with pytest.raises(StartError, match="if it is slow. The reason: The node timed out during st"):
+    with pytest.raises(StartError, match=r"is slow\. The reason: The node timed out during st"):
         start_ray(alone=True)
     assert dict(os.environ) == before
 
