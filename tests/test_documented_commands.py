@@ -181,6 +181,8 @@ def test_every_command_in_the_templates_documents_can_be_resolved(
         ("kubectl exec POD -- serve state", "no command serve state"),
         ("docker run --publish 8000:9000 our-app", "no port 9000"),
         ("docker compose up", "no command docker compose"),
+        ("docker run --publsh 8000:8000 our-app", "no option --publsh of docker run"),
+        ("sh deploy/kubernetes/aply.sh production", "no file deploy/kubernetes/aply.sh"),
         ("mke build", "no program mke"),
         ("""curl --data '{"prompt": }' $api/v2/generate""", "no JSON"),
         ("curl $api/v2/generates", "no endpoint generates"),
