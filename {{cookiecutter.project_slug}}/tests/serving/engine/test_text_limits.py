@@ -172,12 +172,12 @@ def test_a_model_without_attention_gets_room_too(memory: Callable[[float], None]
             "context of 90. Ask for fewer new tokens.",
         ),
         (
-            TextLimit(256, writes_into_it=False),
+            TextLimit(256, includes_answer=False),
             "The text is too long for tiny: 300 tokens, but the model can read at most 256. "
             "Shorten the text.",
         ),
         (
-            TextLimit(256, "prompt_tokens", writes_into_it=False),
+            TextLimit(256, "prompt_tokens", includes_answer=False),
             "The text is too long for tiny: 300 tokens, but the model can read at most 256. "
             "Shorten the text or raise prompt_tokens under limits.",
         ),
@@ -191,7 +191,7 @@ def test_the_refusal_names_the_limit_and_how_to_raise_it(found: TextLimit, line:
 
 def test_a_text_that_just_fits_is_accepted() -> None:
     TextLimit(256).check("tiny", 156, 100)
-    TextLimit(256, writes_into_it=False).check("tiny", 256, 100)
+    TextLimit(256, includes_answer=False).check("tiny", 256, 100)
     with pytest.raises(PromptError):
         TextLimit(256).check("tiny", 157, 100)
 
@@ -208,7 +208,7 @@ def test_an_encoder_with_unlimited_positions_reads_as_much_as_memory_allows(
         assert 1000 < found.tokens < 10_000
         assert encoder_bytes(encoder(config), found.tokens) <= 16 * GIB / 8
     allowed = encoder_limit(encoder(T5Config()), ModelLimits(prompt_tokens=20_000), 512)
-    assert allowed == TextLimit(20_000, "prompt_tokens", writes_into_it=False)
+    assert allowed == TextLimit(20_000, "prompt_tokens", includes_answer=False)
 
 
 def test_an_encoder_with_learned_positions_stops_at_the_last_one(
@@ -216,13 +216,13 @@ def test_an_encoder_with_learned_positions_stops_at_the_last_one(
 ) -> None:
     memory(16)
     bart = encoder(BartConfig(encoder_layers=1, decoder_layers=1))
-    assert encoder_limit(bart, ModelLimits(), NO_LENGTH) == TextLimit(1024, writes_into_it=False)
-    assert encoder_limit(bart, ModelLimits(), 512) == TextLimit(512, writes_into_it=False)
+    assert encoder_limit(bart, ModelLimits(), NO_LENGTH) == TextLimit(1024, includes_answer=False)
+    assert encoder_limit(bart, ModelLimits(), 512) == TextLimit(512, includes_answer=False)
     raised = ModelLimits(prompt_tokens=20_000)
-    assert encoder_limit(bart, raised, NO_LENGTH) == TextLimit(1024, writes_into_it=False)
+    assert encoder_limit(bart, raised, NO_LENGTH) == TextLimit(1024, includes_answer=False)
     lowered = ModelLimits(prompt_tokens=64)
     found = encoder_limit(bart, lowered, NO_LENGTH)
-    assert found == TextLimit(64, "prompt_tokens", writes_into_it=False)
+    assert found == TextLimit(64, "prompt_tokens", includes_answer=False)
 
 
 @pytest.mark.parametrize(("heads", "tokens"), [(2, 2500), (12, 2000)])

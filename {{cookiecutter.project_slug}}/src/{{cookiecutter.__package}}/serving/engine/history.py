@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ..protocol import Message
 
 STEPS = 4
-"""The limit is divided into this many parts, and whole parts are dropped."""
+"""How many steps the limit is divided into. Old messages are dropped by whole steps."""
 
 
 def fitting(
@@ -15,13 +15,13 @@ def fitting(
     encode: Callable[[Sequence[Message]], list[int]],
     count: Callable[[str], int],
 ) -> tuple[list[int], int]:
-    """Returns the tokens of a conversation, and how many of its oldest messages were dropped.
+    """Returns at most `limit` tokens of a conversation, and how many old messages were dropped.
 
     System messages and the last question always stay. If these alone are too long, their tokens
     are returned.
 
-    A whole part of the limit is dropped at once, so that the next turns start with the same tokens
-    and find these in the cache.
+    A whole step is dropped at once, so that the next turns start with the same tokens and find
+    these in the cache.
     """
     tokens, dropped = encode(messages), 0
     if len(tokens) <= limit:

@@ -43,12 +43,12 @@ class TextLimit:
     tokens: int
     setting: str | None = None
     """The setting that limits it, or None if the model does."""
-    writes_into_it: bool = True
+    includes_answer: bool = True
     """Whether the answer counts too, as in a decoder."""
 
     def for_prompt(self, new_tokens: int) -> int:
         """Returns how many tokens a prompt may have, with this many new tokens."""
-        return self.tokens - new_tokens * self.writes_into_it
+        return self.tokens - new_tokens * self.includes_answer
 
     def check(self, name: str, prompt_tokens: int, new_tokens: int) -> None:
         """Raises a PromptError, with the limit and a remedy, if a prompt is too long."""
@@ -57,7 +57,7 @@ class TextLimit:
             return
         place = "cache" if self.setting == CACHE else "context"
         ways = ["Shorten the text"]
-        if not self.writes_into_it:
+        if not self.includes_answer:
             reason = f"the model can read at most {prompt_limit}"
         elif prompt_limit > 0:
             reason = f"with {new_tokens} new tokens, its {place} has room for only {prompt_limit}"
@@ -73,7 +73,7 @@ class TextLimit:
         )
 
     def __str__(self) -> str:
-        reads = "reads and writes" if self.writes_into_it else "reads"
+        reads = "reads and writes" if self.includes_answer else "reads"
         reason = f"{self.setting} under limits" if self.setting else "the model itself"
         return f"{reads} at most {self.tokens} tokens in one text, limited by {reason}"
 
@@ -121,8 +121,8 @@ def encoder_limit(model: "PreTrainedModel", limits: ModelLimits, tokenizer_says:
         positions = min(positions, tokenizer_says)
     asked = limits.prompt_tokens or _fitting_prompt(model, limits.running_requests)
     if positions <= asked:
-        return TextLimit(int(positions), writes_into_it=False)
-    return TextLimit(asked, PROMPT, writes_into_it=False)
+        return TextLimit(int(positions), includes_answer=False)
+    return TextLimit(asked, PROMPT, includes_answer=False)
 
 
 def longest_answer(model: "PreTrainedModel") -> float:
